@@ -1,0 +1,63 @@
+//! Python values to Rust ones.
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyDict, PyString};
+use std::path::PathBuf;
+
+/// Returns the texts of a `str` or an iterable of `str`, without copying them.
+pub(crate) fn texts(value: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
+    if let Ok(one) = value.cast::<PyString>() {
+        return Ok(vec![text(one.as_any(), "the text")?]);
+    }
+    let items = value.try_iter().map_err(|_| {
+        PyTypeError::new_err(format!("texts must be a str or an iterable of str, not {}", type_name(value)))
+    })?;
+    items.enumerate().map(|(i, item)| text(&item?, &format!("text {i}"))).collect()
+}
+
+/// Returns a `str` as UTF-8; `name` is what an error calls it.
+pub(crate) fn text(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PyBackedStr> {
+    if !value.is_instance_of::<PyString>() {
+        return Err(PyTypeError::new_err(format!("{name} is {}, not str", type_name(value))));
+    }
+    value
+        .extract()
+        .map_err(|e: PyErr| PyValueError::new_err(format!("{name} is not valid Unicode: {}", e.value(value.py()))))
+}
+
+fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().name().map_or_else(|_| "an object".to_owned(), |name| name.to_string())
+}
+
+/// Where a model lies and what the catalogue says of it.
+pub(crate) struct Located<'py> {
+    pub(crate) path: PathBuf,
+    pub(crate) name: String,
+    pub(crate) revision: String,
+    pub(crate) profile: Bound<'py, PyDict>,
+}
+
+/// Asks `adventures.models.locate` for a model: a catalogue name, a hub id or a path.
+pub(crate) fn locate<'py>(model: &Bound<'py, PyAny>, revision: Option<&str>, kind: &str) -> PyResult<Located<'py>> {
+    let py = model.py();
+    let options = PyDict::new(py);
+    options.set_item("revision", revision)?;
+    options.set_item("kind", kind)?;
+    let found = py.import("adventures.models")?.call_method("locate", (model,), Some(&options))?;
+    Ok(Located {
+        path: found.getattr("path")?.extract()?,
+        name: found.getattr("name")?.extract()?,
+        revision: found.getattr("revision")?.extract()?,
+        profile: found.getattr("profile")?.cast_into::<PyDict>()?,
+    })
+}
+
+/// Returns `profile[key]`, `None` where it is absent.
+pub(crate) fn profile_value<'py, T>(profile: &Bound<'py, PyDict>, key: &str) -> PyResult<Option<T>>
+where
+    T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
+{
+    profile.get_item(key)?.map(|value| value.extract()).transpose()
+}

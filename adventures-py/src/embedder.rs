@@ -1,0 +1,188 @@
+//! `adventures.Embedder`.
+
+use crate::boundary::{Process, run};
+use crate::convert::{locate, profile_value, texts};
+use crate::error::TruncationWarning;
+use adventures::{EmbedderOptions, Kind};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::ffi::CString;
+
+/// A sentence embedding model; the stub has its documentation.
+#[pyclass(frozen, module = "adventures")]
+pub(crate) struct Embedder {
+    inner: adventures::Embedder,
+    process: Process,
+    #[pyo3(get)]
+    name: String,
+    #[pyo3(get)]
+    revision: String,
+    #[pyo3(get)]
+    path: String,
+}
+
+/// The vectors of some texts; the stub has its documentation.
+#[pyclass(frozen, get_all, module = "adventures")]
+pub(crate) struct Embeddings {
+    vectors: Py<PyArray2<f32>>,
+    tokens: Py<PyArray1<u32>>,
+    truncated: Vec<usize>,
+}
+
+fn kind(name: &str) -> PyResult<Kind> {
+    match name {
+        "query" => Ok(Kind::Query),
+        "passage" => Ok(Kind::Passage),
+        _ => Err(PyValueError::new_err(format!("kind={name:?}: expected \"query\" or \"passage\""))),
+    }
+}
+
+#[pymethods]
+impl Embedder {
+    #[new]
+    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, max_tokens=None, query_prefix=None, passage_prefix=None))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
+    fn new(
+        model: &Bound<'_, PyAny>,
+        revision: Option<&str>,
+        device: &str,
+        threads: Option<usize>,
+        max_tokens: Option<usize>,
+        query_prefix: Option<String>,
+        passage_prefix: Option<String>,
+    ) -> PyResult<Self> {
+        let found = locate(model, revision, "embedder")?;
+        let from_profile = |given: Option<String>, key: &str| match given {
+            Some(given) => Ok(Some(given)),
+            None => profile_value(&found.profile, key),
+        };
+        let options = EmbedderOptions {
+            device: device.to_owned(),
+            threads,
+            max_tokens: match max_tokens {
+                Some(given) => Some(given),
+                None => profile_value(&found.profile, "max_tokens")?,
+            },
+            query_prefix: from_profile(query_prefix, "query_prefix")?,
+            passage_prefix: from_profile(passage_prefix, "passage_prefix")?,
+            pooling: profile_value(&found.profile, "pooling")?,
+        };
+        let inner = run(model.py(), |_| adventures::Embedder::load(&found.path, &options))?;
+        Ok(Self {
+            inner,
+            process: Process::current(),
+            name: found.name,
+            revision: found.revision,
+            path: found.path.display().to_string(),
+        })
+    }
+
+    #[getter]
+    fn dim(&self) -> usize {
+        self.inner.dim()
+    }
+
+    #[getter]
+    fn max_tokens(&self) -> usize {
+        self.inner.max_tokens()
+    }
+
+    #[getter]
+    fn pooling(&self) -> &'static str {
+        self.inner.pooling().name()
+    }
+
+    #[getter]
+    fn threads(&self) -> usize {
+        self.inner.threads()
+    }
+
+    #[getter]
+    #[allow(clippy::unused_self, reason = "a property in Python")]
+    fn device(&self) -> &'static str {
+        "cpu"
+    }
+
+    #[getter]
+    fn prompts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let prompts = PyDict::new(py);
+        prompts.set_item("query", self.inner.prefix(Kind::Query))?;
+        prompts.set_item("passage", self.inner.prefix(Kind::Passage))?;
+        Ok(prompts)
+    }
+
+    #[pyo3(signature = (texts, kind="passage"))]
+    fn embed<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        kind: &str,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let found = self.encode(py, texts, kind)?;
+        if let Some(first) = found.truncated.first() {
+            let message = format!(
+                "{} of {} texts were longer than {} tokens and were cut; the first is text {first}",
+                found.truncated.len(),
+                found.tokens.bind(py).len()?,
+                self.inner.max_tokens()
+            );
+            PyErr::warn(py, py.get_type::<TruncationWarning>().as_any(), &CString::new(message)?, 1)?;
+        }
+        Ok(found.vectors.into_bound(py))
+    }
+
+    #[pyo3(signature = (texts, kind="passage"))]
+    fn encode(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, kind: &str) -> PyResult<Embeddings> {
+        self.process.check("Embedder")?;
+        let (texts, kind) = (self::texts(texts)?, self::kind(kind)?);
+        let found = run(py, |cancel| self.inner.embed(&texts, kind, cancel))?;
+        let vectors = found.vectors.into_pyarray(py).reshape([texts.len(), self.inner.dim()])?;
+        Ok(Embeddings {
+            vectors: vectors.unbind(),
+            tokens: found.tokens.into_pyarray(py).unbind(),
+            truncated: found.truncated,
+        })
+    }
+
+    #[pyo3(signature = (texts, kind="passage"))]
+    fn count_tokens(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, kind: &str) -> PyResult<Vec<usize>> {
+        self.process.check("Embedder")?;
+        let (texts, kind) = (self::texts(texts)?, self::kind(kind)?);
+        run(py, |_| self.inner.count(&texts, kind))
+    }
+
+    #[pyo3(signature = (texts, *, max_tokens=None, overlap=0))]
+    fn split(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        max_tokens: Option<usize>,
+        overlap: usize,
+    ) -> PyResult<Vec<Vec<String>>> {
+        self.process.check("Embedder")?;
+        let texts = self::texts(texts)?;
+        run(py, |_| {
+            let pieces = self.inner.split(&texts, max_tokens, overlap)?;
+            Ok(pieces.into_iter().map(|pieces| pieces.into_iter().map(str::to_owned).collect()).collect())
+        })
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "Embedder({:?}, dim={}, max_tokens={}, device=\"cpu\")",
+            self.name,
+            self.inner.dim(),
+            self.inner.max_tokens()
+        )
+    }
+}
+
+#[pymethods]
+impl Embeddings {
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let shape = self.vectors.bind(py).getattr("shape")?;
+        Ok(format!("Embeddings(vectors of shape {shape}, {} texts truncated)", self.truncated.len()))
+    }
+}

@@ -1,0 +1,322 @@
+//! `adventures.Generator` and its streams.
+
+use crate::boundary::{Process, SIGNAL_PERIOD, guard, run};
+use crate::convert::{locate, text, texts};
+use adventures::{GenerateOptions, GeneratorOptions, Message, Next, SamplingOptions};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyMapping, PyString};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// A model that writes; the stub has its documentation.
+#[pyclass(frozen, module = "adventures")]
+pub(crate) struct Generator {
+    inner: adventures::Generator,
+    process: Process,
+    #[pyo3(get)]
+    name: String,
+    #[pyo3(get)]
+    revision: String,
+    #[pyo3(get)]
+    path: String,
+    #[pyo3(get)]
+    profile: Py<PyDict>,
+}
+
+/// A running answer; the stub has its documentation.
+#[pyclass(frozen, module = "adventures")]
+pub(crate) struct Generation {
+    inner: Mutex<adventures::Generation>,
+    /// All that was read so far, for `text`.
+    read: Mutex<String>,
+    process: Process,
+}
+
+/// What an answer has cost; the stub has its documentation.
+#[pyclass(frozen, get_all, module = "adventures")]
+pub(crate) struct GenerationStats {
+    prompt_tokens: usize,
+    generated_tokens: usize,
+    prompt_seconds: f64,
+    seconds: f64,
+    seed: u64,
+    finish_reason: Option<&'static str>,
+}
+
+/// Returns a count that Python gave as any whole number.
+fn count(name: &str, value: i64) -> PyResult<usize> {
+    usize::try_from(value)
+        .map_err(|_| PyValueError::new_err(format!("{name}={value}: expected 0 or a positive number")))
+}
+
+/// Returns the messages of a conversation: a `str` is one question.
+fn messages(value: &Bound<'_, PyAny>) -> PyResult<Vec<Message>> {
+    if value.is_instance_of::<PyString>() {
+        return Ok(vec![Message::new(adventures::Role::User, &*text(value, "the message")?)]);
+    }
+    let turns = value
+        .try_iter()
+        .map_err(|_| PyTypeError::new_err("messages must be a str or a sequence of {\"role\": …, \"content\": …}"))?;
+    turns.enumerate().map(|(i, turn)| message(i, &turn?)).collect()
+}
+
+fn message(i: usize, turn: &Bound<'_, PyAny>) -> PyResult<Message> {
+    let turn = turn.cast::<PyMapping>().map_err(|_| {
+        PyTypeError::new_err(format!("message {i} must be {{\"role\": …, \"content\": …}}, not {turn}"))
+    })?;
+    let field = |name: &str| {
+        let value = turn.get_item(name).map_err(|_| PyValueError::new_err(format!("message {i} has no {name:?}")))?;
+        text(&value, &format!("the {name} of message {i}"))
+    };
+    let role = field("role")?.parse().map_err(|e| PyValueError::new_err(format!("message {i}: {e}")))?;
+    Ok(Message::new(role, &*field("content")?))
+}
+
+/// Returns the stop texts of a `str`, an iterable of `str`, or None.
+fn stops(value: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<String>> {
+    Ok(value.map(texts).transpose()?.unwrap_or_default().iter().map(|stop| stop.to_string()).collect())
+}
+
+#[pymethods]
+impl Generator {
+    #[new]
+    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, context=None))]
+    fn new(
+        model: &Bound<'_, PyAny>,
+        revision: Option<&str>,
+        device: &str,
+        threads: Option<usize>,
+        context: Option<usize>,
+    ) -> PyResult<Self> {
+        let found = locate(model, revision, "generator")?;
+        let options = GeneratorOptions { device: device.to_owned(), threads, context };
+        let path: &Path = &found.path;
+        let inner = run(model.py(), |_| adventures::Generator::load(path, &options))?;
+        Ok(Self {
+            inner,
+            process: Process::current(),
+            name: found.name,
+            revision: found.revision,
+            path: found.path.display().to_string(),
+            profile: found.profile.unbind(),
+        })
+    }
+
+    #[getter]
+    fn architecture(&self) -> &str {
+        self.inner.architecture()
+    }
+
+    #[getter]
+    fn context(&self) -> usize {
+        self.inner.context()
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    #[getter]
+    fn threads(&self) -> usize {
+        self.inner.threads()
+    }
+
+    #[getter]
+    #[allow(clippy::unused_self, reason = "a property in Python")]
+    fn device(&self) -> &'static str {
+        "cpu"
+    }
+
+    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repeat_penalty=1.0, repeat_window=64, seed=None, stop=None, prefix=""))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
+    fn generate(
+        &self,
+        py: Python<'_>,
+        messages: &Bound<'_, PyAny>,
+        max_tokens: i64,
+        temperature: f32,
+        top_p: f32,
+        top_k: i64,
+        min_p: f32,
+        repeat_penalty: f32,
+        repeat_window: i64,
+        seed: Option<u64>,
+        stop: Option<&Bound<'_, PyAny>>,
+        prefix: &str,
+    ) -> PyResult<Generation> {
+        let (top_k, repeat_window) = (count("top_k", top_k)?, count("repeat_window", repeat_window)?);
+        let sampling = SamplingOptions { temperature, top_p, top_k, min_p, repeat_penalty, repeat_window, seed };
+        let options = GenerateOptions {
+            max_tokens: count("max_tokens", max_tokens)?,
+            sampling,
+            stop: stops(stop)?,
+            prefix: prefix.to_owned(),
+        };
+        let messages = self::messages(messages)?;
+        self.start(py, || self.inner.generate(&messages, options))
+    }
+
+    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repeat_penalty=1.0, repeat_window=64, seed=None, stop=None))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
+    fn complete(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        max_tokens: i64,
+        temperature: f32,
+        top_p: f32,
+        top_k: i64,
+        min_p: f32,
+        repeat_penalty: f32,
+        repeat_window: i64,
+        seed: Option<u64>,
+        stop: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Generation> {
+        let (top_k, repeat_window) = (count("top_k", top_k)?, count("repeat_window", repeat_window)?);
+        let sampling = SamplingOptions { temperature, top_p, top_k, min_p, repeat_penalty, repeat_window, seed };
+        let options = GenerateOptions {
+            max_tokens: count("max_tokens", max_tokens)?,
+            sampling,
+            stop: stops(stop)?,
+            prefix: String::new(),
+        };
+        let prompt = text(prompt, "the prompt")?;
+        self.start(py, || self.inner.complete(&prompt, options))
+    }
+
+    fn count_tokens(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let text = self::text(text, "the text")?;
+        py.detach(|| guard(|| Ok(self.inner.tokenizer().encode(&text)?.len())))
+    }
+
+    #[pyo3(signature = (messages, *, prefix=""))]
+    fn count_prompt(&self, py: Python<'_>, messages: &Bound<'_, PyAny>, prefix: &str) -> PyResult<usize> {
+        let messages = self::messages(messages)?;
+        py.detach(|| guard(|| Ok(self.inner.prompt(&messages, prefix)?.len())))
+    }
+
+    fn __repr__(&self) -> String {
+        let (architecture, context) = (self.inner.architecture(), self.inner.context());
+        format!("Generator({:?}, architecture={architecture:?}, context={context}, device=\"cpu\")", self.name)
+    }
+}
+
+impl Generator {
+    fn start(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce() -> adventures::Result<adventures::Generation> + Send,
+    ) -> PyResult<Generation> {
+        self.process.check("Generator")?;
+        let inner = py.detach(|| guard(f))?;
+        Ok(Generation { inner: Mutex::new(inner), read: Mutex::default(), process: self.process })
+    }
+}
+
+#[pymethods]
+impl Generation {
+    fn __iter__(this: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        this
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        self.process.check("Generation")?;
+        loop {
+            match py.detach(|| self.wait(SIGNAL_PERIOD))? {
+                Next::Piece(piece) => return Ok(Some(piece)),
+                Next::End => return Ok(None),
+                Next::Waiting => {
+                    if let Err(signal) = py.check_signals() {
+                        self.close(py);
+                        return Err(signal);
+                    }
+                }
+            }
+        }
+    }
+
+    fn __aiter__(this: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        this
+    }
+
+    fn __anext__<'py>(this: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        this.py().import("adventures.stream")?.call_method1("next_piece", (this,))
+    }
+
+    /// Returns more text, an empty text where there is none yet, None at the end; never waits.
+    fn _poll(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        self.process.check("Generation")?;
+        match py.detach(|| self.wait(std::time::Duration::ZERO))? {
+            Next::Piece(piece) => Ok(Some(piece)),
+            Next::Waiting => Ok(Some(String::new())),
+            Next::End => Ok(None),
+        }
+    }
+
+    fn text(&self, py: Python<'_>) -> PyResult<String> {
+        while self.__next__(py)?.is_some() {}
+        Ok(self.read.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).close());
+    }
+
+    fn __enter__(this: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        this
+    }
+
+    #[pyo3(signature = (exc_type, exc_value, traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: Option<&Bound<'_, PyAny>>,
+        exc_value: Option<&Bound<'_, PyAny>>,
+        traceback: Option<&Bound<'_, PyAny>>,
+    ) {
+        let _ = (exc_type, exc_value, traceback);
+        self.close(py);
+    }
+
+    #[getter]
+    fn stats(&self, py: Python<'_>) -> GenerationStats {
+        let stats = py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).stats());
+        GenerationStats {
+            prompt_tokens: stats.prompt_tokens,
+            generated_tokens: stats.generated_tokens,
+            prompt_seconds: stats.prompt_seconds,
+            seconds: stats.seconds,
+            seed: stats.seed,
+            finish_reason: stats.finish.map(adventures::Finish::name),
+        }
+    }
+}
+
+impl Generation {
+    /// Waits for the next piece and keeps it for `text`.
+    fn wait(&self, timeout: std::time::Duration) -> PyResult<Next> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = guard(|| inner.next(timeout))?;
+        if let Next::Piece(piece) = &next {
+            self.read.lock().unwrap_or_else(PoisonError::into_inner).push_str(piece);
+        }
+        Ok(next)
+    }
+}
+
+#[pymethods]
+impl GenerationStats {
+    fn __repr__(&self) -> String {
+        format!(
+            "GenerationStats(prompt_tokens={}, generated_tokens={}, prompt_seconds={:.3}, seconds={:.3}, seed={}, finish_reason={})",
+            self.prompt_tokens,
+            self.generated_tokens,
+            self.prompt_seconds,
+            self.seconds,
+            self.seed,
+            self.finish_reason.map_or("None".to_owned(), |name| format!("{name:?}"))
+        )
+    }
+}

@@ -1,0 +1,26 @@
+//! What Python sees of adventures.
+
+mod boundary;
+mod convert;
+mod embedder;
+mod error;
+mod generator;
+
+use pyo3::prelude::*;
+
+/// Rust core of `adventures`.
+#[pymodule]
+mod _adventures {
+    #[pymodule_export]
+    use crate::embedder::{Embedder, Embeddings};
+    #[pymodule_export]
+    use crate::error::{AdventuresError, BusyError, TruncationWarning};
+    #[pymodule_export]
+    use crate::generator::{Generation, GenerationStats, Generator};
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

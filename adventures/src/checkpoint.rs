@@ -1,0 +1,199 @@
+//! A model's directory: `config.json`, `tokenizer.json` and safetensors, as the Hugging Face hub lays them out.
+
+use crate::error::{Error, Result, invalid, unsupported};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors};
+use serde_json::Value;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tokenizers::Tokenizer;
+
+/// The largest JSON file that is read; the real ones are below 20 MB.
+const MAX_JSON_BYTES: u64 = 256 << 20;
+
+/// A model's directory, its weights memory-mapped.
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: Value,
+    shards: Vec<Shard>,
+    shard_of: HashMap<String, usize>,
+}
+
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    /// Where the tensors start: after the length and the header.
+    start: usize,
+}
+
+/// One tensor as it lies in the file.
+#[derive(Debug, Clone, Copy)]
+pub struct RawTensor<'a> {
+    /// How the numbers are stored.
+    pub dtype: Dtype,
+    /// Outermost dimension first.
+    pub shape: &'a [usize],
+    /// Little-endian numbers, not necessarily aligned.
+    pub data: &'a [u8],
+}
+
+impl Checkpoint {
+    /// Opens `dir`. The weights are one `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref().to_path_buf();
+        if !dir.is_dir() {
+            return Err(Error::NotFound(format!("no model directory at {}", dir.display())));
+        }
+        let config = read_json(&dir.join("config.json"))?
+            .ok_or_else(|| Error::NotFound(format!("{}: no config.json; not a model directory", dir.display())))?;
+        if !config.is_object() {
+            return invalid!("{}: config.json is not a JSON object", dir.display());
+        }
+        let mut shards = Vec::new();
+        let mut shard_of = HashMap::new();
+        for path in weight_files(&dir)? {
+            let shard = Shard::open(path)?;
+            for name in shard.metadata.tensors().into_keys() {
+                if shard_of.insert(name.clone(), shards.len()).is_some() {
+                    return invalid!("{}: tensor {name:?} is in two shards", shard.path.display());
+                }
+            }
+            shards.push(shard);
+        }
+        Ok(Self { dir, config, shards, shard_of })
+    }
+
+    /// Returns the directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Returns the JSON file `name` of the directory, `None` where it is absent.
+    pub fn json(&self, name: &str) -> Result<Option<Value>> {
+        read_json(&self.dir.join(name))
+    }
+
+    /// Returns the tokenizer of `tokenizer.json`, without truncation and padding.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.dir.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(Error::NotFound(format!("{}: no tokenizer.json", self.dir.display())));
+        }
+        let mut tokenizer =
+            Tokenizer::from_file(&path).map_err(|e| Error::Tokenizer(format!("{}: {e}", path.display())))?;
+        tokenizer
+            .with_truncation(None)
+            .map_err(|e| Error::Tokenizer(format!("{}: {e}", path.display())))?
+            .with_padding(None);
+        Ok(tokenizer)
+    }
+
+    /// Returns whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.shard_of.contains_key(name)
+    }
+
+    /// Returns the names of all tensors, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.shard_of.keys().map(String::as_str)
+    }
+
+    /// Returns the tensor `name` as it lies in the file.
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        let shard = self.shard_of.get(name).map(|&i| &self.shards[i]);
+        let info = shard.and_then(|shard| Some((shard, shard.metadata.info(name)?)));
+        let Some((shard, info)) = info else {
+            return Err(Error::NotFound(format!("{}: no tensor {name:?}", self.dir.display())));
+        };
+        let (from, to) = info.data_offsets;
+        Ok(RawTensor { dtype: info.dtype, shape: &info.shape, data: &shard.map[shard.start + from..shard.start + to] })
+    }
+
+    /// Returns the tensor `name` in f32, row-major, from f32, f16 or bf16.
+    ///
+    /// Fails where it does not have `shape` or holds a number that is not finite.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let raw = self.raw(name)?;
+        let place = || format!("{}: tensor {name:?}", self.dir.display());
+        if raw.shape != shape {
+            return invalid!("{} has shape {:?}, config.json asks for {shape:?}", place(), raw.shape);
+        }
+        let halves = || raw.data.chunks_exact(2).map(|b| [b[0], b[1]]);
+        let numbers: Vec<f32> = match raw.dtype {
+            Dtype::F32 => raw.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => halves().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => halves().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            other => return unsupported!("{} is {other:?}; supported are F32, F16 and BF16", place()),
+        };
+        if let Some(i) = numbers.iter().position(|x| !x.is_finite()) {
+            return invalid!("{} holds {} at element {i}", place(), numbers[i]);
+        }
+        Ok(numbers)
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
+        // SAFETY: the mapping is read-only. A file that another process truncates meanwhile raises SIGBUS, as for every
+        // program that maps its weights; the cache replaces files by renaming, never in place.
+        #[allow(unsafe_code)]
+        let map =
+            unsafe { Mmap::map(&file) }.map_err(|e| Error::io(format!("memory-mapping {}", path.display()), e))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|e| Error::Invalid(format!("{}: not a safetensors file: {e}", path.display())))?;
+        Ok(Self { path, map, metadata, start: header + size_of::<u64>() })
+    }
+}
+
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let single = dir.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join("model.safetensors.index.json");
+    if let Some(json) = read_json(&index)? {
+        let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
+            return invalid!("{}: no \"weight_map\" object", index.display());
+        };
+        let mut names = BTreeSet::new();
+        for value in map.values() {
+            match value.as_str() {
+                // A shard is a file of this directory: a path would let an index read any file.
+                Some(name) if Path::new(name).file_name().is_some_and(|f| f == name) => names.insert(name),
+                _ => return invalid!("{}: {value} is not a file name", index.display()),
+            };
+        }
+        return Ok(names.into_iter().map(|name| dir.join(name)).collect());
+    }
+    if dir.join("pytorch_model.bin").exists() {
+        return unsupported!(
+            "{}: the weights are a pickle (pytorch_model.bin), which can run code; convert them to safetensors",
+            dir.display()
+        );
+    }
+    Err(Error::NotFound(format!("{}: no model.safetensors and no model.safetensors.index.json", dir.display())))
+}
+
+pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
+    let size = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
+    };
+    if size > MAX_JSON_BYTES {
+        return invalid!("{}: {size} bytes; at most {MAX_JSON_BYTES} are read", path.display());
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
+    let json =
+        serde_json::from_slice(&bytes).map_err(|e| Error::Invalid(format!("{}: not JSON: {e}", path.display())))?;
+    Ok(Some(json))
+}

@@ -1,0 +1,431 @@
+//! Texts to vectors: prefix, tokenize, pack, encode, pool, normalize.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result, invalid, unsupported};
+use crate::kernels::math::{accumulate, l2_normalize};
+use crate::models::{Batch, Encoder, encoder};
+use crate::{device, split};
+use candle_core::{CpuStorage, Storage, Tensor};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokenizers::{Tokenizer, TruncationDirection};
+
+/// How many texts are tokenized and sorted by length at a time.
+const WINDOW_TEXTS: usize = 4096;
+/// How many tokens go to the encoder in one call: bounds the memory, and how long a cancellation waits.
+const CALL_TOKENS: usize = 4096;
+
+/// What a text is to a retrieval model that treats questions and documents differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A question.
+    Query,
+    /// A text to be found.
+    Passage,
+}
+
+/// How the vectors of a text's tokens become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean,
+    /// The first token.
+    Cls,
+}
+
+impl Pooling {
+    /// Returns `"mean"` or `"cls"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+        }
+    }
+}
+
+/// What to change from what the checkpoint says; `None` leaves it.
+#[derive(Debug, Clone, Default)]
+pub struct EmbedderOptions {
+    /// `"auto"`, `"cpu"` or `"cuda:N"`; empty is `"auto"`.
+    pub device: String,
+    /// How many threads compute; all that the cgroup grants by default.
+    pub threads: Option<usize>,
+    /// The longest text in tokens, prefix and special tokens included.
+    pub max_tokens: Option<usize>,
+    /// What is put before a query.
+    pub query_prefix: Option<String>,
+    /// What is put before a passage.
+    pub passage_prefix: Option<String>,
+    /// `"mean"` or `"cls"`.
+    pub pooling: Option<String>,
+}
+
+/// The vectors of some texts and what was read to make them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embeddings {
+    /// `(texts, dim)`, row-major, unit rows.
+    pub vectors: Vec<f32>,
+    /// How many tokens of each text were read, special tokens and prefix included.
+    pub tokens: Vec<u32>,
+    /// The indices of the texts that were longer than `max_tokens` and were cut.
+    pub truncated: Vec<usize>,
+}
+
+/// A sentence embedding model: a BERT-family encoder with its tokenizer, pooling and prompts.
+///
+/// Shared freely between threads.
+pub struct Embedder {
+    tokenizer: Tokenizer,
+    encoder: Box<dyn Encoder>,
+    pooling: Pooling,
+    max_tokens: usize,
+    lower_case: bool,
+    query_prefix: String,
+    passage_prefix: String,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+/// The ids of one text as the encoder reads them.
+struct Tokens {
+    ids: Vec<u32>,
+    truncated: bool,
+}
+
+impl Embedder {
+    /// Loads the checkpoint in `dir`, laid out as Hugging Face or sentence-transformers save it.
+    ///
+    /// Fails where a module of `modules.json` is not supported, where the tokenizer does not fit the weights, or where an
+    /// option is out of range.
+    pub fn load(dir: impl AsRef<Path>, options: &EmbedderOptions) -> Result<Self> {
+        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let pool = Arc::new(device::pool(device::threads(options.threads)?, "embedder")?);
+        let root = dir.as_ref();
+        let layout = Layout::read(root)?;
+        let checkpoint = Checkpoint::open(root.join(&layout.transformer))?;
+        let tokenizer = checkpoint.tokenizer()?;
+        let vocabulary = checkpoint.config().get("vocab_size").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        let entries = tokenizer.get_vocab_size(true);
+        if entries as u64 > vocabulary {
+            return invalid!(
+                "{}: the tokenizer has {entries} entries, the model's vocabulary {vocabulary}; they do not belong together",
+                root.display()
+            );
+        }
+        let encoder = encoder::load(&checkpoint, Arc::clone(&pool))?;
+        let settings = checkpoint.json("sentence_bert_config.json")?.unwrap_or_default();
+        let max_tokens = max_tokens(&checkpoint, &settings, encoder.context(), options.max_tokens)?;
+        let pooling = match options.pooling.as_deref() {
+            None => layout.pooling,
+            Some("mean") => Pooling::Mean,
+            Some("cls") => Pooling::Cls,
+            Some(other) => return invalid!("pooling {other:?}: expected \"mean\" or \"cls\""),
+        };
+        let prompts = Prompts::read(root)?;
+        let embedder = Self {
+            tokenizer,
+            encoder,
+            pooling,
+            max_tokens,
+            lower_case: settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false),
+            query_prefix: options.query_prefix.clone().or(prompts.query).unwrap_or_default(),
+            passage_prefix: options.passage_prefix.clone().or(prompts.passage).unwrap_or_default(),
+            pool,
+        };
+        for kind in [Kind::Query, Kind::Passage] {
+            let taken = embedder.count(&[""], kind)?[0];
+            if taken >= max_tokens {
+                return invalid!("max_tokens={max_tokens}: the prefix {:?} alone takes {taken}", embedder.prefix(kind));
+            }
+        }
+        Ok(embedder)
+    }
+
+    /// Returns the length of a vector.
+    pub fn dim(&self) -> usize {
+        self.encoder.hidden_size()
+    }
+
+    /// Returns how many tokens of a text are read at most, prefix and special tokens included.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Returns how token vectors become one.
+    pub fn pooling(&self) -> Pooling {
+        self.pooling
+    }
+
+    /// Returns how many threads compute.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Returns what is put before a text of this kind.
+    pub fn prefix(&self, kind: Kind) -> &str {
+        match kind {
+            Kind::Query => &self.query_prefix,
+            Kind::Passage => &self.passage_prefix,
+        }
+    }
+
+    /// Returns how many tokens each text has, uncut, prefix and special tokens included.
+    pub fn count(&self, texts: &[impl AsRef<str> + Sync], kind: Kind) -> Result<Vec<usize>> {
+        let special = self.special_tokens();
+        self.pool.install(|| {
+            texts.par_iter().map(|text| Ok(self.encode_text(text.as_ref(), kind)?.len() + special)).collect()
+        })
+    }
+
+    /// Cuts each text into pieces of at most `max_tokens` (`None`: what the model reads), neighbours sharing up to `overlap` tokens.
+    ///
+    /// A text that fits is one piece, unchanged.
+    pub fn split<'a, S: AsRef<str> + Sync>(
+        &self,
+        texts: &'a [S],
+        max_tokens: Option<usize>,
+        overlap: usize,
+    ) -> Result<Vec<Vec<&'a str>>> {
+        let limit = max_tokens.unwrap_or(self.max_tokens);
+        if limit > self.max_tokens {
+            return invalid!("max_tokens={limit}: this model reads at most {}", self.max_tokens);
+        }
+        let taken = self.count(&[""], Kind::Passage)?[0];
+        let Some(capacity) = limit.checked_sub(taken).filter(|n| *n > 0) else {
+            return invalid!("max_tokens={limit}: prefix and special tokens alone take {taken}");
+        };
+        // The prefix ends in a space or is empty, so a piece has the same tokens with and without it.
+        let size = |piece: &str| self.tokenizer.encode_fast(piece, false).map_or(usize::MAX, |tokens| tokens.len());
+        self.pool
+            .install(|| texts.par_iter().map(|text| split::split(text.as_ref(), capacity, overlap, size)).collect())
+    }
+
+    /// Returns the unit vectors of `texts`, in their order.
+    ///
+    /// Equal texts are computed once; texts of similar length go through the model together. Setting `cancel` from
+    /// another thread ends the call with [`Error::Cancelled`] within some 4,096 tokens.
+    pub fn embed(&self, texts: &[impl AsRef<str> + Sync], kind: Kind, cancel: &AtomicBool) -> Result<Embeddings> {
+        let dim = self.dim();
+        let mut first: HashMap<&str, usize> = HashMap::with_capacity(texts.len());
+        let source: Vec<usize> =
+            texts.iter().enumerate().map(|(i, text)| *first.entry(text.as_ref()).or_insert(i)).collect();
+        let unique: Vec<usize> = (0..texts.len()).filter(|i| source[*i] == *i).collect();
+        let mut vectors = vec![0.0; texts.len() * dim];
+        let mut tokens = vec![0; texts.len()];
+        let mut cut = vec![false; texts.len()];
+        for window in unique.chunks(WINDOW_TEXTS) {
+            let read: Vec<Tokens> = self.pool.install(|| {
+                window.par_iter().map(|&i| self.tokens(texts[i].as_ref(), kind, cancel)).collect::<Result<_>>()
+            })?;
+            let mut order: Vec<usize> = (0..window.len()).collect();
+            order.sort_by_key(|&j| std::cmp::Reverse(read[j].ids.len()));
+            let mut order = order.as_slice();
+            while !order.is_empty() {
+                if cancel.load(Ordering::Relaxed) {
+                    return Err(Error::Cancelled);
+                }
+                let mut batch = Batch::default();
+                while let Some(&j) = order.get(batch.lengths.len()) {
+                    if !batch.ids.is_empty() && batch.ids.len() + read[j].ids.len() > CALL_TOKENS {
+                        break;
+                    }
+                    batch.ids.extend_from_slice(&read[j].ids);
+                    batch.lengths.push(read[j].ids.len());
+                }
+                let (now, later) = order.split_at(batch.lengths.len());
+                let hidden = self.encoder.encode(&batch)?;
+                let mut start = 0;
+                with_rows(&hidden, |rows| {
+                    for (&j, &length) in now.iter().zip(&batch.lengths) {
+                        let i = window[j];
+                        self.pool_tokens(
+                            &rows[start * dim..(start + length) * dim],
+                            &mut vectors[i * dim..(i + 1) * dim],
+                        );
+                        start += length;
+                        tokens[i] = length as u32;
+                        cut[i] = read[j].truncated;
+                    }
+                })?;
+                order = later;
+            }
+        }
+        for (i, &from) in source.iter().enumerate().filter(|(i, from)| i != *from) {
+            vectors.copy_within(from * dim..(from + 1) * dim, i * dim);
+            tokens[i] = tokens[from];
+            cut[i] = cut[from];
+        }
+        let truncated = (0..texts.len()).filter(|i| cut[*i]).collect();
+        Ok(Embeddings { vectors, tokens, truncated })
+    }
+
+    fn special_tokens(&self) -> usize {
+        use tokenizers::PostProcessor;
+        self.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false))
+    }
+
+    /// Tokenizes prefix and text as sentence-transformers does: outer white space off, lower case where the model says so.
+    fn encode_text(&self, text: &str, kind: Kind) -> Result<tokenizers::Encoding> {
+        let prefix = self.prefix(kind);
+        let whole;
+        let mut text = if prefix.is_empty() {
+            text.trim()
+        } else {
+            whole = format!("{prefix}{text}");
+            whole.trim()
+        };
+        let lower;
+        if self.lower_case {
+            lower = text.to_lowercase();
+            text = &lower;
+        }
+        self.tokenizer.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
+    fn tokens(&self, text: &str, kind: Kind, cancel: &AtomicBool) -> Result<Tokens> {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        let mut encoding = self.encode_text(text, kind)?;
+        let room = self.max_tokens - self.special_tokens();
+        let truncated = encoding.len() > room;
+        encoding.truncate(room, 0, TruncationDirection::Right);
+        let encoding =
+            self.tokenizer.post_process(encoding, None, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        if encoding.is_empty() {
+            return invalid!("a text has no tokens, and this tokenizer adds none");
+        }
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), truncated })
+    }
+
+    fn pool_tokens(&self, rows: &[f32], out: &mut [f32]) {
+        match self.pooling {
+            Pooling::Cls => out.copy_from_slice(&rows[..out.len()]),
+            // The sum has the direction of the mean, and the length is normalized next.
+            Pooling::Mean => rows.chunks_exact(out.len()).for_each(|row| accumulate(out, row)),
+        }
+        l2_normalize(out);
+    }
+}
+
+/// Calls `f` with the numbers of a contiguous f32 tensor, copying them only where they are on another device.
+fn with_rows<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    if let (Storage::Cpu(CpuStorage::F32(numbers)), Some((from, to))) = (&*storage, layout.contiguous_offsets()) {
+        return Ok(f(&numbers[from..to]));
+    }
+    drop(storage);
+    Ok(f(&tensor.flatten_all()?.to_vec1()?))
+}
+
+fn max_tokens(checkpoint: &Checkpoint, settings: &Value, context: usize, asked: Option<usize>) -> Result<usize> {
+    if let Some(asked) = asked {
+        if asked == 0 || asked > context {
+            return invalid!("max_tokens={asked}: this model reads 1 to {context}");
+        }
+        return Ok(asked);
+    }
+    let tokenizer = checkpoint.json("tokenizer_config.json")?.unwrap_or_default();
+    let stated = settings
+        .get("max_seq_length")
+        .and_then(Value::as_u64)
+        // Where a tokenizer has no limit, transformers writes 10^30, which is no u64.
+        .or_else(|| tokenizer.get("model_max_length").and_then(Value::as_u64));
+    match stated {
+        Some(0) => invalid!("{}: max_seq_length is 0", checkpoint.dir().display()),
+        Some(stated) => Ok(context.min(usize::try_from(stated).unwrap_or(usize::MAX))),
+        None => Ok(context),
+    }
+}
+
+/// What sentence-transformers' `modules.json` says.
+struct Layout {
+    /// The folder of the transformer; empty for the root.
+    transformer: String,
+    pooling: Pooling,
+}
+
+impl Layout {
+    fn read(root: &Path) -> Result<Self> {
+        let mut layout = Self { transformer: String::new(), pooling: Pooling::Mean };
+        let pooling_of = |folder: &str| -> Result<Option<Pooling>> {
+            crate::checkpoint::read_json(&root.join(folder).join("config.json"))?
+                .map(|config| pooling(&config, &root.join(folder)))
+                .transpose()
+        };
+        let modules = crate::checkpoint::read_json(&root.join("modules.json"))?;
+        let Some(modules) = modules.as_ref().and_then(Value::as_array) else {
+            layout.pooling = pooling_of("1_Pooling")?.unwrap_or(Pooling::Mean);
+            return Ok(layout);
+        };
+        for module in modules {
+            let text = |key: &str| module.get(key).and_then(Value::as_str).unwrap_or_default();
+            let (kind, folder) = (text("type"), text("path"));
+            if Path::new(folder).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+                return invalid!("{}: modules.json: {folder:?} is not a folder of the model", root.display());
+            }
+            match kind.rsplit('.').next().unwrap_or_default() {
+                "Transformer" => folder.clone_into(&mut layout.transformer),
+                "Pooling" => {
+                    layout.pooling = pooling_of(folder)?
+                        .ok_or_else(|| Error::NotFound(format!("{}: no {folder}/config.json", root.display())))?;
+                }
+                "Normalize" => {}
+                _ => {
+                    return unsupported!(
+                        "{}: module {kind:?}; supported are Transformer, Pooling and Normalize",
+                        root.display()
+                    );
+                }
+            }
+        }
+        Ok(layout)
+    }
+}
+
+fn pooling(config: &Value, folder: &Path) -> Result<Pooling> {
+    if config.get("include_prompt").and_then(Value::as_bool) == Some(false) {
+        return unsupported!("{}: include_prompt=false", folder.display());
+    }
+    let mut modes: Vec<&str> = match config.get("pooling_mode") {
+        Some(Value::String(mode)) => vec![mode],
+        _ => config
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(_, on)| on.as_bool() == Some(true))
+            .filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
+            .collect(),
+    };
+    modes.sort_unstable();
+    match modes.as_slice() {
+        ["mean" | "mean_tokens"] => Ok(Pooling::Mean),
+        ["cls" | "cls_token"] => Ok(Pooling::Cls),
+        other => unsupported!("{}: pooling {other:?}; supported are mean and cls", folder.display()),
+    }
+}
+
+/// The prompts of `config_sentence_transformers.json`.
+#[derive(Default)]
+struct Prompts {
+    query: Option<String>,
+    passage: Option<String>,
+}
+
+impl Prompts {
+    fn read(root: &Path) -> Result<Self> {
+        let Some(config) = crate::checkpoint::read_json(&root.join("config_sentence_transformers.json"))? else {
+            return Ok(Self::default());
+        };
+        let prompt = |name: &str| Some(config.get("prompts")?.get(name)?.as_str()?.to_owned());
+        let default = config.get("default_prompt_name").and_then(Value::as_str).and_then(prompt);
+        let nonempty = |text: &String| !text.is_empty();
+        Ok(Self {
+            query: prompt("query").filter(nonempty).or_else(|| default.clone()),
+            passage: prompt("passage").filter(nonempty).or_else(|| prompt("document").filter(nonempty)).or(default),
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! One error for the whole crate.
+
+/// The result of everything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, by what the caller can do about it.
+///
+/// Messages start in lower case and name the thing and the value.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument or a file that is not what it should be; the caller can mend it.
+    #[error("{0}")]
+    Invalid(String),
+    /// A path, a model, a tensor or a table that is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// An architecture, a data type, a device or a template outside what is supported.
+    #[error("{0}")]
+    Unsupported(String),
+    /// No room now; the same call may go through later.
+    #[error("{0}")]
+    Busy(String),
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The operating system refused to read or write.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being read or written.
+        context: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A tensor operation failed.
+    #[error("model: {0}")]
+    Model(#[from] candle_core::Error),
+    /// A tokenizer could not be read or could not read a text.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+}
+
+impl Error {
+    /// An `Io` error that says what was being done.
+    pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
+        Self::Io { context: context.into(), source }
+    }
+}
+
+/// `Err(Error::Invalid(format!(…)))`.
+macro_rules! invalid {
+    ($($arg:tt)*) => { Err($crate::Error::Invalid(format!($($arg)*))) };
+}
+/// `Err(Error::Unsupported(format!(…)))`.
+macro_rules! unsupported {
+    ($($arg:tt)*) => { Err($crate::Error::Unsupported(format!($($arg)*))) };
+}
+pub(crate) use {invalid, unsupported};

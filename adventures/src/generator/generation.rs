@@ -1,0 +1,265 @@
+//! One answer: the model's thread on one side, a stream of text on the other.
+
+use super::stop::StopFinder;
+use crate::error::{Error, Result};
+use crate::models::CausalLm;
+use crate::sampling::Sampler;
+use crate::tokenizer::{TextStream, Tokenizer};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How many tokens of a prompt are read between two looks at whether to go on.
+const PREFILL_TOKENS: usize = 128;
+/// How far the model may run ahead of its reader, in pieces: one, so that it stops with a reader that was interrupted.
+const PIECES_AHEAD: usize = 1;
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended it.
+    Stop,
+    /// A stop string was met.
+    StopString,
+    /// `max_tokens` were generated.
+    Length,
+    /// The model's context is full.
+    Context,
+    /// It was closed.
+    Closed,
+}
+
+impl Finish {
+    /// Returns `"stop"`, `"stop_string"`, `"length"`, `"context"` or `"closed"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::StopString => "stop_string",
+            Self::Length => "length",
+            Self::Context => "context",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// What an answer has cost so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GenerationStats {
+    /// How many tokens the prompt has.
+    pub prompt_tokens: usize,
+    /// How many tokens were generated, the end token not counted.
+    pub generated_tokens: usize,
+    /// How long the prompt took to read, in seconds.
+    pub prompt_seconds: f64,
+    /// How long all of it took, in seconds.
+    pub seconds: f64,
+    /// Of the random numbers.
+    pub seed: u64,
+    /// Why it ended; `None` while it runs.
+    pub finish: Option<Finish>,
+}
+
+/// What comes next from an answer.
+#[derive(Debug)]
+pub enum Next {
+    /// More text, never empty.
+    Piece(String),
+    /// Nothing within the time given.
+    Waiting,
+    /// The answer is over.
+    End,
+}
+
+/// A running answer: pieces of whole UTF-8 that together are the answer. Dropping it stops the model within one token.
+#[derive(Debug)]
+pub struct Generation {
+    pieces: Option<Receiver<Result<String>>>,
+    cancel: Arc<AtomicBool>,
+    stats: Arc<Mutex<GenerationStats>>,
+}
+
+/// What the model's thread works with.
+pub(super) struct Job {
+    pub(super) lm: Arc<dyn CausalLm>,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) prompt: Vec<u32>,
+    /// Text that the answer begins with and the prompt ends with.
+    pub(super) prefix: String,
+    pub(super) sampler: Sampler,
+    pub(super) stops: Vec<String>,
+    pub(super) max_tokens: usize,
+    /// Whether a space before the first word belongs to the vocabulary and not to the answer.
+    pub(super) trim_start: bool,
+}
+
+impl Generation {
+    pub(super) fn start(job: Job) -> Result<Self> {
+        let stats = GenerationStats {
+            prompt_tokens: job.prompt.len(),
+            generated_tokens: 0,
+            prompt_seconds: 0.0,
+            seconds: 0.0,
+            seed: job.sampler.seed(),
+            finish: None,
+        };
+        let stats = Arc::new(Mutex::new(stats));
+        let cancel = Arc::new(AtomicBool::new(false));
+        let (sender, pieces) = sync_channel(PIECES_AHEAD);
+        let writer = Writer { sender, cancel: Arc::clone(&cancel), stats: Arc::clone(&stats), started: Instant::now() };
+        std::thread::Builder::new()
+            .name("generation".into())
+            .spawn(move || writer.work(job))
+            .map_err(|e| Error::io("starting the thread of a generation", e))?;
+        Ok(Self { pieces: Some(pieces), cancel, stats })
+    }
+
+    /// Waits for more text, at most `timeout`.
+    ///
+    /// An error ends the answer: what comes after it is [`Next::End`].
+    pub fn next(&mut self, timeout: Duration) -> Result<Next> {
+        let Some(pieces) = &self.pieces else { return Ok(Next::End) };
+        match pieces.recv_timeout(timeout) {
+            Ok(Ok(piece)) => Ok(Next::Piece(piece)),
+            Ok(Err(error)) => {
+                self.pieces = None;
+                Err(error)
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(Next::Waiting),
+            Err(RecvTimeoutError::Disconnected) => {
+                self.pieces = None;
+                Ok(Next::End)
+            }
+        }
+    }
+
+    /// Stops the model within one token, or one chunk of the prompt. What was not read yet is dropped.
+    pub fn close(&mut self) {
+        self.cancel.store(true, Ordering::Relaxed);
+        // The model's thread may be waiting for room; without a reader it stops waiting.
+        self.pieces = None;
+        let mut stats = lock(&self.stats);
+        stats.finish.get_or_insert(Finish::Closed);
+    }
+
+    /// Returns what the answer has cost so far.
+    pub fn stats(&self) -> GenerationStats {
+        *lock(&self.stats)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn lock(stats: &Mutex<GenerationStats>) -> std::sync::MutexGuard<'_, GenerationStats> {
+    stats.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The model's side of the stream.
+struct Writer {
+    sender: SyncSender<Result<String>>,
+    cancel: Arc<AtomicBool>,
+    stats: Arc<Mutex<GenerationStats>>,
+    started: Instant,
+}
+
+impl Writer {
+    fn work(self, job: Job) {
+        let result = catch_unwind(AssertUnwindSafe(|| self.generate(job))).unwrap_or_else(|panic| {
+            let message = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+            let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Err(Error::Model(candle_core::Error::Msg(format!(
+                "internal error: {message}; this is a bug in adventures"
+            ))))
+        });
+        let mut stats = lock(&self.stats);
+        stats.seconds = self.started.elapsed().as_secs_f64();
+        match result {
+            Ok(finish) => {
+                stats.finish.get_or_insert(finish);
+            }
+            Err(error) => {
+                drop(stats);
+                // Nobody is left to tell where this fails.
+                let _ = self.sender.send(Err(error));
+            }
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Sends text; returns whether there is still a reader.
+    fn send(&self, text: String) -> bool {
+        text.is_empty() || self.sender.send(Ok(text)).is_ok()
+    }
+
+    fn generate(&self, job: Job) -> Result<Finish> {
+        let Job { lm, tokenizer, prompt, prefix, mut sampler, stops, max_tokens, mut trim_start } = job;
+        let mut run = lm.start();
+        let mut logits = Vec::new();
+        for chunk in prompt.chunks(PREFILL_TOKENS) {
+            if self.stopped() {
+                return Ok(Finish::Closed);
+            }
+            logits = run.read(chunk)?.to_vec1::<f32>()?;
+        }
+        lock(&self.stats).prompt_seconds = self.started.elapsed().as_secs_f64();
+        if !self.send(prefix) {
+            return Ok(Finish::Closed);
+        }
+        let mut history = prompt;
+        let mut text = TextStream::default();
+        let mut stop = StopFinder::new(stops);
+        for generated in 1.. {
+            if self.stopped() {
+                return Ok(Finish::Closed);
+            }
+            let id = sampler.sample(&mut logits, &history)?;
+            if tokenizer.is_end(id) {
+                return Ok(self.end(&mut text, &mut stop, Finish::Stop));
+            }
+            history.push(id);
+            {
+                let mut stats = lock(&self.stats);
+                stats.generated_tokens = generated;
+                stats.seconds = self.started.elapsed().as_secs_f64();
+            }
+            let mut bytes = tokenizer.bytes(id);
+            if trim_start && !bytes.is_empty() {
+                bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
+                trim_start = false;
+            }
+            let (piece, stopped) = stop.push(&text.push(bytes));
+            if !self.send(piece) {
+                return Ok(Finish::Closed);
+            }
+            if stopped {
+                return Ok(Finish::StopString);
+            }
+            if generated == max_tokens {
+                return Ok(self.end(&mut text, &mut stop, Finish::Length));
+            }
+            if run.len() == lm.context() {
+                return Ok(self.end(&mut text, &mut stop, Finish::Context));
+            }
+            logits = run.read(&[id])?.to_vec1::<f32>()?;
+        }
+        unreachable!("max_tokens is at least 1; this is a bug")
+    }
+
+    /// Sends what was held back.
+    fn end(&self, text: &mut TextStream, stop: &mut StopFinder, finish: Finish) -> Finish {
+        let (piece, stopped) = stop.push(&text.finish());
+        let rest = if stopped { String::new() } else { stop.finish() };
+        if !self.send(piece + &rest) {
+            return Finish::Closed;
+        }
+        if stopped { Finish::StopString } else { finish }
+    }
+}

@@ -1,0 +1,207 @@
+//! Messages to a stream of text: template, tokenize, read, sample, detokenize.
+
+mod generation;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+pub use generation::{Finish, Generation, GenerationStats, Next};
+
+use crate::checkpoint::Checkpoint;
+use crate::device;
+use crate::error::{Error, Result, invalid};
+use crate::gguf::Gguf;
+use crate::models::CausalLm;
+use crate::models::decoder::{self, DecoderOptions};
+use crate::sampling::{Sampler, SamplingOptions};
+use crate::template::{Message, Template, Tokens};
+use crate::tokenizer::Tokenizer;
+use generation::Job;
+use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a generator is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct GeneratorOptions {
+    /// `"auto"`, `"cpu"` or `"cuda:N"`; empty is `"auto"`.
+    pub device: String,
+    /// How many threads compute; all that the cgroup grants by default.
+    pub threads: Option<usize>,
+    /// The most tokens of prompt and answer together; what the model was trained for by default.
+    pub context: Option<usize>,
+}
+
+/// How an answer is generated.
+#[derive(Debug, Clone)]
+pub struct GenerateOptions {
+    /// The most tokens to generate, at least 1.
+    pub max_tokens: usize,
+    /// How each token is chosen.
+    pub sampling: SamplingOptions,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// What the answer begins with: part of the prompt, and of the output.
+    pub prefix: String,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self { max_tokens: 512, sampling: SamplingOptions::default(), stop: Vec::new(), prefix: String::new() }
+    }
+}
+
+/// A model that writes. Shared freely between threads; each answer has a key-value cache of its own.
+pub struct Generator {
+    lm: Arc<dyn CausalLm>,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<Template>,
+    architecture: String,
+    threads: usize,
+}
+
+impl Generator {
+    /// Loads a `.gguf` file, or a directory with `config.json`, `tokenizer.json` and safetensors.
+    pub fn load(path: impl AsRef<Path>, options: &GeneratorOptions) -> Result<Self> {
+        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let path = path.as_ref();
+        let threads = device::threads(options.threads)?;
+        let decoder_options = DecoderOptions { context: options.context, threads: Some(threads) };
+        let (lm, tokenizer, source, architecture) = if path.is_dir() {
+            let checkpoint = Arc::new(Checkpoint::open(path)?);
+            let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
+            let source = checkpoint_template(&checkpoint)?;
+            let architecture =
+                checkpoint.config().get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
+            (decoder::from_checkpoint(checkpoint, &decoder_options)?, tokenizer, source, architecture)
+        } else {
+            let gguf = Arc::new(Gguf::open(path)?);
+            let tokenizer = Tokenizer::from_gguf(&gguf)?;
+            let source = gguf.metadata.find::<&str>("tokenizer.chat_template")?.map(str::to_owned);
+            let architecture = gguf.metadata.str("general.architecture")?.to_owned();
+            (decoder::from_gguf(gguf, &decoder_options)?, tokenizer, source, architecture)
+        };
+        if tokenizer.vocab_size() > lm.vocab_size() {
+            return invalid!(
+                "{}: the tokenizer has {} entries, the model {} logits; they do not belong together",
+                path.display(),
+                tokenizer.vocab_size(),
+                lm.vocab_size()
+            );
+        }
+        let template = source.as_deref().map(Template::new).transpose()?;
+        Ok(Self { lm, tokenizer: Arc::new(tokenizer), template, architecture, threads })
+    }
+
+    /// Returns the most tokens that prompt and answer may have together.
+    pub fn context(&self) -> usize {
+        self.lm.context()
+    }
+
+    /// Returns the number of logits.
+    pub fn vocab_size(&self) -> usize {
+        self.lm.vocab_size()
+    }
+
+    /// Returns the architecture's name, as the file says it.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// Returns how many threads compute.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Returns the tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Starts the answer to a conversation.
+    ///
+    /// Fails where there are no messages, where the model has no chat template or it refuses them, where an option is out of
+    /// range, or where the prompt leaves no room in the context.
+    pub fn generate(&self, messages: &[Message], options: GenerateOptions) -> Result<Generation> {
+        let prompt = self.prompt(messages, &options.prefix)?;
+        let trim_start = self.tokenizer.leading_space() && options.prefix.is_empty();
+        self.start(prompt, options, trim_start)
+    }
+
+    /// Starts the continuation of a text, without a template. Control tokens in it are read as text.
+    pub fn complete(&self, text: &str, options: GenerateOptions) -> Result<Generation> {
+        if !options.prefix.is_empty() {
+            return invalid!("prefix={:?}: a completion continues its prompt; put the prefix there", options.prefix);
+        }
+        let prompt = self.tokenizer.encode_prompt(text)?;
+        if prompt.is_empty() {
+            return invalid!("the prompt is empty, and this model has no start token");
+        }
+        self.start(prompt, options, false)
+    }
+
+    /// Returns what [`Self::generate`] reads for a conversation.
+    pub fn prompt(&self, messages: &[Message], prefix: &str) -> Result<Vec<u32>> {
+        if messages.is_empty() {
+            return invalid!("no messages: at least one is needed");
+        }
+        let Some(template) = &self.template else {
+            return Err(Error::Unsupported(
+                "this model has no chat template, as base models have none; use complete()".into(),
+            ));
+        };
+        let shield = self.tokenizer.shield(messages.iter().map(|m| m.content.as_str()).chain([prefix]));
+        let covered: Vec<Message> = messages.iter().map(|m| Message::new(m.role, shield.cover(&m.content))).collect();
+        let tokens = Tokens { bos: self.tokenizer.bos_text(), eos: self.tokenizer.eos_text() };
+        let mut rendered = template.render(&covered, tokens)?;
+        rendered.push_str(&shield.cover(prefix));
+        self.tokenizer.encode_rendered(&rendered, &shield)
+    }
+
+    fn start(&self, prompt: Vec<u32>, options: GenerateOptions, trim_start: bool) -> Result<Generation> {
+        let GenerateOptions { max_tokens, sampling, stop, prefix } = options;
+        if max_tokens == 0 {
+            return invalid!("max_tokens=0: at least one token is generated");
+        }
+        if stop.iter().any(String::is_empty) {
+            return invalid!("stop: an empty text would end every answer before it begins");
+        }
+        if prompt.len() >= self.context() {
+            return invalid!(
+                "the prompt has {} tokens; this model reads {} of prompt and answer together",
+                prompt.len(),
+                self.context()
+            );
+        }
+        Generation::start(Job {
+            lm: Arc::clone(&self.lm),
+            tokenizer: Arc::clone(&self.tokenizer),
+            prompt,
+            prefix,
+            sampler: Sampler::new(sampling)?,
+            stops: stop,
+            max_tokens,
+            trim_start,
+        })
+    }
+}
+
+/// The chat template of a directory: a file of its own, or in `tokenizer_config.json`, there alone or as the one named "default".
+fn checkpoint_template(checkpoint: &Checkpoint) -> Result<Option<String>> {
+    let path = checkpoint.dir().join("chat_template.jinja");
+    if path.is_file() {
+        return std::fs::read_to_string(&path)
+            .map(Some)
+            .map_err(|e| Error::io(format!("reading {}", path.display()), e));
+    }
+    let config = checkpoint.json("tokenizer_config.json")?.unwrap_or_default();
+    Ok(match config.get("chat_template") {
+        Some(Value::String(source)) => Some(source.clone()),
+        Some(Value::Array(named)) => named
+            .iter()
+            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+            .and_then(|entry| entry.get("template")?.as_str())
+            .map(str::to_owned),
+        _ => None,
+    })
+}

@@ -1,0 +1,348 @@
+//! Matrix products with weights as files hold them: ggml's block formats, and single, half and bfloat16 precision.
+//!
+//! Weights are read in place, from mapped bytes of any alignment, four rows at a time, which are unpacked once for all
+//! activation rows. With block formats the activations are rounded to bytes as ggml rounds them, products are sums of
+//! integers, and the sums are added in llama.cpp's order, so that results are its own to the last bit wherever it uses the
+//! same instructions. A product does not depend on how many activation rows are computed with it.
+
+mod dense;
+mod format;
+mod rounded;
+mod rows;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::gguf::GgmlType;
+use dense::{BF16, Dense, Element, F16, F32};
+use format::{Block, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Rounding, SuperBlock};
+use rayon::prelude::*;
+use rounded::Rounded;
+use rows::{ROWS, Sums, Unpacked};
+
+/// Weight rows that are handed to a thread together.
+const UNIT: usize = 4 * ROWS;
+
+/// A matrix as it lies in a file: `rows` rows of `cols` weights, one row after the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    dtype: GgmlType,
+    rows: usize,
+    cols: usize,
+    data: &'a [u8],
+}
+
+/// Calls `$blocks!(F)` for the type of a format of blocks, `$super!(F)` for one of superblocks, `$dense!(E)` for a dense one.
+macro_rules! by_dtype {
+    ($dtype:expr, $blocks:ident, $super:ident, $dense:ident) => {
+        match $dtype {
+            GgmlType::F32 => $dense!(F32),
+            GgmlType::F16 => $dense!(F16),
+            GgmlType::BF16 => $dense!(BF16),
+            GgmlType::Q4_0 => $blocks!(Q4_0),
+            GgmlType::Q4_1 => $blocks!(Q4_1),
+            GgmlType::Q5_0 => $blocks!(Q5_0),
+            GgmlType::Q5_1 => $blocks!(Q5_1),
+            GgmlType::Q8_0 => $blocks!(Q8_0),
+            GgmlType::Q2_K => $super!(Q2K),
+            GgmlType::Q3_K => $super!(Q3K),
+            GgmlType::Q4_K => $super!(Q4K),
+            GgmlType::Q5_K => $super!(Q5K),
+            GgmlType::Q6_K => $super!(Q6K),
+            other => unreachable!("{other} was refused when the matrix was made; this is a bug"),
+        }
+    };
+}
+
+/// The instructions at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Plain,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+}
+
+impl Level {
+    fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
+                return Self::Vnni;
+            }
+            if avx2 {
+                return Self::Avx2;
+            }
+        }
+        Self::Plain
+    }
+}
+
+impl<'a> Matrix<'a> {
+    /// Returns whether products with weights of this type are implemented.
+    pub(crate) fn supports(dtype: GgmlType) -> bool {
+        use GgmlType as T;
+        matches!(
+            dtype,
+            T::F32
+                | T::F16
+                | T::BF16
+                | T::Q4_0
+                | T::Q4_1
+                | T::Q5_0
+                | T::Q5_1
+                | T::Q8_0
+                | T::Q2_K
+                | T::Q3_K
+                | T::Q4_K
+                | T::Q5_K
+                | T::Q6_K
+        )
+    }
+
+    /// Returns the matrix whose bytes are `data`.
+    ///
+    /// # Panics
+    /// Where the type is not supported or the bytes are not those of such a matrix; the loader checks both.
+    pub(crate) fn new(dtype: GgmlType, rows: usize, cols: usize, data: &'a [u8]) -> Self {
+        assert!(Self::supports(dtype), "{dtype} is refused by the loader; this is a bug");
+        assert_eq!(cols % dtype.block_size(), 0, "a row is whole blocks; this is a bug");
+        let matrix = Self { dtype, rows, cols, data };
+        assert_eq!(data.len(), rows * matrix.row_bytes(), "the loader checks the size; this is a bug");
+        matrix
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.cols / self.dtype.block_size() * self.dtype.block_bytes()
+    }
+
+    fn rounding(&self) -> Option<Rounding> {
+        use GgmlType as T;
+        match self.dtype {
+            T::Q4_0 | T::Q5_0 | T::Q8_0 => Some(Rounding::Q8_0),
+            T::Q4_1 | T::Q5_1 => Some(Rounding::Q8_1),
+            T::Q2_K | T::Q3_K | T::Q4_K | T::Q5_K | T::Q6_K => Some(Rounding::Q8K),
+            _ => None,
+        }
+    }
+
+    /// Writes the weights of `row` to `out`.
+    pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let bytes = &self.data[row * self.row_bytes()..(row + 1) * self.row_bytes()];
+        macro_rules! blocks {
+            ($f:ty) => {
+                unpack_blocks::<$f>(bytes, out)
+            };
+        }
+        macro_rules! superblocks {
+            ($f:ty) => {
+                unpack_super::<$f>(bytes, out)
+            };
+        }
+        macro_rules! dense {
+            ($e:ty) => {
+                for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(<$e>::BYTES)) {
+                    *out = <$e>::read(bytes);
+                }
+            };
+        }
+        by_dtype!(self.dtype, blocks, superblocks, dense);
+    }
+}
+
+fn unpack_blocks<F: Block>(bytes: &[u8], out: &mut [f32]) {
+    let mut u = [0; 32];
+    for (block, out) in bytes.chunks_exact(F::BYTES).zip(out.chunks_exact_mut(32)) {
+        let (scale, min) = F::unpack::<Portable>(block, &mut u);
+        for (out, u) in out.iter_mut().zip(u) {
+            *out = scale * (i32::from(u) - i32::from(F::OFFSET)) as f32 + min;
+        }
+    }
+}
+
+fn unpack_super<F: SuperBlock>(bytes: &[u8], out: &mut [f32]) {
+    let (mut u, mut scales, mut mins) = ([0; 256], [0; 16], [0; 16]);
+    for (block, out) in bytes.chunks_exact(F::BYTES).zip(out.chunks_exact_mut(256)) {
+        let (scale, min) = F::unpack::<Portable>(block, &mut u, &mut scales, &mut mins);
+        for (i, (out, u)) in out.iter_mut().zip(u).enumerate() {
+            let weight = (i32::from(u) - i32::from(F::OFFSET)) as f32;
+            *out = scale * f32::from(scales[i / 16]) * weight - min * f32::from(mins[i / 16]);
+        }
+    }
+}
+
+/// Activations rounded for the formats at hand; kept between products to be reused.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    q8_0: Rounded,
+    q8_1: Rounded,
+    q8_k: Rounded,
+}
+
+impl Scratch {
+    fn of(&self, rounding: Rounding) -> &Rounded {
+        match rounding {
+            Rounding::Q8_0 => &self.q8_0,
+            Rounding::Q8_1 => &self.q8_1,
+            Rounding::Q8K => &self.q8_k,
+        }
+    }
+}
+
+/// One product of several with the same activations.
+pub(crate) struct Product<'a> {
+    pub(crate) matrix: Matrix<'a>,
+    /// `(activation rows, matrix rows)`.
+    pub(crate) out: &'a mut [f32],
+}
+
+/// Computes each product's `out = x · matrixᵀ`, where `x` is rows of as many numbers as the matrices have columns.
+///
+/// Runs on the rayon pool that it is called in.
+pub(crate) fn multiply(x: &[f32], scratch: &mut Scratch, products: &mut [Product<'_>]) {
+    multiply_at(Level::detect(), x, scratch, products);
+}
+
+fn multiply_at(level: Level, x: &[f32], scratch: &mut Scratch, products: &mut [Product<'_>]) {
+    let Some(width) = products.first().map(|p| p.matrix.cols) else { return };
+    let rows = x.len() / width;
+    for rounding in [Rounding::Q8_0, Rounding::Q8_1, Rounding::Q8K] {
+        if products.iter().any(|p| p.matrix.rounding() == Some(rounding)) {
+            let rounded = match rounding {
+                Rounding::Q8_0 => &mut scratch.q8_0,
+                Rounding::Q8_1 => &mut scratch.q8_1,
+                Rounding::Q8K => &mut scratch.q8_k,
+            };
+            rounded.fill(x, width, rounding);
+        }
+    }
+    // Work is cut along weight rows; `starts` says which product a unit belongs to.
+    let mut starts = Vec::with_capacity(products.len());
+    let mut units = 0;
+    for product in products.iter_mut() {
+        assert_eq!(product.matrix.cols, width, "products share their activations; this is a bug");
+        assert_eq!(product.out.len(), rows * product.matrix.rows, "the output fits; this is a bug");
+        let out = Out { start: product.out.as_mut_ptr(), stride: product.matrix.rows, len: product.out.len() };
+        starts.push((units, product.matrix, out));
+        units += product.matrix.rows.div_ceil(UNIT);
+    }
+    let scratch = &*scratch;
+    // Decoding a token is many short products: few pieces, so that handing them out costs little.
+    let pieces = if rows < 8 { 2 * rayon::current_num_threads() } else { units };
+    (0..units).into_par_iter().with_min_len(units.div_ceil(pieces.max(1))).for_each_init(
+        || (Unpacked::default(), Vec::new()),
+        |(unpacked, dense_unpacked), unit| {
+            let (start, matrix, out) = starts[starts.partition_point(|(start, ..)| *start <= unit) - 1];
+            let first = (unit - start) * UNIT;
+            for row in (first..(first + UNIT).min(matrix.rows)).step_by(ROWS) {
+                let last = (row + ROWS).min(matrix.rows);
+                let weights = &matrix.data[row * matrix.row_bytes()..last * matrix.row_bytes()];
+                let mut store = |r: usize, sums: &Sums| out.set(r, row, &sums[..last - row]);
+                macro_rules! blocks {
+                    ($f:ty) => {
+                        blocks::<$f>(level, unpacked, weights, matrix, scratch, &mut store)
+                    };
+                }
+                macro_rules! superblocks {
+                    ($f:ty) => {
+                        superblocks::<$f>(level, unpacked, weights, matrix, scratch, &mut store)
+                    };
+                }
+                macro_rules! dense {
+                    ($e:ty) => {
+                        dense::<$e>(level, Dense { x, width }, weights, dense_unpacked, &mut store)
+                    };
+                }
+                by_dtype!(matrix.dtype, blocks, superblocks, dense);
+            }
+        },
+    );
+}
+
+/// Where the products of one matrix go; each unit writes columns of its own.
+#[derive(Clone, Copy)]
+struct Out {
+    start: *mut f32,
+    stride: usize,
+    len: usize,
+}
+
+// SAFETY: the pointer is to an exclusive slice that outlives the parallel loop, and no two units write the same column.
+#[allow(unsafe_code)]
+unsafe impl Send for Out {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// Writes neighbouring columns of one row.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "the innermost store")]
+    fn set(self, row: usize, column: usize, values: &[f32]) {
+        let at = row * self.stride + column;
+        debug_assert!(column + values.len() <= self.stride && at + values.len() <= self.len);
+        // SAFETY: rows and columns come from the shapes that `multiply` has checked against the slice.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.start.add(at).copy_from_nonoverlapping(values.as_ptr(), values.len());
+        }
+    }
+}
+
+macro_rules! by_level {
+    ($name:ident, $format:ident, $plain:ident, $avx2:ident, $vnni:ident) => {
+        fn $name<F: $format>(
+            level: Level,
+            unpacked: &mut Unpacked,
+            weights: &[u8],
+            matrix: Matrix<'_>,
+            scratch: &Scratch,
+            store: &mut impl FnMut(usize, &Sums),
+        ) {
+            let row_bytes = matrix.row_bytes();
+            let rounding = matrix.rounding().expect("a block format has its rounding; this is a bug");
+            let x = scratch.of(rounding);
+            match level {
+                Level::Plain => unpacked.$plain::<F>(weights, row_bytes, x, store),
+                // SAFETY: the instructions were detected.
+                #[cfg(target_arch = "x86_64")]
+                #[allow(unsafe_code)]
+                Level::Avx2 => unsafe { unpacked.$avx2::<F>(weights, row_bytes, x, store) },
+                // SAFETY: the instructions were detected.
+                #[cfg(target_arch = "x86_64")]
+                #[allow(unsafe_code)]
+                Level::Vnni => unsafe { unpacked.$vnni::<F>(weights, row_bytes, x, store) },
+            }
+        }
+    };
+}
+by_level!(blocks, Block, plain_blocks, avx2_blocks, vnni_blocks);
+by_level!(superblocks, SuperBlock, plain_super, avx2_super, vnni_super);
+
+fn dense<E: Element>(
+    level: Level,
+    x: Dense<'_>,
+    weights: &[u8],
+    unpacked: &mut Vec<f32>,
+    store: &mut impl FnMut(usize, &Sums),
+) {
+    match level {
+        Level::Plain => x.plain::<E>(weights, unpacked, store),
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        #[allow(unsafe_code)]
+        Level::Avx2 => unsafe { x.avx2::<E>(weights, unpacked, store) },
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        #[allow(unsafe_code)]
+        Level::Vnni => unsafe { x.avx512::<E>(weights, unpacked, store) },
+    }
+}

@@ -1,0 +1,250 @@
+use super::*;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+
+const DTYPES: [(GgmlType, GgmlDType); 13] = [
+    (GgmlType::F32, GgmlDType::F32),
+    (GgmlType::F16, GgmlDType::F16),
+    (GgmlType::BF16, GgmlDType::BF16),
+    (GgmlType::Q4_0, GgmlDType::Q4_0),
+    (GgmlType::Q4_1, GgmlDType::Q4_1),
+    (GgmlType::Q5_0, GgmlDType::Q5_0),
+    (GgmlType::Q5_1, GgmlDType::Q5_1),
+    (GgmlType::Q8_0, GgmlDType::Q8_0),
+    (GgmlType::Q2_K, GgmlDType::Q2K),
+    (GgmlType::Q3_K, GgmlDType::Q3K),
+    (GgmlType::Q4_K, GgmlDType::Q4K),
+    (GgmlType::Q5_K, GgmlDType::Q5K),
+    (GgmlType::Q6_K, GgmlDType::Q6K),
+];
+
+/// Numbers in [-1, 1) from a linear congruential generator.
+fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        })
+        .collect()
+}
+
+/// Rows of candle's own quantization, and the numbers that candle unpacks them to.
+fn quantized(dtype: GgmlDType, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+    let mut weights = noise(rows * cols, rows as u32);
+    if rows > 2 {
+        weights[cols..2 * cols].fill(0.0); // a row of blocks whose scale is 0
+        weights[2 * cols..2 * cols + cols / 2].fill(0.25);
+    }
+    let tensor = Tensor::from_vec(weights, (rows, cols), &Device::Cpu).expect("the shape fits");
+    let packed = QTensor::quantize(&tensor, dtype).expect("candle quantizes");
+    let unpacked = packed.dequantize(&Device::Cpu).expect("candle dequantizes");
+    let unpacked = unpacked.flatten_all().expect("flat").to_vec1().expect("f32");
+    (packed.data().expect("on the CPU").to_vec(), unpacked)
+}
+
+fn levels() -> Vec<Level> {
+    let mut levels = vec![Level::Plain];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if Level::detect() != Level::Plain {
+            levels.push(Level::Avx2);
+        }
+        if Level::detect() == Level::Vnni {
+            levels.push(Level::Vnni);
+        }
+    }
+    levels
+}
+
+fn product(level: Level, matrix: Matrix<'_>, x: &[f32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / matrix.cols * matrix.rows];
+    multiply_at(level, x, &mut Scratch::default(), &mut [Product { matrix, out: &mut out }]);
+    out
+}
+
+#[test]
+fn rows_unpack_as_candle_unpacks_them() {
+    for (dtype, theirs) in DTYPES {
+        let (data, want) = quantized(theirs, 5, 512);
+        let matrix = Matrix::new(dtype, 5, 512, &data);
+        for (row, want) in want.chunks(512).enumerate() {
+            let mut got = [0.0; 512];
+            matrix.read_row(row, &mut got);
+            for (got, want) in got.iter().zip(want) {
+                assert!((got - want).abs() <= 1e-6 * want.abs().max(1e-3), "{dtype} row {row}: {got} {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_gives_the_product_with_the_rounded_activations() {
+    for (dtype, theirs) in DTYPES {
+        // One row, tails of a tile, more rows than one; widths that are one block and many, also of no multiple of 256.
+        let block = dtype.block_size();
+        for (rows, cols) in [(1, block), (3, 2 * block), (16, 3 * block), (17, block), (40, 768), (33, 5 * block)] {
+            let (data, weights) = quantized(theirs, rows, cols);
+            let matrix = Matrix::new(dtype, rows, cols, &data);
+            for m in [1, 2, 3, 4, 5, 6, 7, 8, 13, 21] {
+                let mut x = noise(m * cols, 7 + m as u32);
+                if m > 2 {
+                    x[cols..2 * cols].fill(0.0);
+                }
+                // The activations as the formats round them, in double precision from there on.
+                let rounded: Vec<f64> = match matrix.rounding() {
+                    None => x.iter().map(|x| f64::from(*x)).collect(),
+                    Some(rounding) => {
+                        let mut rounded = Rounded::default();
+                        rounded.fill(&x, cols, rounding);
+                        let scale = |i: usize| f64::from(rounded.scale[i / 32]);
+                        rounded.bytes.iter().enumerate().map(|(i, b)| f64::from(*b) * scale(i)).collect()
+                    }
+                };
+                let want = |r: usize, i: usize| -> (f64, f64) {
+                    let terms = || {
+                        let row = &rounded[r * cols..(r + 1) * cols];
+                        row.iter().zip(&weights[i * cols..(i + 1) * cols]).map(|(x, w)| x * f64::from(*w))
+                    };
+                    (terms().sum(), terms().map(f64::abs).sum())
+                };
+                for level in levels() {
+                    let got = product(level, matrix, &x);
+                    if matrix.rounding().is_some() {
+                        assert_eq!(got, product(Level::Plain, matrix, &x), "{dtype} {level:?} {m}x{cols}x{rows}");
+                    }
+                    for r in 0..m {
+                        let alone = product(level, matrix, &x[r * cols..(r + 1) * cols]);
+                        assert_eq!(got[r * rows..(r + 1) * rows], alone, "{dtype} {level:?}: row {r} of {m}");
+                        for i in 0..rows {
+                            let (want, size) = want(r, i);
+                            let got = f64::from(got[r * rows + i]);
+                            // Q8_1 rounds the sums that meet the minima to half precision: 2^-11 of them.
+                            let halves = matrix.rounding() == Some(Rounding::Q8_1);
+                            let tolerance = if halves { 1e-3 } else { 3e-6 } * size + 1e-9;
+                            assert!(
+                                (got - want).abs() <= tolerance,
+                                "{dtype} {level:?} {m}x{cols}x{rows} at ({r}, {i}): {got}, want {want}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn levels_agree_on_any_bytes() {
+    for (dtype, _) in DTYPES.into_iter().skip(3) {
+        let (rows, cols) = (19, 1024);
+        let len = rows * cols / dtype.block_size() * dtype.block_bytes();
+        let mut data: Vec<u8> = noise(len, 99).iter().map(|x| ((x + 1.0) * 127.9) as u8).collect();
+        // Keeps scales finite, whichever byte of the block they begin at.
+        for byte in &mut data {
+            if *byte & 0x7c == 0x7c {
+                *byte &= !0x40;
+            }
+        }
+        let matrix = Matrix::new(dtype, rows, cols, &data);
+        for m in [1, 4, 9] {
+            let x = noise(m * cols, 3);
+            let want = product(Level::Plain, matrix, &x);
+            assert!(want.iter().all(|x| x.is_finite()) && want.iter().any(|x| *x != 0.0));
+            for level in levels() {
+                assert_eq!(product(level, matrix, &x), want, "{dtype} {level:?} {m}");
+            }
+        }
+    }
+}
+
+#[test]
+fn dense_weights_of_any_width_and_alignment() {
+    for (dtype, bytes) in [(GgmlType::F32, 4), (GgmlType::F16, 2), (GgmlType::BF16, 2)] {
+        for cols in [1, 8, 15, 17, 172] {
+            let rows = 18;
+            let weights = noise(rows * cols, 5);
+            let mut data = vec![0_u8]; // one byte off
+            for w in &weights {
+                match dtype {
+                    GgmlType::F32 => data.extend(w.to_le_bytes()),
+                    GgmlType::F16 => data.extend(half::f16::from_f32(*w).to_le_bytes()),
+                    _ => data.extend(half::bf16::from_f32(*w).to_le_bytes()),
+                }
+            }
+            assert_eq!(data.len(), 1 + rows * cols * bytes);
+            let matrix = Matrix::new(dtype, rows, cols, &data[1..]);
+            for m in [1, 3, 11] {
+                let x = noise(m * cols, 6);
+                for level in levels() {
+                    let got = product(level, matrix, &x);
+                    for r in 0..m {
+                        for i in 0..rows {
+                            let want: f32 = (0..cols).map(|k| x[r * cols + k] * weights[i * cols + k]).sum();
+                            let tolerance = if dtype == GgmlType::F32 { 1e-5 } else { 0.05 };
+                            assert!((got[r * rows + i] - want).abs() <= tolerance, "{dtype} {level:?} {m}x{cols}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_covers_subnormals_and_infinity() {
+    for bits in 0..=u16::MAX {
+        let (got, want) = (<Portable as format::Halves>::to_f32(bits), half::f16::from_bits(bits).to_f32());
+        assert!(got == want || (got.is_nan() && want.is_nan()), "{bits:#x}: {got} {want}");
+    }
+}
+
+#[test]
+fn products_share_their_activations() {
+    let cols = 256;
+    let (a, _) = quantized(GgmlDType::Q4_1, 20, cols);
+    let (b, _) = quantized(GgmlDType::Q6K, 7, cols);
+    let (a, b) = (Matrix::new(GgmlType::Q4_1, 20, cols, &a), Matrix::new(GgmlType::Q6_K, 7, cols, &b));
+    for m in [1, 9] {
+        let x = noise(m * cols, 1);
+        let (mut first, mut second) = (vec![0.0; m * 20], vec![0.0; m * 7]);
+        multiply(
+            &x,
+            &mut Scratch::default(),
+            &mut [Product { matrix: a, out: &mut first }, Product { matrix: b, out: &mut second }],
+        );
+        assert_eq!(first, product(Level::detect(), a, &x));
+        assert_eq!(second, product(Level::detect(), b, &x));
+    }
+}
+
+/// Prints what one product costs; run with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("threads start");
+    for (dtype, theirs) in DTYPES {
+        let (rows, cols) = (1536, 1536);
+        let (data, _) = quantized(theirs, rows, cols);
+        let matrix = Matrix::new(dtype, rows, cols, &data);
+        for level in levels().into_iter().skip(1) {
+            for m in [1, 4, 8, 256] {
+                let x = noise(m * cols, 6);
+                let mut out = vec![0.0; m * rows];
+                let mut scratch = Scratch::default();
+                let mut best = f64::INFINITY;
+                for _ in 0..20 {
+                    let start = std::time::Instant::now();
+                    pool.install(|| multiply_at(level, &x, &mut scratch, &mut [Product { matrix, out: &mut out }]));
+                    best = best.min(start.elapsed().as_secs_f64());
+                }
+                eprintln!(
+                    "{dtype:?} {level:?} m={m}: {:.0} us, {:.1} GB/s, {:.0} GOP/s",
+                    best * 1e6,
+                    data.len() as f64 / best / 1e9,
+                    2.0 * (m * rows * cols) as f64 / best / 1e9
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! The products of [`Unpacked`] with AVX2, and with the byte dot products of AVX-512.
+//!
+//! Registers of 256 bits in both: eight lanes are what llama.cpp's order of additions has.
+
+use super::dense::{Dense, Element, total};
+use super::format::{Block, Halves, SuperBlock};
+use super::rounded::Rounded;
+use super::rows::{ROWS, Sums, Unpacked};
+use crate::kernels::LANES;
+use std::arch::x86_64::{
+    __m128, __m128i, __m256, __m256i, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtepi32_ps, _mm_cvtph_ps,
+    _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_fmadd_ps, _mm_loadu_ps, _mm_movehdup_ps, _mm_movehl_ps, _mm_mul_ps,
+    _mm_set1_ps, _mm_setzero_ps, _mm_storeu_ps, _mm_sub_ps, _mm256_abs_epi8, _mm256_add_epi32, _mm256_castps256_ps128,
+    _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_dpwssd_epi32, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
+    _mm256_xor_si256, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+/// Half precision by the CPU's own instruction.
+struct F16c;
+
+impl Halves for F16c {
+    #[inline(always)]
+    fn to_f32(bits: u16) -> f32 {
+        // SAFETY: used below alone, where F16C is enabled.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+        }
+    }
+}
+
+macro_rules! entry {
+    // `together`: activation rows whose sums fit the registers beside each other.
+    ($name:ident, $features:literal, $vnni:literal, $together:literal, $format:ident, $fill:ident, $products:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $name<F: $format>(
+            &mut self,
+            weights: &[u8],
+            row_bytes: usize,
+            x: &Rounded,
+            store: &mut impl FnMut(usize, &Sums),
+        ) {
+            self.$fill::<F, F16c>(weights, row_bytes);
+            // SAFETY: the instructions are enabled here.
+            #[allow(unsafe_code)]
+            unsafe {
+                let mut r = 0;
+                while r + $together <= x.rows {
+                    self.$products::<F, $together, $vnni>(x, r, store);
+                    r += $together;
+                }
+                while r < x.rows {
+                    self.$products::<F, 1, $vnni>(x, r, store);
+                    r += 1;
+                }
+            }
+        }
+    };
+}
+
+impl Unpacked {
+    entry!(avx2_blocks, "avx2,fma,f16c", false, 2, Block, fill_blocks, products_of_blocks);
+    entry!(avx2_super, "avx2,fma,f16c", false, 2, SuperBlock, fill_super, products_of_super);
+    entry!(
+        vnni_blocks,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
+        true,
+        4,
+        Block,
+        fill_blocks,
+        products_of_blocks
+    );
+    entry!(
+        vnni_super,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
+        true,
+        2,
+        SuperBlock,
+        fill_super,
+        products_of_super
+    );
+
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
+    #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+    unsafe fn products_of_blocks<F: Block, const R: usize, const VNNI: bool>(
+        &self,
+        x: &Rounded,
+        first: usize,
+        store: &mut impl FnMut(usize, &Sums),
+    ) {
+        let rows: [&[[u8; 32]]; ROWS] = std::array::from_fn(|i| self.row(i).as_chunks::<32>().0);
+        let blocks = rows[0].len();
+        let bytes: [&[[i8; 32]]; R] =
+            std::array::from_fn(|r| x.bytes[(first + r) * x.width..][..x.width].as_chunks::<32>().0);
+        let scales: [&[f32]; R] = std::array::from_fn(|r| &x.scale[(first + r) * blocks..][..blocks]);
+        let weighted: [&[f32]; R] = std::array::from_fn(|r| &x.weighted[(first + r) * blocks..][..blocks]);
+        // SAFETY: the callers enable the instructions; every load is of an array of its size.
+        unsafe {
+            let mut sums = [[_mm256_setzero_ps(); R]; ROWS];
+            let mut minima = [_mm_setzero_ps(); R];
+            for b in 0..blocks {
+                for r in 0..R {
+                    let bytes = load_signed(&bytes[r][b]);
+                    let scale = _mm256_set1_ps(scales[r][b]);
+                    let offset = offset_products::<F, VNNI>(bytes);
+                    for i in 0..ROWS {
+                        let dot = dot::<F, VNNI>(load(&rows[i][b]), bytes, offset);
+                        let factor = _mm256_mul_ps(_mm256_set1_ps(self.scale[b][i]), scale);
+                        sums[i][r] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dot), sums[i][r]);
+                    }
+                    if F::MIN {
+                        let min = _mm_loadu_ps(self.min[b].as_ptr());
+                        minima[r] = _mm_fmadd_ps(min, _mm_set1_ps(weighted[r][b]), minima[r]);
+                    }
+                }
+            }
+            for r in 0..R {
+                let mut out = numbers(minima[r]);
+                for i in 0..ROWS {
+                    let sum = add_lanes(sums[i][r]);
+                    out[i] = if F::MIN { sum + out[i] } else { sum };
+                }
+                store(first + r, &out);
+            }
+        }
+    }
+
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
+    #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+    unsafe fn products_of_super<F: SuperBlock, const R: usize, const VNNI: bool>(
+        &self,
+        x: &Rounded,
+        first: usize,
+        store: &mut impl FnMut(usize, &Sums),
+    ) {
+        let rows: [&[[u8; 256]]; ROWS] = std::array::from_fn(|i| self.row(i).as_chunks::<256>().0);
+        let blocks = rows[0].len();
+        let bytes: [&[[i8; 256]]; R] =
+            std::array::from_fn(|r| x.bytes[(first + r) * x.width..][..x.width].as_chunks::<256>().0);
+        let scales: [&[f32]; R] = std::array::from_fn(|r| &x.scale[(first + r) * x.width / 32..][..8 * blocks]);
+        let totals: [&[[i16; 16]]; R] =
+            std::array::from_fn(|r| x.sums[(first + r) * x.width / 16..][..16 * blocks].as_chunks::<16>().0);
+        // SAFETY: the callers enable the instructions; every load is of an array of its size.
+        unsafe {
+            let mut lanes = [[_mm256_setzero_ps(); R]; ROWS];
+            let mut sums = [_mm_setzero_ps(); R];
+            let mut minima = [_mm_setzero_ps(); R];
+            for b in 0..blocks {
+                for r in 0..R {
+                    let totals = load_words(&totals[r][b]);
+                    let d = scales[r][8 * b];
+                    let mut dots = [_mm256_setzero_si256(); ROWS];
+                    let mut mins = [_mm256_setzero_si256(); ROWS];
+                    for i in 0..ROWS {
+                        let (u, bytes) = (rows[i][b].as_chunks::<32>().0, bytes[r][b].as_chunks::<32>().0);
+                        let spread = &self.spread[i * blocks + b];
+                        for j in 0..8 {
+                            let pairs = _mm256_maddubs_epi16(load(&u[j]), load_signed(&bytes[j]));
+                            dots[i] = if VNNI {
+                                _mm256_dpwssd_epi32(dots[i], pairs, load_words(&spread[j]))
+                            } else {
+                                _mm256_add_epi32(dots[i], _mm256_madd_epi16(pairs, load_words(&spread[j])))
+                            };
+                        }
+                        let groups = _mm256_madd_epi16(totals, load_words(&self.groups[i * blocks + b]));
+                        if F::MIN {
+                            mins[i] = groups;
+                        } else {
+                            let share = match F::OFFSET {
+                                32 => _mm256_slli_epi32::<5>(groups),
+                                4 => _mm256_slli_epi32::<2>(groups),
+                                _ => unreachable!("no format has another offset; this is a bug"),
+                            };
+                            dots[i] = _mm256_sub_epi32(dots[i], share);
+                        }
+                        if F::LANES {
+                            let factor = _mm256_set1_ps(self.scale[b][i] * d);
+                            lanes[i][r] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[i]), lanes[i][r]);
+                        }
+                    }
+                    let d = _mm_set1_ps(d);
+                    if !F::LANES {
+                        let factor = _mm_mul_ps(_mm_loadu_ps(self.scale[b].as_ptr()), d);
+                        sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(dots)), factor, sums[r]);
+                    }
+                    if F::MIN {
+                        let factor = _mm_mul_ps(_mm_loadu_ps(self.min[b].as_ptr()), d);
+                        minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(mins)), factor, minima[r]);
+                    }
+                }
+            }
+            for r in 0..R {
+                let out = if F::LANES {
+                    std::array::from_fn(|i| add_lanes(lanes[i][r]))
+                } else {
+                    numbers(_mm_sub_ps(sums[r], minima[r]))
+                };
+                store(first + r, &out);
+            }
+        }
+    }
+}
+
+impl Dense<'_> {
+    /// As `plain`, with AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn avx2<E: Element>(
+        self,
+        weights: &[u8],
+        unpacked: &mut Vec<f32>,
+        store: &mut impl FnMut(usize, &Sums),
+    ) {
+        self.unpack::<E>(weights, unpacked);
+        let rows: [_; ROWS] = std::array::from_fn(|i| self.weights(unpacked, i));
+        for r in 0..self.count() {
+            let x = self.row(r);
+            let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+            for (b, x) in x.0.iter().enumerate() {
+                for half in 0..2 {
+                    // SAFETY: each half of a block has eight numbers; no alignment is asked for.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        let x = _mm256_loadu_ps(x[8 * half..].as_ptr());
+                        for i in 0..ROWS {
+                            let w = _mm256_loadu_ps(rows[i].0[b][8 * half..].as_ptr());
+                            sums[i][half] = _mm256_fmadd_ps(w, x, sums[i][half]);
+                        }
+                    }
+                }
+            }
+            let sums = std::array::from_fn(|i| {
+                let mut lanes = [0.0; LANES];
+                for half in 0..2 {
+                    // SAFETY: each half has eight numbers; no alignment is asked for.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        _mm256_storeu_ps(lanes[8 * half..].as_mut_ptr(), sums[i][half]);
+                    }
+                }
+                total(&lanes, rows[i].1, x.1)
+            });
+            store(r, &sums);
+        }
+    }
+
+    /// As `plain`, with AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn avx512<E: Element>(
+        self,
+        weights: &[u8],
+        unpacked: &mut Vec<f32>,
+        store: &mut impl FnMut(usize, &Sums),
+    ) {
+        self.unpack::<E>(weights, unpacked);
+        let mut r = 0;
+        while r + 4 <= self.count() {
+            self.avx512_rows::<4>(unpacked, r, store);
+            r += 4;
+        }
+        for r in r..self.count() {
+            self.avx512_rows::<1>(unpacked, r, store);
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn avx512_rows<const X: usize>(self, unpacked: &[f32], first: usize, store: &mut impl FnMut(usize, &Sums)) {
+        let rows: [_; ROWS] = std::array::from_fn(|i| self.weights(unpacked, i));
+        let xs: [_; X] = std::array::from_fn(|r| self.row(first + r));
+        let mut sums = [[_mm512_setzero_ps(); X]; ROWS];
+        for b in 0..self.width / LANES {
+            // SAFETY: a block has sixteen numbers; no alignment is asked for.
+            #[allow(unsafe_code)]
+            unsafe {
+                let x: [_; X] = std::array::from_fn(|r| _mm512_loadu_ps(xs[r].0[b].as_ptr()));
+                for i in 0..ROWS {
+                    let w = _mm512_loadu_ps(rows[i].0[b].as_ptr());
+                    for r in 0..X {
+                        sums[i][r] = _mm512_fmadd_ps(w, x[r], sums[i][r]);
+                    }
+                }
+            }
+        }
+        for r in 0..X {
+            let out = std::array::from_fn(|i| {
+                let mut lanes = [0.0; LANES];
+                // SAFETY: the array has sixteen numbers.
+                #[allow(unsafe_code)]
+                unsafe {
+                    _mm512_storeu_ps(lanes.as_mut_ptr(), sums[i][r]);
+                }
+                total(&lanes, rows[i].1, xs[r].1)
+            });
+            store(first + r, &out);
+        }
+    }
+}
+
+/// `OFFSET` times each four activations, to be taken from the products with unsigned bytes.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn offset_products<F: Block, const VNNI: bool>(x: __m256i) -> __m256i {
+    // SAFETY: the caller enables AVX2, and VNNI where `VNNI` is set.
+    unsafe {
+        let zero = _mm256_setzero_si256();
+        if F::OFFSET == 0 || (F::OFFSET == 128 && !VNNI) {
+            return zero;
+        }
+        let offset = _mm256_set1_epi8(F::OFFSET as i8);
+        let products = if VNNI {
+            _mm256_dpbusd_epi32(zero, offset, x)
+        } else {
+            _mm256_madd_epi16(_mm256_maddubs_epi16(offset, x), _mm256_set1_epi16(1))
+        };
+        _mm256_sub_epi32(zero, products)
+    }
+}
+
+/// Sums of four products each.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn dot<F: Block, const VNNI: bool>(w: __m256i, x: __m256i, start: __m256i) -> __m256i {
+    // SAFETY: the caller enables AVX2, and VNNI where `VNNI` is set.
+    unsafe {
+        if VNNI {
+            return _mm256_dpbusd_epi32(start, w, x);
+        }
+        let one = _mm256_set1_epi16(1);
+        if F::OFFSET == 128 {
+            // Products of unsigned bytes overflow the 16-bit sums: the activations take the sign of the weights.
+            let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+            return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), one);
+        }
+        _mm256_add_epi32(start, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), one))
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn load(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: the array has 32 bytes; no alignment is asked for.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn load_signed(bytes: &[i8; 32]) -> __m256i {
+    // SAFETY: the array has 32 bytes; no alignment is asked for.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn load_words(words: &[i16; 16]) -> __m256i {
+    // SAFETY: the array has 32 bytes; no alignment is asked for.
+    unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn numbers(x: __m128) -> Sums {
+    let mut out = [0.0; ROWS];
+    // SAFETY: the array has four numbers; no alignment is asked for.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), x) };
+    out
+}
+
+/// Adds the lanes of each register.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn add_each(x: [__m256i; ROWS]) -> __m128i {
+    // SAFETY: the caller enables AVX2.
+    unsafe {
+        let x = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+        _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn add_lanes(x: __m256) -> f32 {
+    // SAFETY: the caller enables AVX2.
+    unsafe {
+        let x = _mm_add_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x));
+        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+    }
+}

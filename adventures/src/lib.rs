@@ -1,0 +1,22 @@
+#![cfg_attr(test, allow(clippy::float_cmp, reason = "tests state exact numbers"))]
+//! Self-hosted retrieval-augmented chat without torch: embeddings and generation on plain CPUs.
+
+pub mod checkpoint;
+mod device;
+mod embedder;
+mod error;
+mod generator;
+pub mod gguf;
+mod kernels;
+pub mod models;
+mod sampling;
+mod split;
+mod template;
+pub mod tokenizer;
+
+pub use device::{device, threads};
+pub use embedder::{Embedder, EmbedderOptions, Embeddings, Kind, Pooling};
+pub use error::{Error, Result};
+pub use generator::{Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next};
+pub use sampling::SamplingOptions;
+pub use template::{Message, Role};

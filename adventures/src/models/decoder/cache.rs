@@ -1,0 +1,78 @@
+//! The keys and values of one run, in half precision, in pages that are added as the text grows.
+
+use crate::kernels::causal::PAGE;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+/// The sizes of a page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    pub(super) dim: usize,
+}
+
+impl Shape {
+    /// Numbers that the keys, or the values, of one head take in a page.
+    fn block(self) -> usize {
+        self.dim * PAGE
+    }
+
+    fn page(self) -> usize {
+        2 * self.layers * self.heads * self.block()
+    }
+
+    /// Where the keys of a head begin in a page; the values follow.
+    fn offset(self, layer: usize, head: usize) -> usize {
+        2 * (layer * self.heads + head) * self.block()
+    }
+}
+
+/// [`PAGE`] positions: for each layer and head, keys `(dim, PAGE)`, then values `(PAGE, dim)`.
+pub(super) struct Page(Box<[f16]>);
+
+impl Page {
+    pub(super) fn new(shape: Shape) -> Self {
+        Self(vec![f16::ZERO; shape.page()].into_boxed_slice())
+    }
+
+    /// Stores one position's keys and values, `(heads, dim)` each. `halves` is scratch space.
+    pub(super) fn store(
+        &mut self,
+        shape: Shape,
+        layer: usize,
+        slot: usize,
+        (keys, values): (&[f32], &[f32]),
+        halves: &mut Vec<f16>,
+    ) {
+        halves.resize(shape.dim, f16::ZERO);
+        let rows = keys.chunks_exact(shape.dim).zip(values.chunks_exact(shape.dim));
+        for (head, (key, value)) in rows.enumerate() {
+            let start = shape.offset(layer, head);
+            let (key_block, value_block) = self.0[start..start + 2 * shape.block()].split_at_mut(shape.block());
+            halves.convert_from_f32_slice(key);
+            for (lane, key) in key_block.chunks_exact_mut(PAGE).zip(&*halves) {
+                lane[slot] = *key;
+            }
+            value_block[slot * shape.dim..(slot + 1) * shape.dim].convert_from_f32_slice(value);
+        }
+    }
+
+    /// Writes one head's keys and values in single precision.
+    pub(super) fn load(&self, shape: Shape, layer: usize, head: usize, keys: &mut [f32], values: &mut [f32]) {
+        let start = shape.offset(layer, head);
+        self.0[start..start + shape.block()].convert_to_f32_slice(keys);
+        self.0[start + shape.block()..start + 2 * shape.block()].convert_to_f32_slice(values);
+    }
+
+    /// Empties the positions from `slot` on, so that nothing that is not a number stays behind.
+    pub(super) fn clear_from(&mut self, shape: Shape, slot: usize) {
+        for block in self.0.chunks_exact_mut(2 * shape.block()) {
+            let (keys, values) = block.split_at_mut(shape.block());
+            for lane in keys.chunks_exact_mut(PAGE) {
+                lane[slot..].fill(f16::ZERO);
+            }
+            values[slot * shape.dim..].fill(f16::ZERO);
+        }
+    }
+}

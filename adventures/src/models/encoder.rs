@@ -1,0 +1,340 @@
+//! The BERT family: BERT (Devlin et al. 2018), RoBERTa, XLM-RoBERTa and CamemBERT, over packed batches.
+//!
+//! Sequences are never padded: linear layers run over the tokens of many sequences at once, attention over each sequence
+//! alone, so a vector does not depend on what is in the batch beside it.
+
+use super::{Batch, Encoder};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Result, invalid, unsupported};
+use crate::kernels::attention::{Heads, attention};
+use crate::kernels::gemm::{Threads, linear};
+use crate::kernels::math::{LayerNorm, accumulate, add_bias, add_layer_norm};
+use crate::kernels::math::{bias_gelu_erf, bias_gelu_tanh, bias_relu, layer_norm};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use serde::Deserialize;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How many tokens go through the layers together: enough to fill the matrix products, few enough for the caches.
+const BLOCK_TOKENS: usize = 512;
+
+/// The fields of `config.json` that matter here.
+#[derive(Debug, Clone, Deserialize)]
+struct Config {
+    model_type: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    #[serde(default = "default_activation")]
+    hidden_act: String,
+    max_position_embeddings: usize,
+    type_vocab_size: usize,
+    #[serde(default = "default_eps")]
+    layer_norm_eps: f32,
+    #[serde(default)]
+    pad_token_id: Option<u32>,
+    #[serde(default)]
+    position_embedding_type: Option<String>,
+}
+
+fn default_activation() -> String {
+    "gelu".into()
+}
+
+fn default_eps() -> f32 {
+    1e-12
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Activation {
+    GeluErf,
+    GeluTanh,
+    Relu,
+}
+
+/// Returns the encoder that the checkpoint's `model_type` names; it computes on `pool`.
+pub fn load(checkpoint: &Checkpoint, pool: Arc<rayon::ThreadPool>) -> Result<Box<dyn Encoder>> {
+    Ok(Box::new(Bert::load(checkpoint, pool)?))
+}
+
+struct Bert {
+    hidden_size: usize,
+    heads: Heads,
+    activation: Activation,
+    context: usize,
+    /// Padding's id where positions are counted as RoBERTa does: from `padding + 1`, padding itself staying at `padding`.
+    roberta_padding: Option<u32>,
+    words: Vec<f32>,
+    positions: Vec<f32>,
+    /// The embedding of token type 0, the only one that a single text has.
+    token_type: Vec<f32>,
+    norm: LayerNorm,
+    layers: Vec<Layer>,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+struct Layer {
+    /// Queries, keys and values as one product: `(3 * hidden, hidden)`.
+    qkv: Linear,
+    attention_out: Linear,
+    attention_norm: LayerNorm,
+    up: Linear,
+    down: Linear,
+    out_norm: LayerNorm,
+}
+
+struct Linear {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// Space for the intermediate results of one block of tokens.
+#[derive(Default)]
+struct Scratch {
+    wide: Vec<f32>,
+    context: Vec<f32>,
+    projected: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+/// Reads tensors below a prefix.
+struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+}
+
+impl Source<'_> {
+    fn at(&self, name: &str) -> Self {
+        Self { checkpoint: self.checkpoint, prefix: format!("{}{name}.", self.prefix) }
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.checkpoint.tensor(&format!("{}{name}", self.prefix), shape)
+    }
+
+    fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
+        let at = self.at(name);
+        Ok(Linear { weight: at.tensor("weight", &[outputs, inputs])?, bias: at.tensor("bias", &[outputs])? })
+    }
+
+    fn norm(&self, name: &str, width: usize, eps: f32) -> Result<LayerNorm> {
+        let at = self.at(name);
+        // Checkpoints converted from TensorFlow name them gamma and beta.
+        let (weight, bias) =
+            if self.checkpoint.has(&format!("{}gamma", at.prefix)) { ("gamma", "beta") } else { ("weight", "bias") };
+        Ok(LayerNorm { weight: at.tensor(weight, &[width])?, bias: at.tensor(bias, &[width])?, eps })
+    }
+}
+
+impl Bert {
+    fn load(checkpoint: &Checkpoint, pool: Arc<rayon::ThreadPool>) -> Result<Self> {
+        let place = checkpoint.dir().display();
+        let config: Config = match serde_json::from_value(checkpoint.config().clone()) {
+            Ok(config) => config,
+            Err(e) => {
+                let kind = checkpoint.config().get("model_type").and_then(|v| v.as_str()).unwrap_or("none");
+                return unsupported!(
+                    "{place}: config.json (model_type {kind:?}) is not that of a BERT, RoBERTa or XLM-RoBERTa encoder: {e}"
+                );
+            }
+        };
+        let roberta = match config.model_type.as_str() {
+            "bert" => false,
+            "roberta" | "xlm-roberta" | "camembert" => true,
+            other => {
+                return unsupported!(
+                    "{place}: model_type {other:?}; supported encoders are bert, roberta, xlm-roberta and camembert"
+                );
+            }
+        };
+        if let Some(kind) = config.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
+            return unsupported!("{place}: position_embedding_type {kind:?}; only \"absolute\" is supported");
+        }
+        let activation = match config.hidden_act.as_str() {
+            "gelu" => Activation::GeluErf,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            other => return unsupported!("{place}: hidden_act {other:?}; supported are gelu, gelu_new and relu"),
+        };
+        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
+        if heads == 0 || hidden == 0 || !hidden.is_multiple_of(heads) || config.type_vocab_size == 0 {
+            return invalid!("{place}: hidden_size {hidden} does not split into num_attention_heads {heads}");
+        }
+        let padding = config.pad_token_id.unwrap_or(u32::from(roberta));
+        let reserved = if roberta { padding as usize + 1 } else { 0 };
+        let Some(context) = config.max_position_embeddings.checked_sub(reserved).filter(|n| *n > 0) else {
+            return invalid!("{place}: max_position_embeddings {} leaves no position", config.max_position_embeddings);
+        };
+        let prefix = ["", "bert.", "roberta.", "model."]
+            .into_iter()
+            .find(|prefix| checkpoint.has(&format!("{prefix}embeddings.word_embeddings.weight")));
+        let Some(prefix) = prefix else {
+            return invalid!(
+                "{place}: no tensor \"embeddings.word_embeddings.weight\"; the weights are not of this family"
+            );
+        };
+        let source = Source { checkpoint, prefix: prefix.to_owned() };
+        let embeddings = source.at("embeddings");
+        let eps = config.layer_norm_eps;
+        let mut token_type = embeddings.tensor("token_type_embeddings.weight", &[config.type_vocab_size, hidden])?;
+        token_type.truncate(hidden);
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| Layer::load(&source.at(&format!("encoder.layer.{i}")), &config))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            hidden_size: hidden,
+            heads: Heads { count: heads, dim: hidden / heads },
+            activation,
+            context,
+            roberta_padding: roberta.then_some(padding),
+            words: embeddings.tensor("word_embeddings.weight", &[config.vocab_size, hidden])?,
+            positions: embeddings.tensor("position_embeddings.weight", &[config.max_position_embeddings, hidden])?,
+            token_type,
+            norm: embeddings.norm("LayerNorm", hidden, eps)?,
+            layers,
+            pool,
+        })
+    }
+
+    /// Writes the embeddings of one sequence to `out`.
+    fn embed(&self, ids: &[u32], out: &mut [f32]) {
+        let width = self.hidden_size;
+        let row = |table: &'_ [f32], i: usize| -> Range<usize> {
+            debug_assert!((i + 1) * width <= table.len());
+            i * width..(i + 1) * width
+        };
+        let mut next = self.roberta_padding.map_or(0, |padding| padding + 1);
+        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
+            let position = if Some(id) == self.roberta_padding {
+                id
+            } else {
+                next += 1;
+                next - 1
+            };
+            out.copy_from_slice(&self.words[row(&self.words, id as usize)]);
+            accumulate(out, &self.token_type);
+            accumulate(out, &self.positions[row(&self.positions, position as usize)]);
+        }
+        layer_norm(out, &self.norm);
+    }
+
+    /// Runs whole sequences of `lengths` tokens through all layers, in place in `hidden`.
+    fn block(&self, ids: &[u32], lengths: &[usize], hidden: &mut [f32], scratch: &mut Scratch, threads: Threads) {
+        let width = self.hidden_size;
+        let tokens = ids.len();
+        let mut start = 0;
+        for &length in lengths {
+            self.embed(&ids[start..start + length], &mut hidden[start * width..(start + length) * width]);
+            start += length;
+        }
+        let inner = self.layers.first().map_or(0, |layer| layer.up.bias.len());
+        scratch.wide.resize(tokens * inner.max(3 * width), 0.0);
+        scratch.context.resize(tokens * width, 0.0);
+        scratch.projected.resize(tokens * width, 0.0);
+        for layer in &self.layers {
+            let qkv = &mut scratch.wide[..tokens * 3 * width];
+            linear(qkv, hidden, &layer.qkv.weight, width, threads);
+            add_bias(qkv, &layer.qkv.bias);
+            let mut start = 0;
+            for &length in lengths {
+                let rows = start * width..(start + length) * width;
+                let (out, qkv) = (&mut scratch.context[rows.clone()], &qkv[3 * rows.start..3 * rows.end]);
+                attention(out, qkv, self.heads, &mut scratch.scores, threads);
+                start += length;
+            }
+            linear(&mut scratch.projected, &scratch.context, &layer.attention_out.weight, width, threads);
+            add_layer_norm(hidden, &mut scratch.projected, &layer.attention_out.bias, &layer.attention_norm);
+
+            let up = &mut scratch.wide[..tokens * inner];
+            linear(up, hidden, &layer.up.weight, width, threads);
+            match self.activation {
+                Activation::GeluErf => bias_gelu_erf(up, &layer.up.bias),
+                Activation::GeluTanh => bias_gelu_tanh(up, &layer.up.bias),
+                Activation::Relu => bias_relu(up, &layer.up.bias),
+            }
+            linear(&mut scratch.projected, up, &layer.down.weight, inner, threads);
+            add_layer_norm(hidden, &mut scratch.projected, &layer.down.bias, &layer.out_norm);
+        }
+    }
+}
+
+impl Layer {
+    fn load(source: &Source<'_>, config: &Config) -> Result<Self> {
+        let (hidden, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let attention = source.at("attention");
+        let mut qkv = attention.linear("self.query", hidden, hidden)?;
+        for name in ["self.key", "self.value"] {
+            let part = attention.linear(name, hidden, hidden)?;
+            qkv.weight.extend(part.weight);
+            qkv.bias.extend(part.bias);
+        }
+        Ok(Self {
+            qkv,
+            attention_out: attention.linear("output.dense", hidden, hidden)?,
+            attention_norm: attention.norm("output.LayerNorm", hidden, eps)?,
+            up: source.linear("intermediate.dense", inner, hidden)?,
+            down: source.linear("output.dense", hidden, inner)?,
+            out_norm: source.norm("output.LayerNorm", hidden, eps)?,
+        })
+    }
+}
+
+impl Encoder for Bert {
+    fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn encode(&self, batch: &Batch) -> Result<Tensor> {
+        let total: usize = batch.lengths.iter().sum();
+        if total != batch.ids.len() {
+            return invalid!("the lengths of a batch add up to {total}, but it has {} ids", batch.ids.len());
+        }
+        if let Some(length) = batch.lengths.iter().find(|n| **n > self.context) {
+            return invalid!("a sequence of {length} tokens; this model reads at most {}", self.context);
+        }
+        let vocabulary = self.words.len() / self.hidden_size;
+        if let Some(id) = batch.ids.iter().find(|id| **id as usize >= vocabulary) {
+            return invalid!(
+                "token id {id}: this model's vocabulary has {vocabulary} entries; its tokenizer does not fit"
+            );
+        }
+        let mut hidden = vec![0.0; total * self.hidden_size];
+        let mut blocks = Vec::new();
+        let (mut ids, mut lengths, mut rest) = (batch.ids.as_slice(), batch.lengths.as_slice(), hidden.as_mut_slice());
+        while !lengths.is_empty() {
+            let (sequences, tokens) = next_block(lengths, total.div_ceil(self.pool.current_num_threads()));
+            let (block_lengths, more_lengths) = lengths.split_at(sequences);
+            let (block_ids, more_ids) = ids.split_at(tokens);
+            let (block_hidden, more_hidden) = rest.split_at_mut(tokens * self.hidden_size);
+            blocks.push((block_ids, block_lengths, block_hidden));
+            (ids, lengths, rest) = (more_ids, more_lengths, more_hidden);
+        }
+        // One block cannot be shared out, so its products are.
+        let threads = if blocks.len() == 1 { Threads::All } else { Threads::One };
+        self.pool.install(|| {
+            blocks.into_par_iter().for_each_init(Scratch::default, |scratch, (ids, lengths, hidden)| {
+                self.block(ids, lengths, hidden, scratch, threads);
+            });
+        });
+        Ok(Tensor::from_vec(hidden, (total, self.hidden_size), &Device::Cpu)?)
+    }
+}
+
+/// Returns how many sequences make the next block, and their tokens: at least one, then up to the budget, which is
+/// smaller where that lets every thread have a block.
+fn next_block(lengths: &[usize], fair_share: usize) -> (usize, usize) {
+    let budget = BLOCK_TOKENS.min(fair_share);
+    let (mut sequences, mut tokens) = (1, lengths[0]);
+    while let Some(&length) = lengths.get(sequences).filter(|n| tokens + **n <= budget) {
+        sequences += 1;
+        tokens += length;
+    }
+    (sequences, tokens)
+}

@@ -1,0 +1,77 @@
+"""Self-hosted retrieval-augmented chat over Delta tables, without torch.
+
+Read a Delta table into a library, search it, and stream answers that cite it:
+
+    import adventures as adv
+
+    emb = adv.Embedder("all-minilm-l6-v2")
+    lib = adv.Library.open("data/library", embedder=emb)
+    lib.sync(delta="data/fantasy-library", id="scenario", text="For {scenario} you should use {advice}")
+    chat = adv.Chat(lib, adv.Generator("smollm2-135m-instruct"))
+    for piece in chat.ask("What do I need to climb an icy cliff?"):
+        print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from adventures._adventures import (
+    AdventuresError,
+    BusyError,
+    Embedder,
+    Embeddings,
+    Generation,
+    GenerationStats,
+    Generator,
+    TruncationWarning,
+    __version__,
+)
+
+if TYPE_CHECKING:
+    from adventures.chat import Answer, Chat
+    from adventures.library import Hit, Library, Source, SyncReport
+    from adventures.seed import Adventures
+
+__all__ = [
+    "Adventures",
+    "AdventuresError",
+    "Answer",
+    "BusyError",
+    "Chat",
+    "Embedder",
+    "Embeddings",
+    "Generation",
+    "GenerationStats",
+    "Generator",
+    "Hit",
+    "Library",
+    "Source",
+    "SyncReport",
+    "TruncationWarning",
+    "__version__",
+]
+
+# LanceDB, Polars and deltalake take a second to import: only what is used is loaded (PEP 562).
+_LAZY = {
+    "Adventures": "adventures.seed",
+    "Answer": "adventures.chat",
+    "Chat": "adventures.chat",
+    "Hit": "adventures.library",
+    "Library": "adventures.library",
+    "Source": "adventures.library",
+    "SyncReport": "adventures.library",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

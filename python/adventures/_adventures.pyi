@@ -1,0 +1,277 @@
+"""The Rust core: what computes."""
+
+from collections.abc import Awaitable, Iterable, Mapping
+from os import PathLike
+from types import TracebackType
+from typing import Any, Literal, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class AdventuresError(Exception):
+    """What fails inside adventures and is not the caller's doing."""
+
+class BusyError(AdventuresError):
+    """No room now; the same call may go through later."""
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model reads and were cut."""
+
+@final
+class Embeddings:
+    """The vectors of some texts and what was read to make them."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """`(n, dim)`, unit rows."""
+    @property
+    def tokens(self) -> NDArray[np.uint32]:
+        """`(n,)`: how many tokens of each text were read, special tokens and prefix included."""
+    @property
+    def truncated(self) -> list[int]:
+        """The indices of the texts that were longer than `max_tokens` and were cut."""
+
+@final
+class Embedder:
+    """A sentence embedding model of the BERT family, on the CPU.
+
+    The encoder is our own: sequences are packed end to end, never padded, so a vector does not depend on what is embedded
+    beside it. One embedder serves any number of threads; the GIL is released while it computes, and Ctrl-C stops it.
+
+    Args:
+        model: A name of the catalogue (`adventures models list`), a Hugging Face id, or a directory with `config.json`,
+            `tokenizer.json` and safetensors.
+        revision: The branch, tag or commit of a Hugging Face id.
+        device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on the CPU.
+        threads: How many threads compute; all that the container grants by default.
+        max_tokens: The longest text in tokens, prefix and special tokens included; what the checkpoint states by default.
+        query_prefix: What is put before a query; by default what the catalogue or the checkpoint states.
+        passage_prefix: What is put before a passage, likewise.
+
+    Raises:
+        FileNotFoundError: The model, or a file of it, is not there.
+        NotImplementedError: The architecture, pooling or device is not supported.
+        ValueError: An argument or a file is not what it should be.
+    """
+
+    def __new__(
+        cls,
+        model: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        max_tokens: int | None = None,
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+    ) -> Self: ...
+    @property
+    def name(self) -> str:
+        """The catalogue name, the Hugging Face id, or the directory's name."""
+    @property
+    def revision(self) -> str:
+        """The commit or content hash; empty where unknown."""
+    @property
+    def path(self) -> str:
+        """The directory that the model was read from."""
+    @property
+    def dim(self) -> int:
+        """The length of a vector."""
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text are read at most, prefix and special tokens included."""
+    @property
+    def pooling(self) -> str:
+        """`"mean"` or `"cls"`: how token vectors become one."""
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What is put before a text, by kind: `{"query": …, "passage": …}`."""
+    @property
+    def threads(self) -> int:
+        """How many threads compute."""
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+    def embed(self, texts: str | Iterable[str], kind: Literal["query", "passage"] = "passage") -> NDArray[np.float32]:
+        """Returns `(n, dim)` unit rows in the order of `texts`; a single `str` is one row.
+
+        Warns:
+            TruncationWarning: Some texts were longer than `max_tokens` and were cut; `encode` says which.
+        """
+    def encode(self, texts: str | Iterable[str], kind: Literal["query", "passage"] = "passage") -> Embeddings:
+        """Returns the vectors of `embed` with token counts and the texts that were cut."""
+    def count_tokens(self, texts: str | Iterable[str], kind: Literal["query", "passage"] = "passage") -> list[int]:
+        """Returns how many tokens each text has, uncut, prefix and special tokens included."""
+    def split(self, texts: str | Iterable[str], *, max_tokens: int | None = None, overlap: int = 0) -> list[list[str]]:
+        """Cuts each text into pieces that fit, between paragraphs, else sentences, words or characters.
+
+        Args:
+            texts: The texts; one that fits is one piece, unchanged.
+            max_tokens: The longest piece, prefix and special tokens included; what the model reads by default.
+            overlap: How many tokens neighbours may share.
+        """
+
+@final
+class GenerationStats:
+    """What an answer has cost so far."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+    @property
+    def generated_tokens(self) -> int:
+        """How many tokens were generated, the end token not counted."""
+    @property
+    def prompt_seconds(self) -> float:
+        """How long the prompt took to read."""
+    @property
+    def seconds(self) -> float:
+        """How long all of it took."""
+    @property
+    def seed(self) -> int:
+        """What makes the same answer again."""
+    @property
+    def finish_reason(self) -> Literal["stop", "stop_string", "length", "context", "closed"] | None:
+        """Why it ended: by the model's end token, by a stop string, by `max_tokens`, by a full context, or because it was
+        closed; None while it runs."""
+
+@final
+class Generation:
+    """A running answer: an iterator, and an async iterator, of pieces of text.
+
+    Pieces are whole UTF-8 and together are exactly `text()`. The model runs on a thread of its own; `close()`, leaving a
+    `with` block, dropping the object and Ctrl-C stop it within one token.
+    """
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> str: ...
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Awaitable[str]: ...
+    def text(self) -> str:
+        """Waits for the end and returns the whole answer, what was iterated over before included."""
+    def close(self) -> None:
+        """Stops the model within one token, or one chunk of the prompt. What was not read yet is dropped."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+    def _poll(self) -> str | None: ...
+    @property
+    def stats(self) -> GenerationStats:
+        """What the answer has cost so far."""
+
+@final
+class Generator:
+    """A model that writes, on the CPU: GGUF (`llama`, `gemma3`, …) or a directory of safetensors (`gemma`, …).
+
+    The decoder is our own; weights are used where they lie in the memory-mapped file. One generator serves any number
+    of threads, and each answer has a key-value cache of its own. Text in messages and prompts is data: what looks like a
+    control token in it is read as text.
+
+    Args:
+        model: A name of the catalogue (`adventures models list`), a Hugging Face id, a `.gguf` file, or a directory with
+            `config.json`, `tokenizer.json` and safetensors.
+        revision: The branch, tag or commit of a Hugging Face id.
+        device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on the CPU.
+        threads: How many threads compute; all that the container grants by default.
+        context: The most tokens of prompt and answer together; what the model was trained for by default.
+
+    Raises:
+        FileNotFoundError: The model, or a file of it, is not there.
+        NotImplementedError: The architecture, a tensor's type, the template or the device is not supported.
+        ValueError: An argument or a file is not what it should be.
+    """
+
+    def __new__(
+        cls,
+        model: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        context: int | None = None,
+    ) -> Self: ...
+    @property
+    def name(self) -> str:
+        """The catalogue name, the Hugging Face id, or the name of the file or directory."""
+    @property
+    def revision(self) -> str:
+        """The commit or content hash; empty where unknown."""
+    @property
+    def path(self) -> str:
+        """The file or directory that the model was read from."""
+    @property
+    def profile(self) -> dict[str, Any]:
+        """How the catalogue says this model is best asked; empty where it says nothing."""
+    @property
+    def architecture(self) -> str:
+        """The architecture's name, as the file says it."""
+    @property
+    def context(self) -> int:
+        """The most tokens of prompt and answer together."""
+    @property
+    def vocab_size(self) -> int:
+        """The number of logits."""
+    @property
+    def threads(self) -> int:
+        """How many threads compute."""
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+    def generate(
+        self,
+        messages: str | Iterable[Mapping[str, str]],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        repeat_window: int = 64,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+        prefix: str = "",
+    ) -> Generation:
+        """Starts the answer to a conversation, through the model's chat template.
+
+        A template that knows no system role gets the system text at the start of the first user turn.
+
+        Args:
+            messages: `[{"role": "system" | "user" | "assistant", "content": str}, …]`; a `str` is one question.
+            max_tokens: The most tokens to generate.
+            temperature: Divides the logits; 0 takes the most likely token every time.
+            top_p: Keeps the most likely tokens whose probabilities add up to this.
+            top_k: Keeps this many of the most likely tokens; 0 keeps all.
+            min_p: Keeps tokens at least this share as likely as the most likely one.
+            repeat_penalty: Makes recent tokens less likely; 1 changes nothing.
+            repeat_window: How many tokens are recent, prompt included.
+            seed: Makes the random choices repeatable.
+            stop: Texts that end the answer; they are not part of it.
+            prefix: What the answer begins with: part of the prompt, and of the output.
+
+        Raises:
+            NotImplementedError: The model has no chat template.
+            ValueError: An option is out of range, or the prompt leaves no room in the context.
+        """
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        repeat_window: int = 64,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> Generation:
+        """Starts the continuation of a text, without a template; the options are those of `generate`."""
+    def count_tokens(self, text: str) -> int:
+        """Returns how many tokens a text has."""
+    def count_prompt(self, messages: str | Iterable[Mapping[str, str]], *, prefix: str = "") -> int:
+        """Returns how many tokens `generate` would read."""

@@ -1,0 +1,283 @@
+"""What changed between a Delta table and a library, by digests: 48 bytes a row, whatever the rows hold."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adventures.delta import RowBatch, RowSource
+    from adventures.store import Snapshot
+
+# numpy compares 16-byte strings as C does, which orders digests; trailing zeros are cut from every one alike.
+_DIGEST = np.dtype("S16")
+_EXAMPLES = 5
+
+Digests = NDArray[np.bytes_]
+
+
+class Change(IntEnum):
+    """What a sync has to do about a row."""
+
+    NONE = 0
+    METADATA = 1
+    TEXT = 2
+    NEW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Rows of a source that are not in the library.
+
+    Attributes:
+        reason: `"null id"`, `"null text"`, `"empty text"` or `"duplicate id"`.
+        count: How many.
+        examples: The ids of a few; texts where there is no id.
+    """
+
+    reason: str
+    count: int
+    examples: list[str]
+
+
+def digest(data: bytes) -> bytes:
+    """Returns the 16-byte BLAKE2b of some bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class RowDigests:
+    """The digests of one row: of its key, of its text and the way it is cut, and of all that a reader can see."""
+
+    id: bytes
+    text: bytes
+    row: bytes
+
+
+class Digester:
+    """Computes the digests of rows, for one way of cutting texts into passages."""
+
+    def __init__(self, window: int, overlap: int) -> None:
+        self._cut = f"{window}/{overlap}\n".encode()
+
+    def of(self, row_id: str, text: str, values: tuple[Any, ...]) -> RowDigests:
+        """Returns the digests of one row."""
+        of_text = digest(self._cut + text.encode())
+        return RowDigests(digest(row_id.encode()), of_text, digest(of_text + repr(values).encode()))
+
+
+@dataclass(slots=True)
+class _Tally:
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, example: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < _EXAMPLES:
+            shown.append(example[:80])
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Every row of a source that belongs in the library, sorted by key digest; one for each key.
+
+    Of rows with the same id, the one with the lowest digest stays: whichever order the table is read in, the same one.
+    """
+
+    ids: Digests
+    texts: Digests
+    rows: Digests
+    read: int
+    skipped: list[Skip]
+
+    @classmethod
+    def of(cls, source: RowSource, digester: Digester) -> Census:
+        """Returns the census of a source; reads all of it once."""
+        ids, texts, rows = bytearray(), bytearray(), bytearray()
+        tally = _Tally()
+        read = 0
+        for batch in source.batches():
+            read += len(batch.ids)
+            for row_id, text, values in zip(batch.ids, batch.texts, batch.values, strict=True):
+                reason = skip_reason(row_id, text)
+                if reason is not None or row_id is None or text is None:
+                    tally.add(reason or "", (text or repr(values)) if row_id is None else row_id)
+                    continue
+                digests = digester.of(row_id, text, values)
+                ids += digests.id
+                texts += digests.text
+                rows += digests.row
+        sorted_ids, sorted_texts, sorted_rows, twice = _first_of_each(_array(ids), _array(texts), _array(rows))
+        if len(twice):
+            _count_duplicates(source, twice, tally)
+        skipped = [Skip(reason, count, tally.examples[reason]) for reason, count in sorted(tally.counts.items())]
+        return cls(sorted_ids, sorted_texts, sorted_rows, read, skipped)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def skip_reason(row_id: str | None, text: str | None) -> str | None:
+    """Returns why a row cannot be in a library; None where it can."""
+    if row_id is None:
+        return "null id"
+    if text is None:
+        return "null text"
+    return None if text.strip() else "empty text"
+
+
+def _array(data: bytearray) -> Digests:
+    return np.frombuffer(bytes(data), _DIGEST)
+
+
+def _first_of_each(ids: Digests, texts: Digests, rows: Digests) -> tuple[Digests, Digests, Digests, Digests]:
+    order = np.lexsort((rows, ids))
+    ids, texts, rows = ids[order], texts[order], rows[order]
+    first = np.ones(len(ids), bool)
+    first[1:] = ids[1:] != ids[:-1]
+    return ids[first], texts[first], rows[first], ids[~first]
+
+
+def _count_duplicates(source: RowSource, twice: Digests, tally: _Tally) -> None:
+    """Finds a few ids by their digests, which is all that the census kept of them."""
+    reason = "duplicate id"
+    wanted = {bytes(value).ljust(16, b"\0") for value in twice[:_EXAMPLES]}
+    found: set[str] = set()
+    for batch in source.batches():
+        found.update(row_id for row_id in batch.ids if row_id is not None and digest(row_id.encode()) in wanted)
+        if len(found) == len(wanted):
+            break
+    tally.counts[reason] = len(twice)
+    tally.examples[reason] = sorted(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Every passage of a library, sorted by key digest, then ordinal.
+
+    Attributes:
+        ids: The digest of the row's key, one for each row.
+        texts: The digest of the row's text, likewise.
+        rows: The digest of the whole row, likewise.
+        starts: Where the row's passages begin in `addresses`; one more at the end.
+        addresses: LanceDB's row addresses.
+    """
+
+    ids: Digests
+    texts: Digests
+    rows: Digests
+    starts: NDArray[np.int64]
+    addresses: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot | None) -> Stock:
+        """Returns the stock of a published version; empty where there is none."""
+        ids, texts, rows = bytearray(), bytearray(), bytearray()
+        ordinals: list[NDArray[Any]] = [np.empty(0, np.int32)]
+        addresses: list[NDArray[Any]] = [np.empty(0, np.uint64)]
+        if snapshot is not None and snapshot.rows:
+            query = snapshot.table.search().select(["row_id", "ordinal", "text_hash", "row_hash"]).with_row_id(True)
+            batches: Any = query.to_batches()
+            for batch in batches:
+                ids += b"".join(digest(value.encode()) for value in batch.column("row_id").to_pylist())
+                texts += b"".join(batch.column("text_hash").to_pylist())
+                rows += b"".join(batch.column("row_hash").to_pylist())
+                ordinals.append(batch.column("ordinal").to_numpy())
+                addresses.append(batch.column("_rowid").to_numpy())
+        every = _array(ids)
+        order = np.lexsort((np.concatenate(ordinals), every))
+        every = every[order]
+        first = np.flatnonzero(np.r_[True, every[1:] != every[:-1]][: len(every)])
+        starts = np.r_[first, len(every)].astype(np.int64)
+        where = order[first]
+        return cls(every[first], _array(texts)[where], _array(rows)[where], starts, np.concatenate(addresses)[order])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def addresses_of(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Returns the addresses of the passages of some rows."""
+        spans = [self.addresses[self.starts[row] : self.starts[row + 1]] for row in rows]
+        return np.concatenate(spans) if spans else self.addresses[:0]
+
+
+def find(sorted_ids: Digests, ids: Digests) -> NDArray[np.int64]:
+    """Returns where each of `ids` is in `sorted_ids`; -1 where it is not."""
+    if not len(sorted_ids):
+        return np.full(len(ids), -1, np.int64)
+    at = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
+    return np.where(sorted_ids[at] == ids, at, -1).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What turns a stock into a census.
+
+    Attributes:
+        changes: A `Change` for each row of the census.
+        stocked: Where each row of the census is in the stock; -1 where it is not.
+        gone: The rows of the stock that the census does not have.
+    """
+
+    changes: NDArray[np.uint8]
+    stocked: NDArray[np.int64]
+    gone: NDArray[np.int64]
+
+    @classmethod
+    def between(cls, stock: Stock, census: Census) -> Difference:
+        """Returns the difference."""
+        stocked = find(stock.ids, census.ids)
+        changes = np.full(len(census), Change.NEW, np.uint8)
+        known = np.flatnonzero(stocked >= 0)
+        at = stocked[known]
+        same_text = stock.texts[at] == census.texts[known]
+        same_row = stock.rows[at] == census.rows[known]
+        changes[known] = np.where(same_row, Change.NONE, np.where(same_text, Change.METADATA, Change.TEXT))
+        return cls(changes, stocked, np.flatnonzero(find(census.ids, stock.ids) < 0))
+
+    def count(self, change: Change) -> int:
+        """Returns how many rows of the census have that change."""
+        return int(np.count_nonzero(self.changes == change))
+
+
+class Picker:
+    """Recognises, in a second reading of a source, the rows that the first one chose; each once."""
+
+    def __init__(self, census: Census, digester: Digester, wanted: NDArray[np.bool_]) -> None:
+        self._census = census
+        self._digester = digester
+        self._left = wanted.copy()
+
+    @property
+    def left(self) -> int:
+        """How many chosen rows have not been met yet."""
+        return int(np.count_nonzero(self._left))
+
+    def pick(self, batch: RowBatch) -> tuple[list[int], list[int], list[RowDigests]]:
+        """Returns the batch's chosen rows: their indices in the batch and in the census, and their digests."""
+        candidates = [
+            (index, self._digester.of(row_id, text, values))
+            for index, (row_id, text, values) in enumerate(zip(batch.ids, batch.texts, batch.values, strict=True))
+            if row_id is not None and text is not None and text.strip()
+        ]
+        ids = np.array([digests.id for _, digests in candidates], _DIGEST)
+        rows = np.array([digests.row for _, digests in candidates], _DIGEST)
+        at = find(self._census.ids, ids)
+        indices: list[int] = []
+        positions: list[int] = []
+        picked: list[RowDigests] = []
+        for (index, digests), position, row in zip(candidates, at.tolist(), rows, strict=True):
+            if position >= 0 and self._left[position] and self._census.rows[position] == row:
+                self._left[position] = False
+                indices.append(index)
+                positions.append(position)
+                picked.append(digests)
+        return indices, positions, picked

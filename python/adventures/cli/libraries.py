@@ -1,0 +1,162 @@
+"""`adventures sync` and `adventures search`: a library made, and looked into."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from adventures.cli import options
+from adventures.cli.program import argument_or_stdin, put, put_json, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adventures import Hit, SyncReport
+
+# The longest line on where a passage is from: metadata may hold whole documents.
+_CREDIT = 160
+
+
+@click.command()
+@click.option("--delta", required=True, metavar="PATH", help="The Delta table: a folder or a URI.")
+@options.library
+@click.option(
+    "--id", "id_columns", required=True, multiple=True, metavar="COLUMN", help="What names a row; may repeat."
+)
+@click.option(
+    "--text",
+    required=True,
+    metavar="TEMPLATE",
+    help="What to embed: text with columns in braces, '{name}: {description}'.",
+)
+@click.option(
+    "--metadata",
+    multiple=True,
+    metavar="COLUMN",
+    help="A column to keep, for --where and for the sources of an answer; may repeat. By default all.",
+)
+@click.option("--version", type=click.IntRange(min=0), help="The table's version; by default the newest.")
+@click.option("--rows", metavar="SQL", help="Take only the rows that fulfil this: \"price < 20 AND region = 'North'\".")
+@click.option("--max-tokens", type=int, help="The longest passage; by default what the model reads.")
+@click.option("--overlap", type=int, default=32, show_default=True, help="Tokens that passages of a long text share.")
+@options.embedder
+@options.device
+@options.threads
+@options.as_json
+@click.pass_context
+def sync(
+    ctx: click.Context,
+    *,
+    delta: str,
+    library_path: str,
+    id_columns: Sequence[str],
+    text: str,
+    metadata: Sequence[str],
+    version: int | None,
+    rows: str | None,
+    max_tokens: int | None,
+    overlap: int,
+    embedder_spec: str | None,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Make a library equal to a Delta table.
+
+    The first sync embeds every row. Later ones embed what is new or changed and drop what left the
+    table; a version that the library has already costs nothing. When a sync fails, the library
+    stays as it was.
+
+      adventures sync --delta ./products --library ./lib --id sku --text '{name}: {description}'
+      adventures sync --delta s3://bucket/t --library ./lib --id a --id b --text '{body}' --json
+    """
+    library = options.open_library(library_path, embedder_spec, device=device, threads=threads, new=True)
+    report = library.sync(
+        delta,
+        id=list(id_columns),
+        text=text,
+        metadata=list(metadata) or None,
+        version=version,
+        where=rows,
+        max_tokens=max_tokens,
+        overlap=overlap,
+        progress=False if ctx.find_root().params["quiet"] else None,
+    )
+    if as_json:
+        put_json(asdict(report))
+    else:
+        put(summary(report))
+    for skip in report.skipped:
+        say(f"skipped {skip.count:,} rows: {skip.reason} ({', '.join(skip.examples)})")
+
+
+def summary(report: SyncReport) -> str:
+    """Returns a sync's report as a sentence."""
+    if not report.changed:
+        return f"version {report.version}: nothing to do, {report.written:,} rows as before"
+    changes = {
+        "added": report.added,
+        "updated": report.updated,
+        "deleted": report.deleted,
+        "unchanged": report.unchanged,
+    }
+    what = ", ".join(f"{count:,} {name}" for name, count in changes.items() if count) or "no rows"
+    rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens and report.seconds else ""
+    return f"version {report.version}: {what}; {report.passages:,} passages in {report.seconds:.1f} s{rate}"
+
+
+@click.command()
+@click.argument("query")
+@options.library
+@options.k
+@options.hybrid
+@options.where
+@options.embedder
+@options.device
+@options.threads
+@options.as_json
+def search(
+    *,
+    query: str,
+    library_path: str,
+    k: int,
+    hybrid: bool,
+    conditions: Sequence[str],
+    embedder_spec: str | None,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Find the passages nearest to a question, best first.
+
+    adventures search -l ./lib 'something against the cold'
+    adventures search -l ./lib --hybrid 'boots of the winter stag' -k 1
+    adventures search -l ./lib 'a warm cloak' --where 'price<20' --where region=North --json
+    """
+    where = options.parse_where(conditions)
+    library = options.open_library(library_path, embedder_spec, device=device, threads=threads)
+    hits = library.search(argument_or_stdin(query), k, hybrid=hybrid, where=where)
+    for number, hit in enumerate(hits, start=1):
+        if as_json:
+            put_json(asdict(hit))
+        else:
+            put(source_line(number, hit))
+    if not hits:
+        say("nothing found")
+
+
+def source_line(number: int, hit: Hit) -> str:
+    """Returns a hit as a numbered line: how similar it is, which row it is, and its text."""
+    row = ", ".join(str(value) for value in hit.source.row.values())
+    return f"[{number}] {hit.similarity:.2f}  {row}: {' '.join(hit.text.split())}"
+
+
+def credit_line(number: int, hit: Hit) -> str:
+    """Returns where a cited passage is from, as an indented line: how similar it is, its row and its metadata."""
+    row = ", ".join(str(value) for value in hit.source.row.values())
+    facts = "; ".join(f"{name} {value}" for name, value in hit.metadata.items() if value is not None)
+    line = f"{row} ({facts})" if facts else row
+    return f"    [{number}] {hit.similarity:.2f}  {textwrap.shorten(line, _CREDIT, placeholder=' …')}"

@@ -1,0 +1,150 @@
+"""Options that several commands take, and what they open."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adventures import Embedder, Generator, Library
+
+EMBEDDER = "all-minilm-l6-v2"
+GENERATOR = "smollm2-135m-instruct"
+
+_CONDITION = re.compile(r"(?P<column>.+?)(?P<operator><=|>=|!=|=|<|>)(?P<value>.*)", re.DOTALL)
+_OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default all there are.")
+embedder = click.option(
+    "-e",
+    "--embedder",
+    "embedder_spec",
+    metavar="MODEL",
+    help="The embedding model: a catalogue name, a hub id or a directory. By default the one that the library was made "
+    f"with; for a new one, {EMBEDDER}.",
+)
+model = click.option(
+    "-e",
+    "--embedder",
+    "embedder_spec",
+    metavar="MODEL",
+    default=EMBEDDER,
+    show_default=True,
+    help="The embedding model: a catalogue name, a hub id or a directory.",
+)
+generator = click.option(
+    "-g",
+    "--generator",
+    "generator_spec",
+    metavar="MODEL",
+    default=GENERATOR,
+    show_default=True,
+    help="The model that answers: a catalogue name, a hub id, a directory or a .gguf file.",
+)
+library = click.option(
+    "-l",
+    "--library",
+    "library_path",
+    metavar="PATH",
+    required=True,
+    envvar="ADVENTURES_LIBRARY",
+    show_envvar=True,
+    help="The library's folder.",
+)
+k = click.option(
+    "-k", type=click.IntRange(1, 1_000_000), default=4, show_default=True, help="How many passages to retrieve."
+)
+hybrid = click.option("--hybrid", is_flag=True, help="Fuse with full-text search: better where exact names matter.")
+where = click.option(
+    "-w",
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    help="Keep only passages whose row fulfils this: COLUMN=VALUE, or !=, <, <=, >, >=. Repeat it for more. A value is "
+    'read as JSON where it is (12, true, null, ["a", "b"]), as text where it is not.',
+)
+
+
+def every(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns the decorator that adds several options, in this order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
+    """Returns the filter that `--where` options write; `None` where there are none.
+
+    Raises:
+        click.BadParameter: One is not a condition.
+    """
+    filters: dict[str, Any] = {}
+    for condition in conditions:
+        match = _CONDITION.fullmatch(condition)
+        if match is None:
+            raise click.BadParameter(f"{condition!r} is not COLUMN=VALUE", param_hint="--where")
+        try:
+            value = json.loads(match["value"])
+        except ValueError:
+            value = match["value"].strip()
+        operator = "in" if isinstance(value, list) and match["operator"] == "=" else _OPERATORS[match["operator"]]
+        filters.setdefault(match["column"].strip(), {})[operator] = value
+    return filters or None
+
+
+def open_library(path: str, spec: str | None, *, device: str, threads: int | None, new: bool = False) -> Library:
+    """Opens a library with the model named, or the one that it was made with.
+
+    Args:
+        path: Its folder.
+        spec: The embedding model; `None` for the library's own.
+        device: Where to compute.
+        threads: How many threads compute.
+        new: Whether the library may be missing, and is then made.
+    """
+    from adventures import Embedder, Library
+
+    try:
+        made_with = Library.open(path).metadata.get("model", {})
+    except FileNotFoundError:
+        if not new:
+            raise FileNotFoundError(f"no library at {path}; `adventures sync` makes one") from None
+        made_with = {}
+    if spec:
+        return Library.open(path, embedder=Embedder(spec, device=device, threads=threads))
+    name = made_with.get("name", EMBEDDER)
+    # A hub id has moved on since, perhaps; the library needs the commit that it was made with.
+    commit = made_with["revision"] or None if "/" in name else None
+    try:
+        model = Embedder(name, revision=commit, device=device, threads=threads)
+    except LookupError as error:
+        raise LookupError(
+            f"the library's model {name!r} is not found by its name; name its path with --embedder"
+        ) from error
+    return Library.open(path, embedder=model)
+
+
+def open_embedder(spec: str, *, device: str, threads: int | None) -> Embedder:
+    """Opens an embedding model."""
+    from adventures import Embedder
+
+    return Embedder(spec, device=device, threads=threads)
+
+
+def open_generator(spec: str, *, device: str, threads: int | None) -> Generator:
+    """Opens a model that answers."""
+    from adventures import Generator
+
+    return Generator(spec, device=device, threads=threads)

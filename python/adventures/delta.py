@@ -1,0 +1,270 @@
+"""Delta tables as a stream of rows: a key, a text and metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from adventures.columns import check_id_type, row_ids, stored, stored_field
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
+
+# Rows that are enough to work on at once.
+_BATCH = 1024
+_TEMPLATE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """A slice of a Delta table, row for row.
+
+    Attributes:
+        ids: The row's key as one string; None where an id column is null.
+        texts: The row's text; None where a column it is made of is null.
+        key: The id columns, typed.
+        metadata: The metadata columns, typed; None where none are kept.
+        values: Everything a reader of the library can see of the row besides its text, for hashing.
+    """
+
+    ids: list[str | None]
+    texts: list[str | None]
+    key: pa.StructArray
+    metadata: pa.StructArray | None
+    values: list[tuple[Any, ...]]
+
+
+def open_table(
+    delta: str | PathLike[str] | DeltaTable,
+    *,
+    version: int | None = None,
+    storage_options: Mapping[str, str] | None = None,
+) -> DeltaTable:
+    """Returns a Delta table pinned to one version, the newest where none is named.
+
+    Raises:
+        FileNotFoundError: Nothing is at that path.
+        ValueError: What is there is no Delta table, or has no such version.
+    """
+    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 0):
+        raise ValueError(f"version must be a number from 0 on, not {version!r}")
+    options = dict(storage_options) if storage_options else None
+    if isinstance(delta, DeltaTable):
+        uri = delta.table_uri
+        version = delta.version() if version is None else version
+        options = options or delta._storage_options
+    else:
+        uri = os.fspath(delta)
+        if "://" not in uri:
+            _check_folder(Path(uri))
+    try:
+        return DeltaTable(uri, version=version, storage_options=options)
+    except TableNotFoundError as error:
+        raise FileNotFoundError(f"no Delta table at {uri}: {error}") from error
+    except DeltaError as error:
+        at = "" if version is None else f" at version {version}"
+        raise ValueError(f"cannot open the Delta table {uri}{at}: {error}") from error
+
+
+def _check_folder(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"no Delta table at {path}: the path does not exist")
+    if not (path / "_delta_log").is_dir():
+        raise ValueError(f"{path} is not a Delta table: it has no _delta_log folder")
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """The rows of one version of a Delta table, with what to read from them.
+
+    Build it with `RowSource.of`, which checks every column name and type.
+    """
+
+    table: DeltaTable
+    id: tuple[str, ...]
+    text: pl.Expr
+    metadata: tuple[str, ...]
+    where: str | None
+    text_digest: str | None
+    _targets: dict[str, pa.Field[Any]] = field(repr=False)
+    _columns: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        table: DeltaTable,
+        *,
+        id: str | Sequence[str],  # noqa: A002 - the word the whole API uses
+        text: str | pl.Expr,
+        metadata: Sequence[str] | None = None,
+        where: str | None = None,
+    ) -> RowSource:
+        """Returns the source of rows for these columns.
+
+        Args:
+            table: An opened table.
+            id: The column, or columns, that together name a row.
+            text: A template such as `"For {scenario} use {advice}"` (`{{` is a brace), or a Polars expression.
+            metadata: Columns to keep beside the text. None keeps all that are neither in `id` nor in `text`.
+            where: A SQL predicate over the table's columns; other rows are not read.
+
+        Raises:
+            ValueError: A column that the table does not have, or of a type that cannot be used.
+        """
+        schema = pa.schema(cast("Any", table.schema().to_arrow()))
+        ids = (id,) if isinstance(id, str) else tuple(id)
+        if not ids:
+            raise ValueError("id names no column")
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"id names a column twice: {', '.join(ids)}")
+        _check_columns(ids, schema, "id")
+        expression, used = _text_expression(text, schema)
+        if metadata is None:
+            kept = tuple(name for name in schema.names if name not in ids and name not in used)
+        elif isinstance(metadata, str):
+            raise ValueError(f"metadata must be a list of columns, not the string {metadata!r}")
+        else:
+            kept = tuple(dict.fromkeys(metadata))
+            _check_columns(kept, schema, "metadata")
+        targets = {name: stored_field(schema.field(name)) for name in {*ids, *kept}}
+        for name in ids:
+            check_id_type(schema.field(name))
+        columns = tuple(name for name in schema.names if name in {*ids, *kept, *used})
+        return cls(table, ids, expression, kept, where, _text_digest(text), targets, columns)
+
+    @property
+    def key_type(self) -> pa.DataType:
+        """The type of `RowBatch.key`."""
+        return pa.struct([self._targets[name] for name in self.id])
+
+    @property
+    def metadata_type(self) -> pa.DataType | None:
+        """The type of `RowBatch.metadata`; None where no metadata is kept."""
+        return pa.struct([self._targets[name] for name in self.metadata]) if self.metadata else None
+
+    def batches(self) -> Iterator[RowBatch]:
+        """Yields the table's rows in no particular order; a second call reads the same rows again.
+
+        Raises:
+            ValueError: The predicate or the text expression fails on this table.
+        """
+        try:
+            stream = self.table.scan(columns=list(self._columns), predicate=self.where)
+            for batch in _joined(pa.RecordBatchReader.from_stream(stream)):
+                yield self._rows(batch)
+        except (DeltaError, pa.ArrowException) as error:
+            raise ValueError(f"cannot read the Delta table {self.table.table_uri}: {error}") from error
+
+    def _rows(self, batch: pa.RecordBatch) -> RowBatch:
+        frame = pl.DataFrame(pa.Table.from_batches([batch]))
+        names = [*self.id, *self.metadata]
+        return RowBatch(
+            ids=row_ids(frame, self.id),
+            texts=_texts(frame, self.text),
+            key=self._struct(batch, self.id),
+            metadata=self._struct(batch, self.metadata) if self.metadata else None,
+            values=frame.select(names).rows(),
+        )
+
+    def _struct(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.StructArray:
+        fields = [self._targets[name] for name in names]
+        return pa.StructArray.from_arrays([stored(batch.column(f.name), f) for f in fields], fields=fields)
+
+
+def _check_columns(names: Sequence[str], schema: pa.Schema, role: str) -> None:
+    for name in names:
+        if name not in schema.names:
+            raise ValueError(f"{role} names the column {name!r}, which the table does not have; {_available(schema)}")
+
+
+def _available(schema: pa.Schema) -> str:
+    return "its columns are " + ", ".join(map(repr, schema.names)) if schema.names else "it has no columns"
+
+
+def _text_expression(text: str | pl.Expr, schema: pa.Schema) -> tuple[pl.Expr, set[str]]:
+    if isinstance(text, str):
+        return _template(text, schema)
+    if not isinstance(text, pl.Expr):
+        raise TypeError(f"text must be a template or a Polars expression, not {type(text).__name__}")
+    empty = pl.DataFrame(schema.empty_table().cast(pa.schema([pa.field(f.name, f.type) for f in schema])))
+    try:
+        result = empty.select(text)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"text cannot be computed from this table: {error}; {_available(schema)}") from error
+    if result.width != 1 or result.dtypes[0] != pl.String:
+        found = ", ".join(f"{name}: {dtype}" for name, dtype in result.schema.items())
+        raise ValueError(f"text must be one expression of strings, this one gives {found}")
+    # Wildcards and selectors only say what they read once they meet a schema, so they read everything.
+    names = set(text.meta.root_names())
+    return text, names if names and names <= set(schema.names) else set(schema.names)
+
+
+def _template(template: str, schema: pa.Schema) -> tuple[pl.Expr, set[str]]:
+    parts: list[pl.Expr] = []
+    used: list[str] = []
+    end = 0
+    for match in _TEMPLATE.finditer(template):
+        parts.append(pl.lit(template[end : match.start()]))
+        end = match.end()
+        if match.group() in ("{{", "}}"):
+            parts.append(pl.lit(match.group()[0]))
+        elif match.group(1) is None:
+            raise ValueError(f"text has a lone {match.group()!r} at {match.start()}; write it twice for a plain brace")
+        else:
+            used.append(match.group(1))
+            parts.append(pl.col(f"^{re.escape(match.group(1))}$").cast(pl.String))
+    parts.append(pl.lit(template[end:]))
+    if not used:
+        raise ValueError(f"text {template!r} names no column; write it as '{{column}}'; {_available(schema)}")
+    _check_columns(used, schema, "text")
+    for name in used:
+        if pa.types.is_nested(schema.field(name).type) or pa.types.is_binary(schema.field(name).type):
+            kind = schema.field(name).type
+            raise ValueError(f"text cannot hold the column {name!r} of type {kind}; use a Polars expression for it")
+    return pl.concat_str(parts), set(used)
+
+
+def _text_digest(text: str | pl.Expr) -> str | None:
+    if isinstance(text, str):
+        return text
+    try:
+        return "polars:" + hashlib.blake2b(text.meta.serialize(), digest_size=16).hexdigest()
+    except pl.exceptions.PolarsError:
+        # A Python function inside: whether it still does the same cannot be known.
+        return None
+
+
+def _texts(frame: pl.DataFrame, text: pl.Expr) -> list[str | None]:
+    try:
+        column = frame.select(text).to_series()
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"text cannot be computed: {error}") from error
+    if len(column) != frame.height:
+        raise ValueError(f"text must give one string per row; it gave {len(column)} for {frame.height} rows")
+    return column.to_list()
+
+
+def _joined(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The reader's batches, small ones put together: a table of many small files comes as batches of a row each."""
+    # Without the metadata of column mapping, which Polars warns about.
+    schema = pa.schema([pa.field(f.name, f.type) for f in reader.schema])
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in reader:
+        waiting.append(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+        count += batch.num_rows
+        if count >= _BATCH:
+            yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()
+            waiting, count = [], 0
+    if count:
+        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()

@@ -1,0 +1,136 @@
+"""Conditions on a library's columns, built from values: what a value holds is never read as SQL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+
+_COMPARISONS = {"eq": "=", "ne": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_OPERATORS = (*_COMPARISONS, "in", "contains")
+
+
+def condition(where: Mapping[str, object] | None, schema: pa.Schema) -> str | None:
+    """Returns the SQL of a filter, all of whose entries must hold; None where there is none.
+
+    An entry is `column: value` (equal), `column: [values]` (any of them), `column: None` (null), or
+    `column: {operator: value, …}` with the operators eq, ne, gt, gte, lt, lte, in, and contains (of a list column).
+    Columns are those of the source table that the library keeps: key and metadata.
+
+    Raises:
+        TypeError: The filter is no mapping.
+        ValueError: A column or operator that does not exist, or a value that is not of the column's type.
+    """
+    if where is None:
+        return None
+    if not isinstance(where, Mapping):
+        raise TypeError(f"where must map columns to values, not be {type(where).__name__}")
+    columns = _columns(schema)
+    parts = []
+    for name, wanted in where.items():
+        if name not in columns:
+            known = ", ".join(map(repr, columns)) or "none"
+            raise ValueError(f"where names the column {name!r}, which the library does not keep; it keeps {known}")
+        parts.append(_entry(*columns[name], wanted))
+    return " AND ".join(f"({part})" for part in parts) or None
+
+
+def _columns(schema: pa.Schema) -> dict[str, tuple[str, pa.Field[Any]]]:
+    found: dict[str, tuple[str, pa.Field[Any]]] = {}
+    # Where a column is both, key and metadata hold the same.
+    for struct in ("metadata", "key"):
+        if struct in schema.names:
+            kind = schema.field(struct).type
+            for index in range(kind.num_fields):
+                column = kind.field(index)
+                quoted = column.name.replace("`", "``")
+                found[column.name] = (f"{struct}.`{quoted}`", column)
+    return found
+
+
+def _entry(path: str, column: pa.Field[Any], wanted: object) -> str:
+    if isinstance(wanted, Mapping):
+        if not wanted:
+            raise ValueError(f"where has no operator for the column {column.name!r}")
+        return " AND ".join(_operation(path, column, operator, value) for operator, value in wanted.items())
+    if isinstance(wanted, (list, tuple, set, frozenset)):
+        return _any_of(path, column, list(wanted))
+    return _operation(path, column, "eq", wanted)
+
+
+def _operation(path: str, column: pa.Field[Any], operator: object, value: object) -> str:
+    if operator not in _OPERATORS:
+        raise ValueError(f"where has the operator {operator!r} for {column.name!r}; there are {', '.join(_OPERATORS)}")
+    if operator == "in":
+        if not isinstance(value, (list, tuple, set, frozenset)):
+            raise ValueError(f"where needs a list after 'in' for the column {column.name!r}, not {value!r}")
+        return _any_of(path, column, list(value))
+    if operator == "contains":
+        if not pa.types.is_list(column.type):
+            raise ValueError(f"where uses 'contains' on the column {column.name!r} of type {column.type}, not a list")
+        return f"array_has({path}, {_literal(column.name, column.type.value_type, value)})"
+    if value is None:
+        if operator not in ("eq", "ne"):
+            raise ValueError(f"where compares the column {column.name!r} with null; only eq and ne can")
+        return f"{path} IS NULL" if operator == "eq" else f"{path} IS NOT NULL"
+    comparison = f"{path} {_COMPARISONS[str(operator)]} {_literal(column.name, column.type, value)}"
+    # In SQL a null is not unequal to anything either; people mean "all but these".
+    return f"({comparison} OR {path} IS NULL)" if operator == "ne" else comparison
+
+
+def _any_of(path: str, column: pa.Field[Any], values: list[object]) -> str:
+    literals = [_literal(column.name, column.type, value) for value in values if value is not None]
+    parts = [f"{path} IN ({', '.join(literals)})"] if literals else []
+    if len(literals) < len(values):
+        parts.append(f"{path} IS NULL")
+    # Any of nothing is nothing.
+    return f"({' OR '.join(parts)})" if parts else "false"
+
+
+def _literal(name: str, kind: pa.DataType, value: object) -> str:
+    types = pa.types
+    if types.is_boolean(kind) and isinstance(value, bool):
+        return "true" if value else "false"
+    if types.is_string(kind) and isinstance(value, str):
+        if "\0" in value:
+            raise ValueError(f"where has a null character in the value for {name!r}")
+        return "'" + value.replace("'", "''") + "'"
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        literal = _number(name, kind, value)
+        if literal is not None:
+            return literal
+    if isinstance(kind, pa.TimestampType) and isinstance(value, datetime):
+        return _timestamp(name, kind, value)
+    if types.is_date(kind) and isinstance(value, date) and not isinstance(value, datetime):
+        return f"date '{value.isoformat()}'"
+    raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, a {type(value).__name__}")
+
+
+def _number(name: str, kind: pa.DataType, value: float | Decimal) -> str | None:
+    if not math.isfinite(value):
+        raise ValueError(f"where compares the column {name!r} with {value}, which is not a finite number")
+    if pa.types.is_integer(kind):
+        if value != int(value):
+            raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, not a whole number")
+        bits = kind.bit_width - (1 if pa.types.is_signed_integer(kind) else 0)
+        low = -(2**bits) if pa.types.is_signed_integer(kind) else 0
+        if not low <= int(value) < 2**bits:
+            raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, which it cannot hold")
+        return str(int(value))
+    if pa.types.is_floating(kind):
+        return f"CAST('{float(value)!r}' AS {'FLOAT' if kind.bit_width == 32 else 'DOUBLE'})"
+    if pa.types.is_decimal(kind):
+        exact = value if isinstance(value, Decimal) else Decimal(str(value))
+        return f"CAST('{exact:f}' AS DECIMAL({kind.precision}, {kind.scale}))"
+    return None
+
+
+def _timestamp(name: str, kind: pa.TimestampType[Any, Any], value: datetime) -> str:
+    if (kind.tz is None) != (value.tzinfo is None):
+        raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}: only one has a time zone")
+    moment = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    return f"timestamp '{moment.isoformat(sep=' ')}'"

@@ -1,0 +1,245 @@
+"""A library: the passages of a Delta table with their vectors, in LanceDB."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from adventures import search as _search
+from adventures import sync as _sync
+from adventures.census import Skip
+from adventures.delta import RowSource, open_table
+from adventures.lock import exclusive
+from adventures.passages import Cut
+from adventures.search import Hit, Query, Source
+from adventures.store import Snapshot, Store, check_model
+from adventures.sync import SyncReport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    import polars as pl
+    from deltalake import DeltaTable
+    from lancedb.table import Table
+
+    from adventures._adventures import Embedder
+
+__all__ = ["Hit", "Library", "Skip", "Source", "SyncReport"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+class Library:
+    """The passages of a Delta table, embedded, in a table of a LanceDB database.
+
+    Open it with `Library.open`. Any number of processes may read a library while one writes: a reader sees it as it was
+    before a sync until all of it is done, and as it is after from its next search on. One library object serves any
+    number of threads.
+    """
+
+    def __init__(self, store: Store, embedder: Embedder | None) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._snapshot: Snapshot | None = None
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], *, embedder: Embedder | None = None, table: str = "passages") -> Self:
+        """Returns the library at a path; a new, empty one where there is none, which its first sync puts on disk.
+
+        Args:
+            path: A folder, or a URI that LanceDB opens. It may hold several libraries, each a table.
+            embedder: The model that the passages are, or will be, embedded with. Only `search` and `sync` need it.
+            table: The name of the table: letters, digits, `_` and `-`.
+
+        Raises:
+            FileNotFoundError: There is no library and no embedder to make one with.
+            ValueError: Its vectors were made by another model; the table name is bad; what is there is no library.
+        """
+        if not _NAME.fullmatch(table):
+            raise ValueError(f"the table name {table!r} must be of letters, digits, '_' and '-', 63 at most")
+        if isinstance(embedder, str):
+            raise TypeError(f"embedder must be an Embedder, not the name {embedder!r}: give Embedder({embedder!r})")
+        place = os.fspath(path)
+        if not place:
+            raise ValueError("the path of the library is empty")
+        if "://" not in place and Path(place).exists() and not Path(place).is_dir():
+            raise ValueError(f"cannot open a library at {place}: it is a file")
+        library = cls(Store(place, table), embedder)
+        snapshot = library._current()
+        if snapshot is None and embedder is None:
+            raise FileNotFoundError(f"no library at {place} (table {table!r}); give an embedder to make one")
+        return library
+
+    @property
+    def path(self) -> str:
+        """The folder or URI of the LanceDB database."""
+        return self._store.path
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The model that embeds passages and questions; None where the library was opened without."""
+        return self._embedder
+
+    @property
+    def table(self) -> Table:
+        """The LanceDB table at the version that is published now, read only.
+
+        Raises:
+            LookupError: Nothing was synced yet.
+        """
+        snapshot = self._current()
+        if snapshot is None:
+            raise LookupError(f"{self._store} is empty: nothing was synced yet")
+        return snapshot.table
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the library says of itself: `format`, `model`, `metric`, and `source`, the Delta table that it mirrors.
+
+        Empty before the first sync.
+        """
+        snapshot = self._current()
+        return {} if snapshot is None else {**snapshot.record, "source": dict(snapshot.source)}
+
+    def __len__(self) -> int:
+        snapshot = self._current()
+        return 0 if snapshot is None else snapshot.rows
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"Library({self.path!r}, table={self._store.name!r}, passages={len(self)})"
+
+    def sync(
+        self,
+        delta: str | PathLike[str] | DeltaTable,
+        *,
+        id: str | Sequence[str],  # noqa: A002 - the word of the whole API
+        text: str | pl.Expr,
+        metadata: Sequence[str] | None = None,
+        version: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
+        where: str | None = None,
+        max_tokens: int | None = None,
+        overlap: int | None = None,
+        progress: bool | None = None,
+    ) -> SyncReport:
+        """Makes the library equal to one version of a Delta table.
+
+        Rows are read as a stream; only those whose text is new or changed are embedded, and those that left the table
+        leave the library. Rows with a null id, a null or empty text, or the id of another row (of these the one with
+        the lowest digest stays) are skipped and counted. Where anything fails, the library stays as it was. A second
+        sync of the same version with the same arguments does nothing.
+
+        Args:
+            delta: The table: a path, a URI, or an opened `DeltaTable`.
+            id: The column, or columns, that together name a row.
+            text: What is embedded: a template such as `"For {scenario} use {advice}"` (`{{` is a brace), or a Polars
+                expression of strings.
+            metadata: Columns kept beside the text, for `where` and `Hit.metadata`; None keeps all that are neither in
+                `id` nor in `text`.
+            version: The table's version; the newest by default, or that of an opened table.
+            storage_options: Credentials and settings for a table on an object store, as deltalake takes them.
+            where: A SQL predicate over the table's columns; other rows count as not there.
+            max_tokens: The longest passage in tokens, special tokens and prefix included; what the model reads by
+                default. Longer texts become several passages.
+            overlap: How many tokens neighbouring passages of a text share at most; by default 32, or a quarter of
+                `max_tokens` where that is less.
+            progress: Whether to show a bar on stderr; by default where that is a terminal.
+
+        Raises:
+            FileNotFoundError: There is no such table.
+            ValueError: A column, version, predicate or number does not fit the table.
+            BusyError: Another sync of this library is running.
+            AdventuresError: The library could not be written, or its rows did not add up.
+        """
+        embedder = self._needed("sync")
+        cut = _cut(embedder, max_tokens, overlap)
+        source = RowSource.of(
+            open_table(delta, version=version, storage_options=storage_options),
+            id=id,
+            text=text,
+            metadata=metadata,
+            where=where,
+        )
+        shown = sys.stderr.isatty() if progress is None else progress
+        with self._writing():
+            snapshot = self._store.snapshot()
+            if snapshot is not None:
+                check_model(self._store, snapshot.record, embedder)
+            return _sync.run(self._store, embedder, source, cut, progress=shown)
+
+    def search(
+        self,
+        query: str,
+        k: int = 4,
+        *,
+        hybrid: bool = False,
+        where: Mapping[str, object] | None = None,
+    ) -> list[Hit]:
+        """Returns the passages nearest to a question, best first; none from an empty library.
+
+        Args:
+            query: The question.
+            k: How many passages at most.
+            hybrid: Whether to fuse with full-text search: better where exact words count, names above all.
+            where: A filter built from values: `{"aisle": "frost", "price": {"lt": 20}, "kind": ["boots", "cloak"]}`;
+                see `adventures.filters.condition`.
+
+        Raises:
+            ValueError: The query is empty, `k` is not positive, or `where` does not fit the library.
+        """
+        if not isinstance(query, str):
+            raise TypeError(f"the query must be a string, not {type(query).__name__}")
+        if not query.strip():
+            raise ValueError("the query is empty")
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
+        embedder = self._needed("search")
+        snapshot = self._current()
+        if snapshot is None or not snapshot.rows:
+            return []
+        vector = embedder.embed([query], kind="query")[0]
+        find = _search.hybrid if hybrid else _search.dense
+        return find(snapshot, Query(query, vector, where), k)
+
+    def _needed(self, verb: str) -> Embedder:
+        if self._embedder is None:
+            raise ValueError(f"cannot {verb} {self._store} without a model; open it with embedder=")
+        return self._embedder
+
+    def _writing(self) -> Any:
+        if "://" in self.path:
+            # Object stores have no lock; LanceDB's commits refuse to overwrite each other there.
+            return nullcontext()
+        Path(self.path).mkdir(parents=True, exist_ok=True)
+        return exclusive(Path(self.path) / f"{self._store.name}.lock", str(self._store))
+
+    def _current(self) -> Snapshot | None:
+        """The published version, opened anew only when another was published."""
+        snapshot = self._snapshot
+        if snapshot is None or self._store.published_version(snapshot.table) != snapshot.version:
+            snapshot = self._store.snapshot()
+            if snapshot is not None and self._embedder is not None:
+                check_model(self._store, snapshot.record, self._embedder)
+            self._snapshot = snapshot
+        return snapshot
+
+
+def _cut(embedder: Embedder, max_tokens: int | None, overlap: int | None) -> Cut:
+    window = embedder.max_tokens if max_tokens is None else max_tokens
+    if isinstance(window, bool) or not isinstance(window, int) or not 8 <= window <= embedder.max_tokens:
+        raise ValueError(
+            f"max_tokens must be from 8 to {embedder.max_tokens}, what {embedder.name} reads, not {window!r}"
+        )
+    if overlap is None:
+        return Cut(window, min(32, window // 4))
+    if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap <= window // 2:
+        raise ValueError(f"overlap must be from 0 to half of max_tokens, {window // 2}, not {overlap!r}")
+    return Cut(window, overlap)

@@ -1,0 +1,139 @@
+"""Search in a published library: dense, or dense and full text fused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lancedb.query import MatchQuery
+
+from adventures.columns import is_json
+from adventures.filters import condition
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from adventures.store import Snapshot
+
+# Reciprocal rank fusion (Cormack, Clarke, Büttcher 2009). The paper's constant is 60; with MiniLM 10 is better where
+# the legs agree, and where one of them is bad: nDCG@10 of NFCorpus 0.349 (60: 0.348; dense alone 0.318), recall@5 of
+# the demo's questions 0.95 (60: 0.88; dense alone 0.98).
+_RRF = 10
+# How deep each leg looks: a passage at rank 40 of both beats one at rank 1 of one only.
+_DEPTH = 50
+# What an index is asked for: the partitions it looks into, and how many candidates per hit are compared exactly.
+_PROBES = 64
+_REFINE = 10
+# Passages of equal text come in any order; with a few to spare, the order of their ids decides which are returned.
+_SPARE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a passage comes from.
+
+    Attributes:
+        table: The Delta table.
+        version: Its version that the library mirrors.
+        row: The values of the id columns.
+    """
+
+    table: str
+    version: int
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that was found.
+
+    Attributes:
+        id: The row's id, `#`, and which passage of the row it is, from 0 on.
+        text: The passage.
+        score: What the hits are ordered by: the cosine similarity, or the sum of reciprocal ranks in a hybrid search.
+        metadata: The kept columns of the row.
+        source: Where it comes from.
+        similarity: The cosine similarity of question and passage, in any search.
+    """
+
+    id: str
+    text: str
+    score: float
+    metadata: dict[str, Any]
+    source: Source
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question to a library: its text, its vector `(dim,)`, and which passages may answer."""
+
+    text: str
+    vector: NDArray[np.float32]
+    where: Mapping[str, object] | None = None
+
+
+def dense(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
+    """Returns the `k` passages nearest to a query by cosine, best first; of equals, the lower id."""
+    return [_hit(row, snapshot, row["similarity"]) for row in _nearest(snapshot, query, k + _SPARE)[:k]]
+
+
+def hybrid(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
+    """Returns the `k` best passages by reciprocal rank fusion of the nearest vectors and the best word matches."""
+    depth = max(_DEPTH, 5 * k)
+    rows: dict[str, dict[str, Any]] = {}
+    scores: dict[str, float] = {}
+    for leg in (_nearest(snapshot, query, depth), _matching(snapshot, query, depth)):
+        for rank, row in enumerate(leg, start=1):
+            rows.setdefault(row["id"], row)
+            scores[row["id"]] = scores.get(row["id"], 0.0) + 1 / (_RRF + rank)
+    best = sorted(scores, key=lambda id_: (-scores[id_], id_))[:k]
+    return [_hit(rows[id_], snapshot, scores[id_]) for id_ in best]
+
+
+def _nearest(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
+    search: Any = snapshot.table.search(query.vector, vector_column_name="vector", query_type="vector")
+    search = search.distance_type("cosine").limit(limit)
+    if any("vector" in index.columns for index in snapshot.table.list_indices()):
+        search = search.nprobes(_PROBES).refine_factor(_REFINE)
+    return sorted(_rows(search, snapshot, query), key=lambda row: (-row["similarity"], row["id"]))
+
+
+def _matching(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
+    if not any("text" in index.columns for index in snapshot.table.list_indices()):
+        return []
+    # A match query is only words: quotes and operators in it are not a syntax that could be wrong.
+    words: Any = MatchQuery
+    search = snapshot.table.search(words(query.text, "text"), query_type="fts").limit(limit)
+    return sorted(_rows(search, snapshot, query), key=lambda row: (-row["_score"], row["id"]))
+
+
+def _rows(search: Any, snapshot: Snapshot, query: Query) -> list[dict[str, Any]]:
+    filtered = condition(query.where, snapshot.table.schema)
+    if filtered is not None:
+        search = search.where(filtered)
+    table = search.to_arrow()
+    if not table.num_rows:
+        return []
+    vectors = np.asarray(table.column("vector").combine_chunks().flatten()).reshape(table.num_rows, -1)
+    # The same arithmetic for both legs; LanceDB's distance only orders.
+    similarities = vectors @ query.vector
+    rows: list[dict[str, Any]] = table.drop_columns(["vector"]).to_pylist()
+    for row, similarity in zip(rows, similarities, strict=True):
+        row["similarity"] = float(similarity)
+    return rows
+
+
+def _hit(row: dict[str, Any], snapshot: Snapshot, score: float) -> Hit:
+    source = Source(snapshot.source["table"], snapshot.source["version"], row["key"])
+    metadata = row.get("metadata") or {}
+    if metadata:
+        kind = snapshot.table.schema.field("metadata").type
+        for name in metadata:
+            if metadata[name] is not None and is_json(kind.field(name)):
+                metadata[name] = json.loads(metadata[name])
+    return Hit(row["id"], row["text"], score, metadata, source, row["similarity"])

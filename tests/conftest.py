@@ -1,0 +1,41 @@
+"""What several test files share: the real models, pulled by `make test`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import adventures as adv
+from adventures import demo
+
+
+@pytest.fixture(scope="session")
+def minilm() -> adv.Embedder:
+    """The real all-MiniLM-L6-v2."""
+    return adv.Embedder("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def smollm() -> adv.Generator:
+    """The real SmolLM2-135M-Instruct."""
+    return adv.Generator("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory, minilm: adv.Embedder) -> adv.Library:
+    """The demo's stock, synced with the real MiniLM; read only."""
+    path = tmp_path_factory.mktemp("stock")
+    demo.write_table(path / "delta")
+    library = adv.Library.open(path / "library", embedder=minilm)
+    library.sync(path / "delta", id="scenario", text=demo.TEXT)
+    return library
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> adv.Generator:
+    """The real SmolLM2-135M-Instruct."""
+    return adv.Generator("smollm2-135m-instruct")

@@ -1,0 +1,388 @@
+"""The command line: what it prints where, how it ends, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+from deltalake import write_deltalake
+
+import adventures as adv
+from adventures.cli import app
+from adventures.cli.options import parse_where
+from adventures.models import list_models
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROWS = {
+    "scenario": ["an icy cliff", "a dark cave", "a rainy night", "a long road"],
+    "advice": ["the Winter Boots", "the Moth Lantern", "the Dry Tarpaulin", "the Ninth Boot"],
+    "price": [40, 15, 12, 38],
+}
+
+
+def invoke(*arguments: str, stdin: str | bytes | None = None, **environment: str | None) -> Result:
+    """Runs a command in this process."""
+    return CliRunner(env={"ADVENTURES_DEBUG": None, "ADVENTURES_LIBRARY": None, **environment}).invoke(
+        app, list(arguments), input=stdin
+    )
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Starts a command as a process of its own."""
+    environment = {**os.environ, **options.pop("env", {})}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "adventures", *arguments], env=environment, **{**pipes, **options})
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Delta table of four rows."""
+    path = tmp_path_factory.mktemp("cli") / "table"
+    write_deltalake(path, pa.table(ROWS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def library(table: Path) -> Path:
+    """The library of that table, made by the command."""
+    path = table.parent / "library"
+    text = "For {scenario} you should use {advice}"
+    result = invoke("sync", "--delta", str(table), "-l", str(path), "--id", "scenario", "--text", text)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("version 0: 4 added; 4 passages in ")
+    return path
+
+
+def commands(command: click.Command = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command and group, by the words that call it."""
+    below = command.commands.items() if isinstance(command, click.Group) else ()
+    return [path, *(words for name, each in below for words in commands(each, (*path, name)))]
+
+
+class TestHelp:
+    @pytest.mark.parametrize("words", commands(), ids=" ".join)
+    def test_teaches_with_an_example(self, words: tuple[str, ...]) -> None:
+        result = invoke(*words, "--help")
+        assert result.exit_code == 0
+        assert result.stderr == ""
+        assert result.stdout == invoke(*words, "-h").stdout
+        if words != ("models",):
+            assert re.search(rf"^ {{4,}}adventures {' '.join(words)}", result.stdout, re.MULTILINE)
+        assert max(map(len, result.stdout.splitlines())) <= 100
+
+    def test_commands_come_in_the_order_of_a_first_day(self) -> None:
+        listed = re.findall(r"^  (\w+)  +\S", invoke("--help").stdout.split("Commands:")[1], re.MULTILINE)
+        assert listed == ["demo", "models", "embed", "sync", "search", "ask", "chat", "eval"]
+
+    def test_version(self) -> None:
+        assert invoke("--version").stdout == f"adventures {adv.__version__}\n"
+
+    def test_examples_parse(self) -> None:
+        """Options in the examples of the help exist: a renamed one would stay in the text."""
+        for words in commands():
+            command: click.Command = app
+            for word in words:
+                assert isinstance(command, click.Group)
+                command = command.commands[word]
+            for example in re.findall(r"^ +(adventures .*)$", command.help or "", re.MULTILINE):
+                used = re.findall(r"(?<= )--?[a-z][a-z-]*", example.split(" | ")[0])
+                target: click.Command = app
+                for word in example.split()[1:]:
+                    if isinstance(target, click.Group) and word in target.commands:
+                        target = target.commands[word]
+                known = {name for parameter in target.params for name in parameter.opts}
+                assert set(used) <= known, example
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["nope"], "No such command 'nope'"),
+            (["--nope"], "No such option '--nope'"),
+            (["ask"], "Missing argument 'QUESTION'"),
+            (["ask", "why"], "Missing option '-l' / '--library'"),
+            (["search", "why", "-l", "x", "-k", "0"], "0 is not in the range 1<=x<=1000000"),
+            (["search", "why", "-l", "x", "--where", "price"], "'price' is not COLUMN=VALUE"),
+            (["sync", "--delta", "x", "-l", "y", "--text", "{a}"], "Missing option '--id'"),
+            (["models", "pull"], "Missing argument 'NAME"),
+            (["models", "pull", "x", "--source", "ftp"], "'ftp' is not one of 'auto', 'hub', 'pypi'"),
+            (["embed", "--kind", "poem"], "'poem' is not one of"),
+            (["embed", "--threads", "0"], "0 is not in the range"),
+            (["eval", "x.zip", "--answers"], "leave DATASET out"),
+            (["eval", "-o", "x.jsonl"], "--output is for --answers"),
+        ],
+    )
+    def test_wrong_use_ends_with_2(self, arguments: list[str], message: str) -> None:
+        result = invoke(*arguments)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert message in result.stderr
+        assert "Usage: " in result.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["search", "why", "-l", "{tmp}/none"], "error: no library at {tmp}/none; `adventures sync` makes one"),
+            (["search", "why", "-l", "{tmp}/file"], "error: cannot open a library at {tmp}/file: it is a file"),
+            (["search", "", "-l", "{library}"], "error: the query is empty"),
+            (["search", "why", "-l", "{library}", "-w", "colour=red"], "error: where names the column 'colour'"),
+            (["search", "why", "-l", "{library}", "-w", "price=cheap"], "error: "),
+            (["search", "why", "-l", "{library}", "-e", "nope"], "error: no model 'nope' in the catalogue"),
+            (
+                ["search", "why", "-l", "{library}", "-e", "smollm2-135m-instruct"],
+                "error: smollm2-135m-instruct is not an",
+            ),
+            (
+                ["sync", "--delta", "{tmp}/none", "-l", "{tmp}/l", "--id", "a", "--text", "{{a}}"],
+                "error: no Delta table at",
+            ),
+            (["sync", "--delta", "{table}", "-l", "{tmp}/l", "--id", "nope", "--text", "{{advice}}"], "error: "),
+            (["sync", "--delta", "{table}", "-l", "{tmp}/l", "--id", "scenario", "--text", "{{nope}}"], "error: "),
+            (["sync", "--delta", "{table}", "-l", "{tmp}/l", "--id", "scenario", "--text", "{{advice"], "error: "),
+            (["models", "show", "nope"], "error: no model 'nope' in the catalogue"),
+            (["models", "pull", "nope"], "error: no model 'nope' in the catalogue"),
+            (["models", "pull", "a/b", "--source", "pypi"], "error: a/b is a hub id"),
+            (["embed", "{tmp}/none.txt"], "error: no such file or directory: {tmp}/none.txt"),
+            (["embed", "{tmp}"], "error: is a directory: {tmp}"),
+            (["embed", "{tmp}/latin.txt"], "error: {tmp}/latin.txt, line 2: not UTF-8"),
+            (["embed", "{tmp}/file", "-o", "{tmp}/none/x.npy"], "error: no such file or directory: "),
+            (["embed", "{tmp}/file", "-e", "./none"], "error: no model at none"),
+            (["embed", "{tmp}/file", "--device", "cuda:99"], "error: "),
+            (["eval", "{tmp}/none.zip"], "error: no data set at {tmp}/none.zip"),
+            (["eval", "{tmp}/file"], "error: {tmp}/file is neither a folder nor a zip"),
+            (["ask", "why", "-l", "{tmp}/none"], "error: no library at {tmp}/none"),
+            (["chat", "-l", "{tmp}/none"], "error: no library at {tmp}/none"),
+            (["demo", "--data", "{tmp}/file"], "error: file exists: {tmp}/file"),
+        ],
+    )
+    def test_failures_are_one_line_and_end_with_1(
+        self, arguments: list[str], message: str, tmp_path: Path, library: Path, table: Path
+    ) -> None:
+        (tmp_path / "file").write_text("x")
+        (tmp_path / "latin.txt").write_bytes("x\ncafé\n".encode("latin-1"))
+        places = {"tmp": str(tmp_path), "library": str(library), "table": str(table)}
+        result = invoke(*(argument.format(**places) for argument in arguments))
+        assert result.exit_code == 1, result.output
+        assert result.stdout == ""
+        lines = result.stderr.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert lines[-1:] == errors
+        assert errors[0].startswith(message.format(**places))
+        assert "Traceback" not in result.stderr
+        assert "bug" not in result.stderr
+
+    def test_debug_shows_where(self) -> None:
+        for arguments, environment in [(["--debug"], {}), ([], {"ADVENTURES_DEBUG": "1"})]:
+            process = start(*arguments, "models", "show", "nope", env=environment)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert b"Traceback" in err
+            assert b"LookupError: no model 'nope'" in err
+
+
+class TestModels:
+    def test_list_is_the_catalogue(self) -> None:
+        lines = invoke("models", "list").stdout.splitlines()
+        assert lines[0].split() == ["NAME", "KIND", "SIZE", "PULLED", "LICENCE"]
+        assert [line.split()[0] for line in lines[1:]] == [model.name for model in list_models()]
+
+    def test_json_is_a_line_for_each(self) -> None:
+        entries = [
+            json.loads(line) for line in invoke("models", "list", "--kind", "generator", "--json").stdout.splitlines()
+        ]
+        assert [entry["name"] for entry in entries] == [model.name for model in list_models("generator")]
+        assert {entry["kind"] for entry in entries} == {"generator"}
+
+    def test_show(self, tmp_path: Path) -> None:
+        shown = invoke("models", "show", "Gemma-2B-it", ADVENTURES_CACHE=str(tmp_path)).stdout
+        assert "gemma-2b-it: generator" in shown
+        assert "asks for a token" in shown
+        assert "adventures models pull gemma-2b-it" in shown
+        entry = json.loads(invoke("models", "show", "gemma-2b-it", "--json", ADVENTURES_CACHE=str(tmp_path)).stdout)
+        assert (entry["repository"], entry["gated"], entry["path"]) == ("google/gemma-2b-it", True, None)
+
+    def test_pull_prints_the_path_alone(self, minilm: adv.Embedder) -> None:
+        result = invoke("models", "pull", "all-minilm-l6-v2")
+        assert (result.exit_code, result.stdout) == (0, f"{minilm.path}\n")
+
+    def test_offline_names_the_command(self, tmp_path: Path) -> None:
+        environment = {"ADVENTURES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        process = start("embed", "-e", "all-minilm-l6-v2", env=environment)
+        out, err = process.communicate(b"text\n", timeout=60)
+        assert (process.returncode, out) == (1, b"")
+        assert err.decode().strip().endswith("run: adventures models pull all-minilm-l6-v2")
+        assert len(err.splitlines()) == 1
+
+
+class TestEmbed:
+    def test_lines_of_stdin(self, minilm: adv.Embedder) -> None:
+        result = invoke("embed", stdin="a rope\n\nnaïve\u2028tea\r\n")
+        records = [json.loads(line) for line in result.stdout.rstrip("\n").split("\n")]
+        texts = ["a rope", "", "naïve\u2028tea"]
+        assert [record["text"] for record in records] == texts
+        assert np.array_equal(np.float32([record["vector"] for record in records]), minilm.embed(texts))
+
+    def test_files_and_stdin_in_order(self, tmp_path: Path, minilm: adv.Embedder) -> None:
+        (tmp_path / "a").write_text("one\ntwo")
+        (tmp_path / "b").write_text("\ufefffour\n", encoding="utf-8")
+        output = tmp_path / "all.npy"
+        result = invoke("embed", str(tmp_path / "a"), "-", str(tmp_path / "b"), "-o", str(output), stdin="three\n")
+        assert (result.exit_code, result.output) == (0, "")
+        assert np.array_equal(np.load(output), minilm.embed(["one", "two", "three", "four"]))
+
+    def test_whole_files_as_queries(self, tmp_path: Path, minilm: adv.Embedder) -> None:
+        (tmp_path / "a").write_text("one\ntwo")
+        result = invoke("embed", "--whole", "--kind", "query", "--format", "npy", str(tmp_path / "a"))
+        (tmp_path / "out").write_bytes(result.stdout_bytes)
+        assert np.array_equal(np.load(tmp_path / "out"), minilm.embed(["one\ntwo"], kind="query"))
+
+    def test_nothing_in_nothing_out(self, tmp_path: Path, minilm: adv.Embedder) -> None:
+        assert invoke("embed", stdin="").stdout == ""
+        assert invoke("embed", "-o", str(tmp_path / "x.npy"), stdin="").exit_code == 0
+        assert np.load(tmp_path / "x.npy").shape == (0, minilm.dim)
+
+    def test_a_failure_leaves_no_file(self, tmp_path: Path) -> None:
+        (tmp_path / "bad").write_bytes(b"fine\n\xff\n")
+        (tmp_path / "out.jsonl").write_text("before")
+        assert invoke("embed", str(tmp_path / "bad"), "-o", str(tmp_path / "out.jsonl")).exit_code == 1
+        assert (tmp_path / "out.jsonl").read_text() == "before"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "out.jsonl"]
+
+    def test_cut_texts_are_counted(self) -> None:
+        result = invoke("embed", stdin="word " * 1000 + "\nshort\n")
+        assert "warning: 1 texts were cut to the 256 tokens that all-minilm-l6-v2 reads" in result.stderr
+
+
+class TestLibrary:
+    def test_a_second_sync_does_nothing(self, table: Path, library: Path) -> None:
+        arguments = ["--delta", str(table), "-l", str(library), "--id", "scenario"]
+        result = invoke("sync", *arguments, "--text", "For {scenario} you should use {advice}", "--json")
+        report = json.loads(result.stdout)
+        assert (report["changed"], report["version"], report["written"], report["passages"]) == (False, 0, 4, 4)
+
+    def test_skipped_rows_are_told(self, tmp_path: Path) -> None:
+        write_deltalake(tmp_path / "t", pa.table({"id": ["a", None, "c"], "text": ["x", "y", None]}))
+        arguments = ["--delta", str(tmp_path / "t"), "-l", str(tmp_path / "l"), "--id", "id", "--text", "{text}"]
+        result = invoke("sync", *arguments)
+        assert result.exit_code == 0
+        assert "version 0: 1 added; 1 passages" in result.stdout
+        assert "skipped 1 rows: null id" in result.stderr
+        assert "skipped 1 rows: null text (c)" in result.stderr
+
+    def test_search(self, library: Path) -> None:
+        result = invoke("search", "how do I climb on ice?", "-l", str(library), "-k", "2")
+        assert result.exit_code == 0
+        assert re.match(
+            r"\[1\] 0\.\d\d  an icy cliff: For an icy cliff you should use the Winter Boots\n\[2\] ", result.stdout
+        )
+        assert invoke(
+            "search", "-", "-k", "2", stdin="how do I climb on ice?\n", ADVENTURES_LIBRARY=str(library)
+        ).stdout == (result.stdout)
+
+    def test_search_json(self, library: Path) -> None:
+        result = invoke("search", "boots", "-l", str(library), "--json", "--where", "price<=38", "--where", "price>12")
+        hits = [json.loads(line) for line in result.stdout.splitlines()]
+        assert sorted(hit["metadata"]["price"] for hit in hits) == [15, 38]
+        assert hits[0]["source"]["row"] in ({"scenario": "a long road"}, {"scenario": "a dark cave"})
+
+    def test_nothing_found(self, library: Path) -> None:
+        result = invoke("search", "boots", "-l", str(library), "--where", "price>1000")
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", "nothing found\n")
+
+    @pytest.mark.parametrize(
+        ("conditions", "expected"),
+        [
+            ([], None),
+            (["a=1"], {"a": {"eq": 1}}),
+            (["a=b"], {"a": {"eq": "b"}}),
+            (["a = b c "], {"a": {"eq": "b c"}}),
+            (['a="1"'], {"a": {"eq": "1"}}),
+            (["a=null"], {"a": {"eq": None}}),
+            (["a>=1", "a<3"], {"a": {"gte": 1, "lt": 3}}),
+            (["a!=x"], {"a": {"ne": "x"}}),
+            (['a=["x", "y"]'], {"a": {"in": ["x", "y"]}}),
+            (["a=x=y"], {"a": {"eq": "x=y"}}),
+            (["a="], {"a": {"eq": ""}}),
+            (["a='; DROP TABLE"], {"a": {"eq": "'; DROP TABLE"}}),
+        ],
+    )
+    def test_where(self, conditions: list[str], expected: dict[str, Any] | None) -> None:
+        assert parse_where(conditions) == expected
+
+
+class TestEval:
+    def test_the_demo(self) -> None:
+        scores = json.loads(invoke("eval", "--json").stdout)
+        assert scores["mean"]["recall"]["5"] >= 0.95
+        assert (scores["queries"], scores["unanswerable"]) == (60, 0)
+
+    def test_a_data_set(self, tmp_path: Path) -> None:
+        (tmp_path / "qrels").mkdir()
+        (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "a rope"}\n{"_id": "2", "text": "a lamp"}\n')
+        (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "something to see in the dark"}\n')
+        (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\t2\t1\n")
+        result = invoke("eval", str(tmp_path), "--split", "dev")
+        assert result.exit_code == 0
+        assert re.search(r"^nDCG@10 +1\.0000$", result.stdout, re.MULTILINE)
+        assert re.search(rf"^data +{re.escape(tmp_path.name)}: 1 queries, 2 documents$", result.stdout, re.MULTILINE)
+
+
+class TestProcess:
+    def test_a_reader_that_leaves_is_no_failure(self, tmp_path: Path) -> None:
+        (tmp_path / "texts").write_text("a rope\n" * 5000)
+        with start("embed", str(tmp_path / "texts")) as process:
+            assert process.stdout
+            assert process.stderr
+            assert process.stdout.readline().startswith(b'{"text": "a rope"')
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 0
+
+    def test_ctrl_c_ends_with_130(self, tmp_path: Path) -> None:
+        (tmp_path / "texts").write_text("\n".join(f"rope number {number}" for number in range(200_000)))
+        with start("embed", str(tmp_path / "texts"), start_new_session=True) as process:
+            assert process.stdout
+            process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert err.strip() == b""
+
+    @pytest.mark.parametrize(
+        ("redirection", "code", "message"),
+        [
+            (">/dev/full", 1, "error: no space left on device\n"),
+            ("-o /dev/full", 1, "error: no space left on device\n"),
+            (">&-", 1, "error: stdout is closed\n"),
+            ("<&-", 1, "error: stdin is closed\n"),
+            ("-o /dev/null", 0, ""),
+            ("| true", 0, ""),
+        ],
+    )
+    def test_streams_that_are_full_or_closed(self, redirection: str, code: int, message: str) -> None:
+        command = f"set -o pipefail; echo rope | {sys.executable} -m adventures embed {redirection}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, message)
+
+    def test_utf8_in_any_locale(self) -> None:
+        process = start("embed", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"})
+        out, _ = process.communicate("Æther\n".encode(), timeout=60)
+        assert json.loads(out)["text"] == "Æther"
+
+    def test_help_loads_nothing_heavy(self) -> None:
+        heavy = ["lancedb", "polars", "pyarrow", "deltalake", "huggingface_hub", "tqdm"]
+        code = f"import sys, adventures.cli; print(*sorted(set({heavy}) & set(sys.modules)))"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"

@@ -1,0 +1,67 @@
+"""The notebooks run from a clean kernel, and what is committed is their whole output."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import notebooks
+from adventures import demo
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def outputs(notebook: nbformat.NotebookNode) -> Iterator[nbformat.NotebookNode]:
+    for cell in notebook.cells:
+        yield from cell.get("outputs", [])
+
+
+def printed(notebook: nbformat.NotebookNode) -> str:
+    return "".join(output.text for output in outputs(notebook) if output.output_type == "stream")
+
+
+@pytest.fixture(scope="module")
+def shop() -> tuple[nbformat.NotebookNode, float]:
+    start = time.perf_counter()
+    notebook = notebooks.run(ROOT / "notebooks" / "01-fantasy-shop.ipynb")
+    return notebook, time.perf_counter() - start
+
+
+def test_the_shop_runs_from_a_clean_kernel_within_a_minute(shop):
+    notebook, seconds = shop
+    assert [output for output in outputs(notebook) if output.get("name") == "stderr"] == []
+    assert seconds < 60
+
+
+def test_the_shop_shows_a_picture(shop):
+    pictures = [output for output in outputs(shop[0]) if "image/png" in output.get("data", {})]
+    assert len(pictures) == 1
+
+
+def test_the_shop_answers_with_a_citation_and_refuses_what_it_does_not_sell(shop):
+    text = printed(shop[0])
+    assert f"{len(demo.rows())} read, {len(demo.rows())} written, 0 skipped" in text
+    assert f"1 updated, {len(demo.rows()) - 1} unchanged" in text
+    assert "[1]" in text.split("Slippers of Sainted Burglary")[0].splitlines()[-1]
+    assert text.endswith("The library holds nothing on that.\nfound: False\n")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_what_is_committed_is_small_whole_and_names_no_machine(path: Path):
+    assert path.stat().st_size < 300 * 1024
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert [output for output in outputs(notebook) if output.output_type == "error"] == []
+    shown = printed(notebook) + "".join(
+        str(text)
+        for output in outputs(notebook)
+        for kind, text in output.get("data", {}).items()
+        if kind != "image/png"
+    )
+    for private in ("/tmp", "/home", "/root", str(Path.home()), str(ROOT)):
+        assert private not in shown

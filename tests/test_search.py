@@ -1,0 +1,311 @@
+"""Search in a library: order, filters built from values, full-text queries that look like syntax."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adventures import demo
+from adventures.filters import condition
+from adventures.library import Library
+from words import WordEmbedder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import adventures as adv
+
+NAMES = [
+    "red",
+    "Red",
+    "it's",
+    "'; DROP TABLE passages; --",
+    "' OR '1'='1",
+    '"',
+    "\\",
+    "%",
+    "_",
+    "ключ",
+    "剣",
+    "",
+    "null",
+    "`",
+]
+
+
+def rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": n,
+            "text": f"item {n} of the shelf",
+            "name": NAMES[n % len(NAMES)] if n % 9 else None,
+            "count": n * 7 % 40 - 10 if n % 8 else None,
+            "price": n / 4 if n % 7 else None,
+            "day": dt.date(2024, 1, 1 + n % 28),
+            "at": dt.datetime(2024, 1, 1 + n % 28, n % 24, tzinfo=dt.UTC),
+            "cost": decimal.Decimal(n).scaleb(-2),
+            "flag": bool(n % 2),
+            "tags": [NAMES[n % 5], "all"],
+            "odd `name` 'x'": n,
+        }
+        for n in range(60)
+    ]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    path = tmp_path_factory.mktemp("shelf")
+    frame = pa.Table.from_pylist(rows()).cast(
+        pa.schema([
+            ("id", pa.int64()), ("text", pa.string()), ("name", pa.string()), ("count", pa.int32()),
+            ("price", pa.float64()), ("day", pa.date32()), ("at", pa.timestamp("us", "UTC")),
+            ("cost", pa.decimal128(10, 2)), ("flag", pa.bool_()), ("tags", pa.list_(pa.string())),
+            ("odd `name` 'x'", pa.int64()),
+        ])
+    )  # fmt: skip
+    # Column mapping is what lets Delta have such names; LanceDB's side is what is tested here.
+    plain = frame.rename_columns([name if name.isidentifier() else "odd" for name in frame.column_names])
+    write_deltalake(path / "d", plain)
+    library = Library.open(path / "l", embedder=WordEmbedder(dim=4096))
+    library.sync(path / "d", id="id", text="{text}")
+    return library
+
+
+def found(library: Library, where: Any) -> set[int]:
+    return {hit.source.row["id"] for hit in library.search("item of the shelf", k=1000, where=where)}
+
+
+COMPARE = {
+    "eq": lambda a, b: a == b,
+    "gt": lambda a, b: a is not None and a > b,
+    "gte": lambda a, b: a is not None and a >= b,
+    "lt": lambda a, b: a is not None and a < b,
+    "lte": lambda a, b: a is not None and a <= b,
+    "ne": lambda a, b: a != b,
+}
+VALUES = {
+    "name": st.sampled_from(NAMES) | st.text(st.characters(exclude_characters="\0"), max_size=8),
+    "count": st.integers(-20, 40),
+    "price": st.floats(-1, 20) | st.integers(-1, 20),
+    "day": st.dates(dt.date(2023, 12, 25), dt.date(2024, 2, 5)),
+    "at": st.datetimes(dt.datetime(2023, 12, 25), dt.datetime(2024, 2, 5), timezones=st.just(dt.UTC)),
+    "cost": st.decimals(0, 1, places=2),
+}
+
+
+class TestFilters:
+    @settings(max_examples=300, deadline=None)
+    @given(st.data())
+    def test_any_value_against_plain_python(self, shelf: Library, data: st.DataObject) -> None:
+        column = data.draw(st.sampled_from(sorted(VALUES)))
+        operator = data.draw(st.sampled_from(sorted(COMPARE)))
+        value = data.draw(VALUES[column])
+        expected = {row["id"] for row in rows() if COMPARE[operator](row[column], value)}
+        assert found(shelf, {column: {operator: value}}) == expected
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.sampled_from([*NAMES, None]), max_size=4), st.lists(st.integers(-20, 40), max_size=4))
+    def test_lists_are_any_of(self, shelf: Library, names: list[str | None], counts: list[int]) -> None:
+        expected = {row["id"] for row in rows() if row["name"] in names and row["count"] in counts}
+        assert found(shelf, {"name": names, "count": {"in": counts}}) == expected
+
+    @pytest.mark.parametrize(
+        ("where", "keep"),
+        [
+            (None, lambda row: True),
+            ({}, lambda row: True),
+            ({"name": None}, lambda row: row["name"] is None),
+            ({"name": {"ne": None}}, lambda row: row["name"] is not None),
+            ({"name": {"ne": "red"}}, lambda row: row["name"] != "red"),
+            ({"flag": True}, lambda row: row["flag"]),
+            ({"flag": [False]}, lambda row: not row["flag"]),
+            ({"price": {"gte": 2, "lt": 5}}, lambda row: row["price"] is not None and 2 <= row["price"] < 5),
+            ({"tags": {"contains": "it's"}}, lambda row: "it's" in row["tags"]),
+            ({"id": 7}, lambda row: row["id"] == 7),
+            ({"id": {"in": []}}, lambda row: False),
+            ({"id": 7.0}, lambda row: row["id"] == 7),
+            ({"price": np.float64(2.5).item()}, lambda row: row["price"] == 2.5),
+        ],
+    )
+    def test_forms(self, shelf: Library, where: Any, keep: Any) -> None:
+        assert found(shelf, where) == {row["id"] for row in rows() if keep(row)}
+
+    @pytest.mark.parametrize(
+        ("where", "message"),
+        [
+            ({"nmae": "x"}, "where names the column 'nmae', which the library does not keep; it keeps 'name'"),
+            ({"vector": 1}, "names the column 'vector'"),
+            ({"text": "x"}, "names the column 'text'"),
+            ({"name = '' OR 1=1 --": "x"}, "names the column"),
+            ({"metadata.name": "x"}, "names the column"),
+            ({1: "x"}, "names the column 1"),
+            ({"name": 1}, "compares the column 'name' of type string with 1, a int"),
+            ({"name": b"x"}, "of type string with b'x', a bytes"),
+            ({"name": "a\0b"}, "null character"),
+            ({"count": "1"}, "of type int32 with '1', a str"),
+            ({"count": True}, "of type int32 with True, a bool"),
+            ({"count": 1.5}, "not a whole number"),
+            ({"count": 2**40}, "which it cannot hold"),
+            ({"count": math.nan}, "not a finite number"),
+            ({"price": math.inf}, "not a finite number"),
+            ({"flag": 1}, "of type bool with 1"),
+            ({"day": dt.datetime(2024, 1, 1)}, "of type date32"),
+            ({"at": dt.datetime(2024, 1, 1)}, "only one has a time zone"),
+            ({"at": "2024-01-01"}, "of type timestamp"),
+            ({"name": {}}, "has no operator"),
+            ({"name": {"like": "x"}}, "has the operator 'like' for 'name'"),
+            ({"name": {"gt": None}}, "only eq and ne can"),
+            ({"name": {"in": "red"}}, "needs a list after 'in'"),
+            ({"name": {"contains": "x"}}, "uses 'contains' on the column 'name' of type string"),
+            ({"tags": "all"}, "of type list"),
+            ({"name": [["red"]]}, "of type string with"),
+        ],
+    )
+    def test_what_does_not_fit(self, shelf: Library, where: Any, message: str) -> None:
+        for hybrid in (False, True):
+            with pytest.raises(ValueError, match=message):
+                shelf.search("item", where=where, hybrid=hybrid)
+
+    def test_what_is_no_mapping(self, shelf: Library) -> None:
+        with pytest.raises(TypeError, match="where must map columns to values, not be str"):
+            shelf.search("item", where="name = 'red'")  # type: ignore[arg-type]
+
+    def test_column_names_are_quoted(self) -> None:
+        schema = pa.schema([("metadata", pa.struct([("odd `name` 'x'", pa.int64())]))])
+        assert condition({"odd `name` 'x'": 1}, schema) == "(metadata.`odd ``name`` 'x'` = 1)"
+
+
+class TestSearch:
+    @pytest.mark.parametrize("hybrid", [False, True])
+    def test_order_and_number(self, shelf: Library, hybrid: bool) -> None:
+        every = shelf.search("item 7 of the shelf", k=1000, hybrid=hybrid)
+        assert len(every) == 60 == len({hit.id for hit in every})
+        assert [hit.score for hit in every] == sorted((hit.score for hit in every), reverse=True)
+        assert every[0].source.row == {"id": 7}
+        assert every[0].similarity == pytest.approx(1)
+        for k in (1, 3, 10):
+            fewer = shelf.search("item 7 of the shelf", k=k, hybrid=hybrid)
+            assert fewer == shelf.search("item 7 of the shelf", k=k, hybrid=hybrid)
+            assert (len(fewer), fewer[0].id) == (k, "7#0")
+            assert hybrid or fewer == every[:k]
+
+    def test_dense_is_exact(self, shelf: Library) -> None:
+        words = WordEmbedder(dim=4096)
+        query = words.embed(["item 13 of a shelf"])[0]
+        vectors = words.embed([row["text"] for row in rows()])
+        expected = sorted(
+            zip((vectors @ query).tolist(), (f"{row['id']}#0" for row in rows()), strict=True), reverse=True
+        )
+        hits = shelf.search("item 13 of a shelf", k=60)
+        assert [hit.score for hit in hits] == pytest.approx([score for score, _ in expected])
+        assert all(hit.score == hit.similarity for hit in hits)
+
+    def test_a_hit_says_where_it_is_from(self, shelf: Library) -> None:
+        hit = shelf.search("item 8 of the shelf", k=1)[0]
+        row = rows()[8]
+        assert (hit.id, hit.text) == ("8#0", row["text"])
+        assert hit.source.table.endswith("/d/")
+        assert (hit.source.version, hit.source.row) == (0, {"id": 8})
+        assert hit.metadata == {
+            ("odd" if "odd" in name else name): row[name] for name in row if name not in ("id", "text")
+        }
+
+    def test_nested_metadata_comes_back_nested(self, tmp_path: Path) -> None:
+        write_deltalake(tmp_path / "d", pa.table({"id": [1], "text": ["x"], "deep": [{"a": [1, {"b": None}["b"]]}]}))
+        library = Library.open(tmp_path / "l", embedder=WordEmbedder())
+        library.sync(tmp_path / "d", id="id", text="{text}")
+        assert library.search("x")[0].metadata == {"deep": {"a": [1, None]}}
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            '"', "'", '"unclosed phrase', "AND", "OR NOT", "item AND (", "+item -shelf", "text:item", "item~2^5", "*",
+            "?:*", "(((", "\\", "item\0shelf", "ключ 剣 🗝", "a" * 5000, "the of and", "--; DROP TABLE", "{}",
+            "[1 TO 2]", "\n\t.", "item " * 3000,
+        ],
+    )  # fmt: skip
+    def test_queries_that_look_like_syntax(self, shelf: Library, query: str) -> None:
+        assert len(shelf.search(query, k=5, hybrid=True)) == 5
+        assert len(shelf.search(query, k=5)) == 5
+
+    @pytest.mark.parametrize("query", ["", " \n"])
+    def test_an_empty_query(self, shelf: Library, query: str) -> None:
+        with pytest.raises(ValueError, match="the query is empty"):
+            shelf.search(query)
+
+    @pytest.mark.parametrize("k", [0, -1, True, 2.5, "3", None])
+    def test_a_bad_k(self, shelf: Library, k: Any) -> None:
+        with pytest.raises(ValueError, match="k must be a whole number from 1 on"):
+            shelf.search("item", k=k)
+
+    def test_a_query_that_is_no_text(self, shelf: Library) -> None:
+        with pytest.raises(TypeError, match="the query must be a string, not list"):
+            shelf.search(["item"])  # type: ignore[arg-type]
+
+    def test_words_find_what_vectors_miss(self, tmp_path: Path) -> None:
+        """A rare name counts in full text, whatever the vector says."""
+        texts = [f"the merchant sells plain goods number {n}" for n in range(80)]
+        texts[41] = "Zorblax " + " ".join(f"unrelated{n}" for n in range(40))
+        write_deltalake(tmp_path / "d", pa.table({"id": range(80), "text": texts}))
+        library = Library.open(tmp_path / "l", embedder=WordEmbedder())
+        library.sync(tmp_path / "d", id="id", text="{text}")
+        assert 41 not in {hit.source.row["id"] for hit in library.search("goods Zorblax", k=20)}
+        assert 41 in {hit.source.row["id"] for hit in library.search("Zorblax", k=2, hybrid=True)}
+
+    def test_an_index_from_the_size_where_it_pays(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("adventures.sync.INDEX_FROM", 4000)
+        texts = [" ".join(f"w{n * m % 997}" for m in range(1, 12)) for n in range(1, 6001)]
+        write_deltalake(
+            tmp_path / "d", pa.table({"id": range(6000), "text": texts, "half": [n % 2 for n in range(6000)]})
+        )
+        library = Library.open(tmp_path / "l", embedder=WordEmbedder(dim=64))
+        library.sync(tmp_path / "d", id="id", text="{text}")
+        kinds = {column: index.index_type for index in library.table.list_indices() for column in index.columns}
+        assert kinds == {"text": "FTS", "vector": "IvfSq"}
+        vectors = library.embedder.embed(texts)
+        right = 0
+        for n in range(0, 6000, 100):
+            query = texts[n] + " w1"
+            tenth = np.sort(vectors @ library.embedder.embed([query])[0])[-10]
+            # Some texts are equal: which of them comes tenth does not matter.
+            right += sum(hit.score >= tenth - 1e-6 for hit in library.search(query, k=10))
+            assert all(hit.metadata["half"] == 1 for hit in library.search(query, where={"half": 1}))
+        assert right / 600 >= 0.95
+
+
+@pytest.mark.parametrize(("hybrid", "recall"), [(False, 0.95), (True, 0.9)])
+def test_the_demo_is_found(stock: Library, hybrid: bool, recall: float) -> None:
+    """Recall on the held-out questions, with the real model, through LanceDB."""
+    found = [
+        question.scenario in {hit.source.row["scenario"] for hit in stock.search(question.question, 5, hybrid=hybrid)}
+        for question in demo.questions()
+    ]
+    assert sum(found) / len(found) >= recall
+    assert set(stock.search("a rope", k=1)[0].metadata) == {"item", "category", "price", "region"}
+
+
+def test_long_texts_with_the_real_model(minilm: adv.Embedder, tmp_path: Path) -> None:
+    chapters = [f"Chapter {n}. " + " ".join(row.text for row in demo.rows()[n::40]) for n in range(40)]
+    write_deltalake(tmp_path / "d", pl.DataFrame({"n": range(40), "body": chapters}).to_arrow())
+    library = Library.open(tmp_path / "l", embedder=minilm)
+    report = library.sync(tmp_path / "d", id="n", text="{body}", max_tokens=128, overlap=16)
+    assert report.truncated == 0
+    assert report.passages > 80
+    texts = library.table.search().select(["text"]).limit(None).to_arrow().column("text").to_pylist()
+    assert max(minilm.count_tokens(texts)) <= 128
+    chapter = {row.scenario: n % 40 for n, row in enumerate(demo.rows())}
+    right = [
+        chapter[question.scenario] in {hit.source.row["n"] for hit in library.search(question.question, k=5)}
+        for question in demo.questions()
+    ]
+    assert sum(right) / len(right) >= 0.7
