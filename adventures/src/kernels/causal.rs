@@ -1,13 +1,19 @@
-//! What a decoder does between its matrix products: norms, rotary positions, gates, attention over cached keys and values.
+//! What a decoder does between its matrix products: norms, rotary positions, gates, softmax.
+//!
+//! The order of operations is llama.cpp's, so that a model computes what it computes there.
 
-use super::math::{exp, gelu_erf, gelu_tanh, map, mul_add, reduce};
+use super::math::{exp, gelu_erf, gelu_tanh, map, maximum, mul_add, sum};
 use super::{LANES, vectorized};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use std::ops::Range;
+use std::sync::LazyLock;
 
 vectorized! {
     /// `out = x / rms(x) * weight` for each row of as many numbers as `weight` has.
     fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
-            let inverse = 1.0 / (reduce(x, |x| x * x) / x.len() as f32 + eps).sqrt();
+            let inverse = inverse_rms(x, eps);
             map(out, |_, i| x[i] * inverse * weight[i]);
         }
     }
@@ -15,7 +21,7 @@ vectorized! {
     /// `rows = rows / rms(rows) * weight` for each row of as many numbers as `weight` has.
     fn rms_norm_in_place(rows: &mut [f32], weight: &[f32], eps: f32) {
         for row in rows.chunks_exact_mut(weight.len()) {
-            let inverse = 1.0 / (reduce(row, |x| x * x) / row.len() as f32 + eps).sqrt();
+            let inverse = inverse_rms(row, eps);
             map(row, |x, i| x * inverse * weight[i]);
         }
     }
@@ -55,162 +61,77 @@ vectorized! {
             for (i, (cos, sin)) in turns.iter().enumerate() {
                 let (a, b) = (step * i, step * i + distance);
                 let (x, y) = (head[a], head[b]);
-                head[a] = x * cos - y * sin;
-                head[b] = x * sin + y * cos;
+                head[a] = mul_add::<FMA>(x, *cos, -(y * sin));
+                head[b] = mul_add::<FMA>(x, *sin, y * cos);
             }
         }
     }
 
-    /// Reads one page of keys and values, as in [`Page`], into the running softmax of `rows`.
-    fn attend(rows: &mut Rows<'_>, page: Page<'_>) {
-        let dim = rows.dim;
-        let mut r = 0;
-        while r < rows.state.len() {
-            let count = (rows.state.len() - r).min(ROWS);
-            let mut scores = [[0.0; PAGE]; ROWS];
-            let q = &rows.q[r * dim..(r + count) * dim];
-            if count == ROWS {
-                score::<FMA, ROWS>(q, page.keys, &mut scores);
-            } else {
-                for (q, scores) in q.chunks_exact(dim).zip(&mut scores) {
-                    score::<FMA, 1>(q, page.keys, std::slice::from_mut(scores));
-                }
+    /// Turns the scores in `window` into their softmax and all others into 0.
+    ///
+    /// Scores are bounded by `cap * tanh(score / cap)` where there is a cap, then multiplied by `scale`.
+    fn softmax(scores: &mut [f32], window: Range<usize>, scale: f32, cap: Option<f32>) {
+        if let Some(cap) = cap {
+            let inverse = 1.0 / cap;
+            for score in &mut scores[window.clone()] {
+                *score = (*score * inverse).tanh() * cap;
             }
-            for (i, scores) in scores[..count].iter_mut().enumerate() {
-                let state = &mut rows.state[r + i];
-                if let Some(cap) = rows.cap {
-                    map(scores, |x, _| cap * (1.0 - 2.0 / (exp::<FMA>(2.0 * x / cap) + 1.0)));
-                }
-                // Positions outside of the row's window score nothing.
-                let from = state.from.saturating_sub(page.start).min(PAGE);
-                let to = state.to.saturating_sub(page.start).min(PAGE);
-                scores[..from].fill(f32::NEG_INFINITY);
-                scores[to..].fill(f32::NEG_INFINITY);
-                if from >= to {
-                    scores.fill(0.0);
-                    continue;
-                }
-                let max = scores.iter().copied().fold(state.max, f32::max);
-                map(scores, |x, _| exp::<FMA>(x - max));
-                let shrink = exp::<FMA>(state.max - max);
-                state.sum = state.sum * shrink + reduce(scores, |x| x);
-                state.max = max;
-                if shrink != 1.0 {
-                    map(&mut rows.out[(r + i) * dim..(r + i + 1) * dim], |x, _| x * shrink);
-                }
-            }
-            let out = &mut rows.out[r * dim..(r + count) * dim];
-            if count == ROWS {
-                blend::<FMA, ROWS>(&scores, page.values, out, dim);
-            } else {
-                for (out, scores) in out.chunks_exact_mut(dim).zip(&scores) {
-                    blend::<FMA, 1>(std::slice::from_ref(scores), page.values, out, dim);
-                }
-            }
-            r += count;
         }
+        scores[..window.start].fill(f32::NEG_INFINITY);
+        scores[window.end..].fill(f32::NEG_INFINITY);
+        map(scores, |x, _| x * scale);
+        let max = maximum(scores);
+        map(scores, |x, _| exp::<FMA>(x - max));
+        let (blocks, tail) = scores.as_chunks::<LANES>();
+        let mut total: f64 = tail.iter().map(|x| f64::from(*x)).sum();
+        for block in blocks {
+            total += f64::from(sum(*block));
+        }
+        let inverse = (1.0 / total) as f32;
+        map(scores, |x, _| x * inverse);
     }
 }
 
-/// Positions per page of the cache.
-pub(crate) const PAGE: usize = 64;
-
-/// Query rows that share each load of a key.
-const ROWS: usize = 4;
-
-/// The keys and values of one head at [`PAGE`] positions.
-#[derive(Clone, Copy)]
-pub(crate) struct Page<'a> {
-    /// The first position.
-    pub(crate) start: usize,
-    /// `(head_dim, PAGE)`: positions are neighbours, so that a vector of scores needs no sum across lanes.
-    pub(crate) keys: &'a [f32],
-    /// `(PAGE, head_dim)`.
-    pub(crate) values: &'a [f32],
-}
-
-/// Query rows of one key-value head, in the middle of their softmax.
-pub(crate) struct Rows<'a> {
-    pub(crate) dim: usize,
-    /// Bounds the scores by `cap * tanh(score / cap)`.
-    pub(crate) cap: Option<f32>,
-    /// `(rows, dim)`, scaled.
-    pub(crate) q: &'a [f32],
-    /// One per row.
-    pub(crate) state: &'a mut [State],
-    /// `(rows, dim)`: weighted sums of values, to be divided by the states' sums.
-    pub(crate) out: &'a mut [f32],
-}
-
-/// A running softmax over the positions `from..to`.
-#[derive(Clone, Copy)]
-pub(crate) struct State {
-    pub(crate) from: usize,
-    pub(crate) to: usize,
-    max: f32,
-    sum: f32,
-}
-
-impl State {
-    pub(crate) fn new(from: usize, to: usize) -> Self {
-        Self { from, to, max: f32::NEG_INFINITY, sum: 0.0 }
-    }
-
-    /// The sum of the weights: what the blended values are divided by.
-    pub(crate) fn sum(&self) -> f32 {
-        self.sum
-    }
-}
-
-/// `scores[r] = q[r] · keys`, half a page at a time so that the sums stay in registers.
+/// The sum of squares is kept in double precision.
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "part of vectorized bodies")]
-fn score<const FMA: bool, const R: usize>(q: &[f32], keys: &[f32], scores: &mut [[f32; PAGE]]) {
-    const HALF: usize = PAGE / 2;
-    let dim = q.len() / R;
-    let rows: [&[f32]; R] = std::array::from_fn(|r| &q[r * dim..(r + 1) * dim]);
-    for half in 0..2 {
-        let mut sums = [[0.0; HALF]; R];
-        for (d, keys) in keys.as_chunks::<PAGE>().0[..dim].iter().enumerate() {
-            let keys: &[f32; HALF] =
-                keys[half * HALF..(half + 1) * HALF].try_into().expect("half a page; this is a bug");
-            for r in 0..R {
-                for l in 0..HALF {
-                    sums[r][l] = mul_add::<FMA>(rows[r][d], keys[l], sums[r][l]);
-                }
-            }
-        }
-        for r in 0..R {
-            scores[r][half * HALF..(half + 1) * HALF].copy_from_slice(&sums[r]);
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let (blocks, tail) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0_f64; LANES];
+    for block in blocks {
+        for (lane, x) in lanes.iter_mut().zip(block) {
+            *lane += f64::from(x * x);
         }
     }
+    let total = lanes.iter().sum::<f64>() + tail.iter().map(|x| f64::from(x * x)).sum::<f64>();
+    1.0 / ((total / x.len() as f64) as f32 + eps).sqrt()
 }
 
-/// `out[r] += weights[r] · values`.
-#[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
-fn blend<const FMA: bool, const R: usize>(weights: &[[f32; PAGE]], values: &[f32], out: &mut [f32], dim: usize) {
-    let whole = dim / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        let mut sums = [[0.0; LANES]; R];
-        for (p, values) in values.chunks_exact(dim).enumerate() {
-            let values: &[f32; LANES] = values[start..start + LANES].try_into().expect("one block; this is a bug");
-            for r in 0..R {
-                for l in 0..LANES {
-                    sums[r][l] = mul_add::<FMA>(weights[r][p], values[l], sums[r][l]);
-                }
-            }
-        }
-        for r in 0..R {
-            for (out, sum) in out[r * dim + start..][..LANES].iter_mut().zip(sums[r]) {
-                *out += sum;
-            }
-        }
+/// The tanh approximation of GELU for each number of half precision, as llama.cpp tabulates it.
+static GELU: LazyLock<Vec<f16>> = LazyLock::new(|| {
+    let gelu = |x: f32| {
+        let inner = 0.797_884_6 * x * (0.044_715 * x).mul_add(x, 1.0);
+        0.5 * x * (1.0 + inner.tanh())
+    };
+    (0..=u16::MAX).map(|bits| f16::from_f32(gelu(f16::from_bits(bits).to_f32()))).collect()
+});
+
+/// `gate = gelu(gate) * up`, with GELU and its argument rounded to half precision. `halves` is scratch space.
+pub(crate) fn gelu_half_gate(gate: &mut [f32], up: &[f32], halves: &mut Vec<f16>) {
+    halves.resize(gate.len(), f16::ZERO);
+    halves.convert_from_f32_slice(gate);
+    for half in &mut *halves {
+        *half = GELU[usize::from(half.to_bits())];
     }
-    for r in 0..R {
-        for d in whole..dim {
-            out[r * dim + d] += values.chunks_exact(dim).zip(weights[r]).map(|(v, w)| v[d] * w).sum::<f32>();
-        }
+    for ((gate, up), half) in gate.iter_mut().zip(up).zip(&*halves) {
+        let gelu = if *gate <= -10.0 {
+            0.0
+        } else if *gate >= 10.0 {
+            *gate
+        } else {
+            half.to_f32()
+        };
+        *gate = gelu * up;
     }
 }
 
@@ -269,46 +190,5 @@ mod tests {
         let mut head = [1.0, 2.0, 3.0, 4.0, 9.0];
         rotate(&mut head, 5, &turns, true);
         assert_eq!(head, [-3.0, 2.0, 1.0, 4.0, 9.0]);
-    }
-
-    #[test]
-    fn attention_over_pages_is_the_softmax_over_the_window() {
-        for (dim, cap) in [(4, None), (16, None), (20, Some(2.0)), (64, None)] {
-            for rows in [1, 3, 4, 9] {
-                let length = 3 * PAGE;
-                let (k, v) = (noise(length * dim, 1), noise(length * dim, 2));
-                let q = noise(rows * dim, 77);
-                let mut state: Vec<State> = (0..rows).map(|r| State::new(11 * r, 70 + 13 * r)).collect();
-                let mut out = vec![0.0; rows * dim];
-                let mut block = Rows { dim, cap, q: &q, state: &mut state, out: &mut out };
-                for page in 0..3 {
-                    let values = &v[page * PAGE * dim..(page + 1) * PAGE * dim];
-                    let mut keys = vec![0.0; PAGE * dim];
-                    for p in 0..PAGE {
-                        for d in 0..dim {
-                            keys[d * PAGE + p] = k[(page * PAGE + p) * dim + d];
-                        }
-                    }
-                    attend(&mut block, Page { start: page * PAGE, keys: &keys, values });
-                }
-                for r in 0..rows {
-                    let window = state[r].from..state[r].to;
-                    let weights: Vec<f64> = window
-                        .clone()
-                        .map(|p| {
-                            let s: f64 = (0..dim).map(|d| f64::from(q[r * dim + d]) * f64::from(k[p * dim + d])).sum();
-                            cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh()).exp()
-                        })
-                        .collect();
-                    let total: f64 = weights.iter().sum();
-                    for d in 0..dim {
-                        let want: f64 =
-                            window.clone().zip(&weights).map(|(p, w)| w / total * f64::from(v[p * dim + d])).sum();
-                        let got = f64::from(out[r * dim + d] / state[r].sum());
-                        assert!((want - got).abs() < 1e-5, "dim {dim} row {r}: {got} {want}");
-                    }
-                }
-            }
-        }
     }
 }

@@ -9,23 +9,28 @@ pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `e^x` to 2 ulp, 0 below -87.3 (no denormals), finite up to 88.3. The polynomial is that of Cephes' `expf`.
+/// `e^x` to 2 ulp, with the polynomial of Arm's optimized routines, as llama.cpp has it.
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer without a library call.
     const MAGIC: f32 = 12_582_912.0;
-    let clamped = x.clamp(-87.3, 88.3);
-    let n = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, MAGIC) - MAGIC;
-    let r = mul_add::<FMA>(n, -0.693_359_4, clamped);
-    let r = mul_add::<FMA>(n, 2.121_944_4e-4, r);
-    let mut p = 1.987_569_1e-4_f32;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = mul_add::<FMA>(p, r, c);
-    }
-    let y = mul_add::<FMA>(p, r * r, r + 1.0);
-    let y = y * f32::from_bits(((n as i32 + 127) << 23) as u32);
-    if x < -87.3 { 0.0 } else { y }
+    // What lies beyond is 0 or infinite, and infinities must not meet their negatives below.
+    let x = x.clamp(-150.0, 150.0);
+    let z = mul_add::<FMA>(x, std::f32::consts::LOG2_E, MAGIC);
+    let n = z - MAGIC;
+    let b = mul_add::<FMA>(n, -f32::from_bits(0x3f31_7200), x);
+    let b = mul_add::<FMA>(n, -f32::from_bits(0x35bf_be8e), b);
+    let square = b * b;
+    let p = mul_add::<FMA>(f32::from_bits(0x3c07_2010), b, f32::from_bits(0x3d2b_9f17));
+    let q = mul_add::<FMA>(f32::from_bits(0x3e2a_af33), b, f32::from_bits(0x3eff_fedb));
+    let r = mul_add::<FMA>(f32::from_bits(0x3f7f_fff6), b, 1.0);
+    let y = mul_add::<FMA>(mul_add::<FMA>(p, square, q), square, r);
+    // The power of two in two factors, so that results too small for a normal number are rounded once.
+    let n = z.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+    y * power(half) * power(n - half)
 }
 
 /// The error function to 3 ulp: the rational approximation that Eigen and XLA use on [-4, 4].
@@ -63,7 +68,7 @@ pub(super) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
 
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "part of vectorized bodies")]
-fn sum(lanes: [f32; LANES]) -> f32 {
+pub(super) fn sum(lanes: [f32; LANES]) -> f32 {
     let mut lanes = lanes;
     let mut width = LANES / 2;
     while width > 0 {
@@ -73,6 +78,23 @@ fn sum(lanes: [f32; LANES]) -> f32 {
         width /= 2;
     }
     lanes[0]
+}
+
+/// The largest number of `row`.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+pub(super) fn maximum(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (blocks, tail) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, x) in lanes.iter_mut().zip(block) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(tail) {
+        *lane = if *x > *lane { *x } else { *lane };
+    }
+    lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Applies `f` to each number of `row`, whole blocks first.
@@ -157,17 +179,7 @@ vectorized! {
     /// `row = softmax(scale * row)` for each row of `width` numbers.
     fn softmax(rows: &mut [f32], width: usize, scale: f32) {
         for row in rows.chunks_exact_mut(width) {
-            let mut lanes = [f32::NEG_INFINITY; LANES];
-            let (blocks, tail) = row.as_chunks::<LANES>();
-            for block in blocks {
-                for (lane, x) in lanes.iter_mut().zip(block) {
-                    *lane = if *x > *lane { *x } else { *lane };
-                }
-            }
-            for (lane, x) in lanes.iter_mut().zip(tail) {
-                *lane = if *x > *lane { *x } else { *lane };
-            }
-            let max = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let max = maximum(row);
             map(row, |x, _| exp::<FMA>((x - max) * scale));
             let inverse = 1.0 / reduce(row, |x| x);
             map(row, |x, _| x * inverse);
@@ -227,6 +239,25 @@ mod tests {
             total += term / f64::from(2 * n + 1);
         }
         total * 2.0 / std::f64::consts::PI.sqrt()
+    }
+
+    #[test]
+    fn exp_is_within_two_units() {
+        let check = |x: f32, got: f32| {
+            let want = f64::from(x).exp();
+            let unit = f64::from((want as f32).next_up()) - f64::from(want as f32);
+            assert!((want - f64::from(got)).abs() <= 2.0 * unit, "{x}: {got} {want}");
+        };
+        for x in (-10_300..8_850).map(|i| i as f32 * 0.01) {
+            check(x, exp::<false>(x));
+            check(x, exp::<true>(x));
+        }
+        for (x, want) in
+            [(f32::NEG_INFINITY, 0.0), (-200.0, 0.0), (90.0, f32::INFINITY), (f32::INFINITY, f32::INFINITY)]
+        {
+            assert_eq!(exp::<true>(x), want);
+        }
+        assert!(exp::<true>(f32::NAN).is_nan());
     }
 
     fn samples() -> Vec<f32> {

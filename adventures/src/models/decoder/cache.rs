@@ -1,6 +1,6 @@
 //! The keys and values of one run, in half precision, in pages that are added as the text grows.
 
-use crate::kernels::causal::PAGE;
+use crate::kernels::paged::{self, PAGE};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -28,7 +28,7 @@ impl Shape {
     }
 }
 
-/// [`PAGE`] positions: for each layer and head, keys `(dim, PAGE)`, then values `(PAGE, dim)`.
+/// [`PAGE`] positions: for each layer and head, keys `(PAGE, dim)`, then values `(dim, PAGE)`.
 pub(super) struct Page(Box<[f16]>);
 
 impl Page {
@@ -50,29 +50,29 @@ impl Page {
         for (head, (key, value)) in rows.enumerate() {
             let start = shape.offset(layer, head);
             let (key_block, value_block) = self.0[start..start + 2 * shape.block()].split_at_mut(shape.block());
-            halves.convert_from_f32_slice(key);
-            for (lane, key) in key_block.chunks_exact_mut(PAGE).zip(&*halves) {
-                lane[slot] = *key;
+            key_block[slot * shape.dim..(slot + 1) * shape.dim].convert_from_f32_slice(key);
+            halves.convert_from_f32_slice(value);
+            for (lane, value) in value_block.chunks_exact_mut(PAGE).zip(&*halves) {
+                lane[slot] = *value;
             }
-            value_block[slot * shape.dim..(slot + 1) * shape.dim].convert_from_f32_slice(value);
         }
     }
 
-    /// Writes one head's keys and values in single precision.
-    pub(super) fn load(&self, shape: Shape, layer: usize, head: usize, keys: &mut [f32], values: &mut [f32]) {
+    /// One head's keys and values.
+    pub(super) fn head(&self, shape: Shape, layer: usize, head: usize) -> paged::Page<'_> {
         let start = shape.offset(layer, head);
-        self.0[start..start + shape.block()].convert_to_f32_slice(keys);
-        self.0[start + shape.block()..start + 2 * shape.block()].convert_to_f32_slice(values);
+        let (keys, values) = self.0[start..start + 2 * shape.block()].split_at(shape.block());
+        paged::Page { keys, values }
     }
 
     /// Empties the positions from `slot` on, so that nothing that is not a number stays behind.
     pub(super) fn clear_from(&mut self, shape: Shape, slot: usize) {
         for block in self.0.chunks_exact_mut(2 * shape.block()) {
             let (keys, values) = block.split_at_mut(shape.block());
-            for lane in keys.chunks_exact_mut(PAGE) {
+            keys[slot * shape.dim..].fill(f16::ZERO);
+            for lane in values.chunks_exact_mut(PAGE) {
                 lane[slot..].fill(f16::ZERO);
             }
-            values[slot * shape.dim..].fill(f16::ZERO);
         }
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Family {
     pub(super) post_norms: bool,
     /// Embeddings are multiplied by the root of the hidden size.
     pub(super) scaled_embeddings: bool,
+    /// Queries are scaled, not scores: the same but for rounding.
+    pub(super) scaled_queries: bool,
     /// Safetensors hold norm weights less one.
     pub(super) norms_less_one: bool,
     /// One layer of this many attends to all positions, the rest to a window, where files do not say which.
@@ -36,6 +38,7 @@ const LLAMA: Family = Family {
     qk_norm: false,
     post_norms: false,
     scaled_embeddings: false,
+    scaled_queries: false,
     norms_less_one: false,
     global_every: None,
     local_base: None,
@@ -46,6 +49,7 @@ const GEMMA: Family = Family {
     activation: Activation::GeluTanh,
     gguf_pairs: Pairs::Halves,
     scaled_embeddings: true,
+    scaled_queries: true,
     norms_less_one: true,
     ..LLAMA
 };
@@ -142,6 +146,8 @@ pub(super) struct Config {
     pub(super) local: Rotary,
     /// How many positions a layer with a window sees, its own included.
     pub(super) window: Option<usize>,
+    /// Whether queries, the weights of values and GELU go through half precision, as llama.cpp has them.
+    pub(super) half: bool,
     /// Which layers have the window and the local positions.
     pub(super) local_layers: Vec<bool>,
 }

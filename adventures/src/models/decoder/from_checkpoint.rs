@@ -112,6 +112,7 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<(Config, bool)> {
         global,
         local,
         window,
+        half: false,
         local_layers: local_layers(fields, family, layers, window)?,
     };
     config.check(&place)?;

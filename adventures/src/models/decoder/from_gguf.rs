@@ -119,6 +119,7 @@ pub(super) fn config(gguf: &Arc<Gguf>) -> Result<Config> {
         global,
         local,
         window,
+        half: true,
         local_layers: local_layers(&keys, family, layers, window)?,
     };
     config.check(gguf.name())?;

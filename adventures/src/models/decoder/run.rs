@@ -5,9 +5,12 @@ use super::config::Activation;
 use super::weights::{Layer, Linear};
 use super::{Model, Run};
 use crate::error::{Result, invalid};
-use crate::kernels::causal::{self, PAGE, Rows, State};
+use crate::kernels::causal;
+use crate::kernels::paged::{self, PAGE, Queries};
 use crate::kernels::quant::{Product, Scratch, multiply};
 use candle_core::{Device, Tensor};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -60,7 +63,7 @@ impl Reading {
         for (i, chunk) in ids.chunks(CHUNK).enumerate() {
             let start = *len + i * CHUNK;
             let last = start + chunk.len() == end;
-            let mut pass = Pass { model, shape: *shape, pages, buffers, start };
+            let mut pass = Pass { model, shape: *shape, pages, buffers, start, single: ids.len() == 1 };
             if let Some(row) = pass.layers(chunk, last) {
                 logits = row;
             }
@@ -123,6 +126,8 @@ struct Pass<'a> {
     pages: &'a mut Vec<Page>,
     buffers: &'a mut Buffers,
     start: usize,
+    /// Whether one token is read, not several.
+    single: bool,
 }
 
 impl Pass<'_> {
@@ -194,7 +199,7 @@ impl Pass<'_> {
         let local = usize::from(config.local_layers[index]);
         let rope = &model.ropes[local];
         let rows = query.par_chunks_exact_mut(q_width).zip(key.par_chunks_exact_mut(kv_width)).enumerate();
-        rows.with_min_len(ROWS).for_each(|(t, (query, key))| {
+        rows.with_min_len(ROWS).for_each_init(Vec::new, |halves, (t, (query, key))| {
             if let Some((query_norm, key_norm)) = &layer.qk_norm {
                 causal::rms_norm_in_place(query, query_norm, config.norm_eps);
                 causal::rms_norm_in_place(key, key_norm, config.norm_eps);
@@ -202,7 +207,14 @@ impl Pass<'_> {
             let turns = &turns[local][t * rope.pairs()..(t + 1) * rope.pairs()];
             causal::rotate(query, dim, turns, rope.halves);
             causal::rotate(key, dim, turns, rope.halves);
-            causal::scale(query, config.query_scale);
+            if config.family.scaled_queries {
+                causal::scale(query, config.query_scale);
+            }
+            if config.half {
+                halves.resize(query.len(), f16::ZERO);
+                halves.convert_from_f32_slice(query);
+                halves.convert_to_f32_slice(query);
+            }
         });
         // Each page takes the tokens that fall into it.
         let (start, shape) = (self.start, self.shape);
@@ -233,7 +245,10 @@ impl Pass<'_> {
             shape: self.shape,
             index,
             window,
+            scale: if config.family.scaled_queries { 1.0 } else { config.query_scale },
             cap: config.score_cap,
+            single: self.single,
+            half: config.half,
         };
         let threads = rayon::current_num_threads();
         if tokens.len() == 1 {
@@ -279,13 +294,13 @@ impl Pass<'_> {
         let mut products =
             [Product { matrix: layer.gate.matrix(), out: gate }, Product { matrix: layer.up.matrix(), out: up }];
         multiply(normed, scratch, &mut products);
-        let apply = match config.activation {
-            Activation::Silu => causal::silu_gate,
-            Activation::GeluTanh => causal::gelu_tanh_gate,
-            Activation::GeluErf => causal::gelu_erf_gate,
-        };
         let pieces = gate.par_chunks_mut(config.feed_forward).zip(up.par_chunks(config.feed_forward));
-        pieces.with_min_len(ROWS).for_each(|(gate, up)| apply(gate, up));
+        pieces.with_min_len(ROWS).for_each_init(Vec::new, |halves, (gate, up)| match config.activation {
+            Activation::Silu => causal::silu_gate(gate, up),
+            Activation::GeluTanh if config.half => causal::gelu_half_gate(gate, up, halves),
+            Activation::GeluTanh => causal::gelu_tanh_gate(gate, up),
+            Activation::GeluErf => causal::gelu_erf_gate(gate, up),
+        });
         multiply(gate, scratch, &mut [Product { matrix: layer.down.matrix(), out: projected }]);
         add_normed(hidden, projected, layer.post_feed_forward_norm.as_deref(), config.norm_eps);
     }
@@ -328,9 +343,8 @@ struct Strided<'a> {
 struct Room {
     query: Vec<f32>,
     out: Vec<f32>,
-    state: Vec<State>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    windows: Vec<Range<usize>>,
+    scratch: paged::Scratch,
 }
 
 /// Attention of one layer over the pages.
@@ -340,7 +354,10 @@ struct Attend<'a> {
     shape: Shape,
     index: usize,
     window: Option<usize>,
+    scale: f32,
     cap: Option<f32>,
+    single: bool,
+    half: bool,
 }
 
 impl Attend<'_> {
@@ -358,31 +375,34 @@ impl Attend<'_> {
     ) {
         let dim = self.shape.dim;
         let width = heads * dim;
-        let count = tokens.len();
-        room.query.clear();
-        room.state.clear();
-        for (i, token) in tokens.enumerate() {
-            room.query.extend_from_slice(&q.numbers[i * q.stride..i * q.stride + width]);
+        let sees = |token: usize| {
             let to = self.pass_start + token + 1;
-            let from = self.window.map_or(0, |window| to.saturating_sub(window));
-            room.state.extend(std::iter::repeat_n(State::new(from, to), heads));
+            self.window.map_or(0, |window| to.saturating_sub(window))..to
+        };
+        let pages = sees(tokens.start).start / PAGE..sees(tokens.end - 1).end.div_ceil(PAGE);
+        let first = pages.start * PAGE;
+        room.query.clear();
+        room.windows.clear();
+        for (i, token) in tokens.clone().enumerate() {
+            room.query.extend_from_slice(&q.numbers[i * q.stride..i * q.stride + width]);
+            let window = sees(token);
+            room.windows.extend(std::iter::repeat_n(window.start - first..window.end - first, heads));
         }
-        room.out.clear();
+        // Every number is written.
         room.out.resize(room.query.len(), 0.0);
-        room.keys.resize(dim * PAGE, 0.0);
-        room.values.resize(dim * PAGE, 0.0);
-        let (first, last) = (room.state[0].from, room.state[room.state.len() - 1].to);
-        for page in first / PAGE..last.div_ceil(PAGE) {
-            self.pages[page].load(self.shape, self.index, kv_head, &mut room.keys, &mut room.values);
-            let mut rows = Rows { dim, cap: self.cap, q: &room.query, state: &mut room.state, out: &mut room.out };
-            causal::attend(&mut rows, causal::Page { start: page * PAGE, keys: &room.keys, values: &room.values });
-        }
-        for i in 0..count {
-            let target = &mut out[i * q.stride..i * q.stride + width];
-            target.copy_from_slice(&room.out[i * width..(i + 1) * width]);
-            for (head, state) in target.chunks_exact_mut(dim).zip(&room.state[i * heads..]) {
-                causal::scale(head, 1.0 / state.sum());
-            }
+        let pages: Vec<_> = self.pages[pages].iter().map(|page| page.head(self.shape, self.index, kv_head)).collect();
+        let queries = Queries {
+            dim,
+            rows: &room.query,
+            windows: &room.windows,
+            scale: self.scale,
+            cap: self.cap,
+            single: self.single,
+            half: self.half,
+        };
+        paged::attend(&queries, &pages, &mut room.scratch, &mut room.out);
+        for i in 0..tokens.len() {
+            out[i * q.stride..i * q.stride + width].copy_from_slice(&room.out[i * width..(i + 1) * width]);
         }
     }
 }

@@ -1,0 +1,431 @@
+//! Attention over cached keys and values in half precision.
+//!
+//! Sums are made in llama.cpp's order, as it has it without flash attention: sixteen running sums where several tokens are
+//! read together, four times sixteen where it is one, then a tree. Positions are counted from the first page's first.
+
+use super::LANES;
+use super::causal::softmax;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use std::ops::Range;
+
+/// Positions per page of the cache.
+pub(crate) const PAGE: usize = 64;
+
+/// The keys and values of one head at [`PAGE`] positions.
+#[derive(Clone, Copy)]
+pub(crate) struct Page<'a> {
+    /// `(PAGE, head_dim)`.
+    pub(crate) keys: &'a [f16],
+    /// `(head_dim, PAGE)`: a weighted sum of values is a product with a row of weights.
+    pub(crate) values: &'a [f16],
+}
+
+/// Query rows of one key-value head.
+pub(crate) struct Queries<'a> {
+    pub(crate) dim: usize,
+    /// `(rows, dim)`.
+    pub(crate) rows: &'a [f32],
+    /// The positions that each row sees: at least one.
+    pub(crate) windows: &'a [Range<usize>],
+    /// What scores are multiplied by.
+    pub(crate) scale: f32,
+    /// Bounds the scores by `cap * tanh(score / cap)`, before they are scaled.
+    pub(crate) cap: Option<f32>,
+    /// Whether a single token is read.
+    pub(crate) single: bool,
+    /// Whether the weights of the values are rounded to half precision.
+    pub(crate) half: bool,
+}
+
+/// What attention keeps between calls, to be reused.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// `(rows, positions)`.
+    scores: Vec<f32>,
+    halves: Vec<f16>,
+}
+
+/// Writes to `out`, `(rows, dim)`, the values that each row sees, weighted by the softmax of its scores.
+pub(crate) fn attend(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the instructions were just detected.
+            #[allow(unsafe_code)]
+            return unsafe { x86::attend_avx512(queries, pages, scratch, out) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            // SAFETY: the instructions were just detected.
+            #[allow(unsafe_code)]
+            return unsafe { x86::attend_avx2(queries, pages, scratch, out) };
+        }
+    }
+    attend_with::<Plain>(queries, pages, scratch, out);
+}
+
+/// Sixteen numbers that are computed with together.
+///
+/// Implementations for vector instructions are only used where these are enabled.
+trait Vector: Copy {
+    fn zero() -> Self;
+    fn load(x: &[f32; LANES]) -> Self;
+    fn load_half(x: &[f16; LANES]) -> Self;
+    /// `self + a * b`.
+    fn add_product(self, a: Self, b: Self) -> Self;
+    fn add(self, other: Self) -> Self;
+    /// The sum of the lanes: halves added to halves.
+    fn total(self) -> f32;
+}
+
+#[derive(Clone, Copy)]
+struct Plain([f32; LANES]);
+
+impl Vector for Plain {
+    fn zero() -> Self {
+        Self([0.0; LANES])
+    }
+
+    fn load(x: &[f32; LANES]) -> Self {
+        Self(*x)
+    }
+
+    fn load_half(x: &[f16; LANES]) -> Self {
+        Self(x.map(f16::to_f32))
+    }
+
+    fn add_product(self, a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
+    }
+
+    fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+
+    fn total(self) -> f32 {
+        super::math::sum(self.0)
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
+fn attend_with<V: Vector>(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+    if queries.single || queries.dim % LANES != 0 {
+        attend_in::<V, 4, 2, 2>(queries, pages, scratch, out);
+    } else {
+        attend_in::<V, 1, 4, 4>(queries, pages, scratch, out);
+    }
+}
+
+/// `S` times sixteen running sums per product; `R` query rows and `P` keys or values at a time.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
+fn attend_in<V: Vector, const S: usize, const R: usize, const P: usize>(
+    queries: &Queries<'_>,
+    pages: &[Page<'_>],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let (count, span) = (queries.windows.len(), pages.len() * PAGE);
+    // Resizing keeps what is there: every score that is read was written.
+    scratch.scores.resize(count * span, 0.0);
+    let mut r = 0;
+    while r + R <= count {
+        attend_rows::<V, S, R, P>(queries, pages, scratch, r, out);
+        r += R;
+    }
+    while r < count {
+        attend_rows::<V, S, 1, P>(queries, pages, scratch, r, out);
+        r += 1;
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
+fn attend_rows<V: Vector, const S: usize, const R: usize, const P: usize>(
+    queries: &Queries<'_>,
+    pages: &[Page<'_>],
+    scratch: &mut Scratch,
+    first_row: usize,
+    out: &mut [f32],
+) {
+    let (dim, span) = (queries.dim, pages.len() * PAGE);
+    let windows = &queries.windows[first_row..first_row + R];
+    let from = windows.iter().map(|w| w.start).min().unwrap_or(0) / PAGE;
+    let to = windows.iter().map(|w| w.end).max().unwrap_or(0).div_ceil(PAGE);
+    let q: [&[f32]; R] = std::array::from_fn(|r| &queries.rows[(first_row + r) * dim..][..dim]);
+    let scores = &mut scratch.scores[first_row * span..(first_row + R) * span];
+    for page in from..to {
+        for p in (0..PAGE).step_by(P) {
+            let keys: [&[f16]; P] = std::array::from_fn(|i| &pages[page].keys[(p + i) * dim..][..dim]);
+            let products = products::<V, S, R, P>(0..1, |_| q, |_| keys);
+            for (r, products) in products.iter().enumerate() {
+                scores[r * span + page * PAGE + p..][..P].copy_from_slice(products);
+            }
+        }
+    }
+    for (scores, window) in scores.chunks_exact_mut(span).zip(windows) {
+        let scores = &mut scores[from * PAGE..to * PAGE];
+        let window = window.start - from * PAGE..window.end - from * PAGE;
+        softmax(scores, window, queries.scale, queries.cap);
+        if queries.half {
+            scratch.halves.resize(scores.len(), f16::ZERO);
+            scratch.halves.convert_from_f32_slice(scores);
+            scratch.halves.convert_to_f32_slice(scores);
+        }
+    }
+    let weights = |r: usize, page: usize| &scores[r * span + page * PAGE..][..PAGE];
+    let value = |d: usize, page: usize| &pages[page].values[d * PAGE..][..PAGE];
+    let mut d = 0;
+    while d + P <= dim {
+        let rows = |page| std::array::from_fn(|r| weights(r, page));
+        let sums = products::<V, S, R, P>(from..to, rows, |page| std::array::from_fn(|i| value(d + i, page)));
+        for (r, sums) in sums.iter().enumerate() {
+            out[(first_row + r) * dim + d..][..P].copy_from_slice(sums);
+        }
+        d += P;
+    }
+    for d in d..dim {
+        let rows = |page| std::array::from_fn(|r| weights(r, page));
+        let sums = products::<V, S, R, 1>(from..to, rows, |page| [value(d, page)]);
+        for (r, sums) in sums.iter().enumerate() {
+            out[(first_row + r) * dim + d] = sums[0];
+        }
+    }
+}
+
+/// The products of `R` rows of single with `P` of half precision, which come in segments of equal length.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
+fn products<'a, 'b, V: Vector, const S: usize, const R: usize, const P: usize>(
+    segments: Range<usize>,
+    a: impl Fn(usize) -> [&'a [f32]; R],
+    b: impl Fn(usize) -> [&'b [f16]; P],
+) -> [[f32; P]; R] {
+    let mut sums = [[[V::zero(); P]; R]; S];
+    let mut rest = [[0.0_f64; P]; R];
+    for segment in segments {
+        let (a, b) = (a(segment), b(segment));
+        let length = a[0].len();
+        assert!(a.iter().all(|a| a.len() == length) && b.iter().all(|b| b.len() == length), "rows are equally long");
+        let (a_blocks, b_blocks) = (a.map(|a| a.as_chunks::<LANES>().0), b.map(|b| b.as_chunks::<LANES>().0));
+        let steps = length / (LANES * S);
+        for step in 0..steps {
+            for s in 0..S {
+                let a: [V; R] = std::array::from_fn(|r| V::load(&a_blocks[r][step * S + s]));
+                let b: [V; P] = std::array::from_fn(|p| V::load_half(&b_blocks[p][step * S + s]));
+                for r in 0..R {
+                    for p in 0..P {
+                        sums[s][r][p] = sums[s][r][p].add_product(a[r], b[p]);
+                    }
+                }
+            }
+        }
+        for i in steps * S * LANES..length {
+            for r in 0..R {
+                for p in 0..P {
+                    rest[r][p] += f64::from(a[r][i] * b[p][i].to_f32());
+                }
+            }
+        }
+    }
+    std::array::from_fn(|r| {
+        std::array::from_fn(|p| {
+            let mut width = S;
+            while width > 1 {
+                width /= 2;
+                for s in 0..width {
+                    sums[s][r][p] = sums[s][r][p].add(sums[s + width][r][p]);
+                }
+            }
+            (f64::from(sums[0][r][p].total()) + rest[r][p]) as f32
+        })
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "intrinsics; `attend` detects the instructions before it calls here")]
+#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
+mod x86 {
+    use super::{LANES, Page, Queries, Scratch, Vector, attend_with};
+    use half::f16;
+    use std::arch::x86_64::{
+        __m256, __m512, _mm_loadu_si128, _mm256_add_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_loadu_si256, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_cvtph_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_reduce_add_ps, _mm512_setzero_ps,
+    };
+
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    pub(super) fn attend_avx512(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+        attend_with::<Avx512>(queries, pages, scratch, out);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn attend_avx2(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+        attend_with::<Avx2>(queries, pages, scratch, out);
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx512(__m512);
+
+    // SAFETY, for each block below: the module's functions enable the instructions, and each load and store is of an array
+    // of its size, without alignment.
+    impl Vector for Avx512 {
+        #[inline(always)]
+        fn zero() -> Self {
+            Self(unsafe { _mm512_setzero_ps() })
+        }
+
+        #[inline(always)]
+        fn load(x: &[f32; LANES]) -> Self {
+            Self(unsafe { _mm512_loadu_ps(x.as_ptr()) })
+        }
+
+        #[inline(always)]
+        fn load_half(x: &[f16; LANES]) -> Self {
+            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) })
+        }
+
+        #[inline(always)]
+        fn add_product(self, a: Self, b: Self) -> Self {
+            Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+        }
+
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn total(self) -> f32 {
+            unsafe { _mm512_reduce_add_ps(self.0) }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2([__m256; 2]);
+
+    impl Vector for Avx2 {
+        #[inline(always)]
+        fn zero() -> Self {
+            Self([unsafe { _mm256_setzero_ps() }; 2])
+        }
+
+        #[inline(always)]
+        fn load(x: &[f32; LANES]) -> Self {
+            Self([0, 8].map(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(i)) }))
+        }
+
+        #[inline(always)]
+        fn load_half(x: &[f16; LANES]) -> Self {
+            Self([0, 8].map(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(i).cast())) }))
+        }
+
+        #[inline(always)]
+        fn add_product(self, a: Self, b: Self) -> Self {
+            Self(std::array::from_fn(|i| unsafe { _mm256_fmadd_ps(a.0[i], b.0[i], self.0[i]) }))
+        }
+
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            Self(std::array::from_fn(|i| unsafe { _mm256_add_ps(self.0[i], other.0[i]) }))
+        }
+
+        #[inline(always)]
+        fn total(self) -> f32 {
+            let mut lanes = [0.0; LANES];
+            for (i, half) in self.0.into_iter().enumerate() {
+                unsafe { _mm256_storeu_ps(lanes.as_mut_ptr().add(8 * i), half) };
+            }
+            crate::kernels::math::sum(lanes)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| f16::from_f32(((i + seed) * 7919 % 2003) as f32 / 1001.0 - 1.0).to_f32()).collect()
+    }
+
+    /// Keys and values, `(positions, dim)` each, as pages.
+    fn pages(k: &[f32], v: &[f32], dim: usize) -> Vec<(Vec<f16>, Vec<f16>)> {
+        let page = |(k, v): (&[f32], &[f32])| {
+            let mut values = vec![f16::ZERO; PAGE * dim];
+            for p in 0..PAGE {
+                for d in 0..dim {
+                    values[d * PAGE + p] = f16::from_f32(v[p * dim + d]);
+                }
+            }
+            (k.iter().map(|k| f16::from_f32(*k)).collect(), values)
+        };
+        k.chunks_exact(PAGE * dim).zip(v.chunks_exact(PAGE * dim)).map(page).collect()
+    }
+
+    #[test]
+    fn attention_over_pages_is_the_softmax_over_the_window() {
+        for (dim, cap) in [(4, None), (16, None), (20, Some(2.0)), (64, None), (80, Some(0.5)), (256, None)] {
+            for (rows, single) in [(1, true), (1, false), (3, true), (4, false), (9, false), (9, true)] {
+                let length = 3 * PAGE;
+                let (k, v) = (noise(length * dim, 1), noise(length * dim, 2));
+                let q = noise(rows * dim, 77);
+                let windows: Vec<_> = (0..rows).map(|r| 11 * r..70 + 13 * r).collect();
+                let pages = pages(&k, &v, dim);
+                let pages: Vec<_> = pages.iter().map(|(keys, values)| Page { keys, values }).collect();
+                let queries = Queries { dim, rows: &q, windows: &windows, scale: 0.7, cap, single, half: false };
+                let (mut out, mut plain) = (vec![0.0; rows * dim], vec![0.0; rows * dim]);
+                attend(&queries, &pages, &mut Scratch::default(), &mut out);
+                attend_with::<Plain>(&queries, &pages, &mut Scratch::default(), &mut plain);
+                let mut half = vec![0.0; rows * dim];
+                attend(&Queries { half: true, ..queries }, &pages, &mut Scratch::default(), &mut half);
+                for r in 0..rows {
+                    let score = |p: usize| {
+                        let s: f64 = (0..dim).map(|d| f64::from(q[r * dim + d]) * f64::from(k[p * dim + d])).sum();
+                        (cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh()) * f64::from(0.7_f32)).exp()
+                    };
+                    let weights: Vec<f64> = windows[r].clone().map(score).collect();
+                    let total: f64 = weights.iter().sum();
+                    for d in 0..dim {
+                        let values = windows[r].clone().map(|p| f64::from(v[p * dim + d]));
+                        let want: f64 = values.zip(&weights).map(|(v, w)| v * w / total).sum();
+                        let i = r * dim + d;
+                        for (got, tolerance) in [(out[i], 1e-5), (plain[i], 1e-5), (half[i], 1e-3)] {
+                            assert!((want - f64::from(got)).abs() < tolerance, "dim {dim} row {r}: {got} {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_rows_beside_it() {
+        let (dim, rows) = (64, 7);
+        let (k, v, q) = (noise(2 * PAGE * dim, 1), noise(2 * PAGE * dim, 2), noise(rows * dim, 3));
+        let pages = pages(&k, &v, dim);
+        let pages: Vec<_> = pages.iter().map(|(keys, values)| Page { keys, values }).collect();
+        let windows: Vec<_> = (0..rows).map(|r| r..60 + 3 * r).collect();
+        let run = |rows: Range<usize>, single| {
+            let queries = Queries {
+                dim,
+                rows: &q[rows.start * dim..rows.end * dim],
+                windows: &windows[rows.clone()],
+                scale: 0.125,
+                cap: None,
+                single,
+                half: true,
+            };
+            let mut out = vec![0.0; rows.len() * dim];
+            attend(&queries, &pages, &mut Scratch::default(), &mut out);
+            out
+        };
+        for single in [false, true] {
+            let together = run(0..rows, single);
+            for r in 0..rows {
+                assert_eq!(run(r..r + 1, single), together[r * dim..(r + 1) * dim]);
+            }
+        }
+    }
+}
