@@ -3,6 +3,8 @@
 //! Follows the block structs of `ggml-common.h` and `dequantize_row_*` of `ggml-quants.c`. The loops are plain so that they
 //! vectorize with whatever instructions the caller is compiled for.
 
+use std::marker::PhantomData;
+
 /// How the other operand of a dot product is rounded to bytes, as ggml pairs the formats (`vec_dot_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rounding {
@@ -12,6 +14,20 @@ pub(crate) enum Rounding {
     Q8_1,
     /// Blocks of 256 with a single-precision scale.
     Q8K,
+}
+
+/// In which order the products of a superblock are summed. llama.cpp has its own for each format and number of activation
+/// rows, and a result in another order differs in its last bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// In eight lanes, which are added at the end.
+    Lanes,
+    /// As one integer that is scaled by both scales at once, minima apart.
+    Whole,
+    /// The same for each quarter of it.
+    Quarters,
+    /// As one integer that is scaled by the weights' scale and lowered by the minima, then scaled by the activations'.
+    Slab,
 }
 
 /// A format of blocks of 32: `weight = scale * (u - OFFSET) + min`, with `u` a byte.
@@ -32,12 +48,45 @@ pub(crate) trait SuperBlock: Send + Sync + 'static {
     /// What is subtracted from each byte: a power of two, 0 where there are minima.
     const OFFSET: u8;
     const MIN: bool;
-    /// Whether the products of a block are summed in eight lanes, or in one number. llama.cpp has its own order for each
-    /// format, and a result in another order differs in its last bits.
-    const LANES: bool;
+    const ORDER: Order;
     /// Unpacks one block; returns scale and minimum.
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32);
 }
+
+/// Defines a format that is another in a different order.
+macro_rules! reordered {
+    ($(#[$doc:meta])* $name:ident, $order:expr) => {
+        $(#[$doc])*
+        pub(crate) struct $name<F>(PhantomData<F>);
+
+        impl<F: SuperBlock> SuperBlock for $name<F> {
+            const BYTES: usize = F::BYTES;
+            const OFFSET: u8 = F::OFFSET;
+            const MIN: bool = F::MIN;
+            const ORDER: Order = $order;
+
+            #[inline(always)]
+            fn unpack<H: Halves>(
+                block: &[u8],
+                u: &mut [u8; 256],
+                scales: &mut [i16; 16],
+                mins: &mut [i16; 16],
+            ) -> (f32, f32) {
+                F::unpack::<H>(block, u, scales, mins)
+            }
+        }
+    };
+}
+reordered!(
+    /// As llama.cpp sums where it multiplies eight activation rows or more.
+    Slab,
+    Order::Slab
+);
+reordered!(
+    /// As llama.cpp sums where it multiplies packed weights with four activation rows at a time.
+    Quarters,
+    Order::Quarters
+);
 
 /// Half to single precision, by what the CPU has.
 pub(crate) trait Halves {
@@ -200,7 +249,7 @@ impl SuperBlock for Q2K {
     const BYTES: usize = 84;
     const OFFSET: u8 = 0;
     const MIN: bool = true;
-    const LANES: bool = false;
+    const ORDER: Order = Order::Whole;
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32) {
@@ -230,7 +279,7 @@ impl SuperBlock for Q3K {
     const BYTES: usize = 110;
     const OFFSET: u8 = 4;
     const MIN: bool = false;
-    const LANES: bool = true;
+    const ORDER: Order = Order::Lanes;
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], _mins: &mut [i16; 16]) -> (f32, f32) {
@@ -277,7 +326,7 @@ impl SuperBlock for Q4K {
     const BYTES: usize = 144;
     const OFFSET: u8 = 0;
     const MIN: bool = true;
-    const LANES: bool = false;
+    const ORDER: Order = Order::Whole;
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32) {
@@ -296,7 +345,7 @@ impl SuperBlock for Q5K {
     const BYTES: usize = 176;
     const OFFSET: u8 = 0;
     const MIN: bool = true;
-    const LANES: bool = false;
+    const ORDER: Order = Order::Whole;
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32) {
@@ -321,7 +370,7 @@ impl SuperBlock for Q6K {
     const BYTES: usize = 210;
     const OFFSET: u8 = 32;
     const MIN: bool = false;
-    const LANES: bool = true;
+    const ORDER: Order = Order::Lanes;
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], _mins: &mut [i16; 16]) -> (f32, f32) {

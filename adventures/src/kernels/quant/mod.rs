@@ -3,7 +3,8 @@
 //! Weights are read in place, from mapped bytes of any alignment, four rows at a time, which are unpacked once for all
 //! activation rows. With block formats the activations are rounded to bytes as ggml rounds them, products are sums of
 //! integers, and the sums are added in llama.cpp's order, so that results are its own to the last bit wherever it uses the
-//! same instructions. A product does not depend on how many activation rows are computed with it.
+//! same instructions. A product does not depend on how many activation rows are computed with it, but on how many are said
+//! to be read together.
 
 mod dense;
 mod format;
@@ -16,10 +17,13 @@ mod x86;
 
 use crate::gguf::GgmlType;
 use dense::{BF16, Dense, Element, F16, F32};
-use format::{Block, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Rounding, SuperBlock};
+use format::{
+    Block, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding, Slab, SuperBlock,
+};
 use rayon::prelude::*;
 use rounded::Rounded;
 use rows::{ROWS, Sums, Unpacked};
+use std::ops::Range;
 
 /// Weight rows that are handed to a thread together.
 const UNIT: usize = 4 * ROWS;
@@ -134,6 +138,11 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Whether llama.cpp packs the matrix anew when it loads it, which gives it another order of additions.
+    fn packed(&self) -> bool {
+        self.dtype == GgmlType::Q4_K && self.rows % 8 == 0
+    }
+
     /// Writes the weights of `row` to `out`.
     pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
         let bytes = &self.data[row * self.row_bytes()..(row + 1) * self.row_bytes()];
@@ -195,6 +204,14 @@ impl Scratch {
             Rounding::Q8K => &self.q8_k,
         }
     }
+
+    fn of_mut(&mut self, rounding: Rounding) -> &mut Rounded {
+        match rounding {
+            Rounding::Q8_0 => &mut self.q8_0,
+            Rounding::Q8_1 => &mut self.q8_1,
+            Rounding::Q8K => &mut self.q8_k,
+        }
+    }
 }
 
 /// One product of several with the same activations.
@@ -206,22 +223,20 @@ pub(crate) struct Product<'a> {
 
 /// Computes each product's `out = x · matrixᵀ`, where `x` is rows of as many numbers as the matrices have columns.
 ///
-/// Runs on the rayon pool that it is called in.
-pub(crate) fn multiply(x: &[f32], scratch: &mut Scratch, products: &mut [Product<'_>]) {
-    multiply_at(Level::detect(), x, scratch, products);
+/// The rows are the last of `batch` that are read together: llama.cpp's order of additions, which this follows, depends on
+/// how many there are. Runs on the rayon pool that it is called in.
+pub(crate) fn multiply(x: &[f32], batch: usize, scratch: &mut Scratch, products: &mut [Product<'_>]) {
+    multiply_at(Level::detect(), x, batch, scratch, products);
 }
 
-fn multiply_at(level: Level, x: &[f32], scratch: &mut Scratch, products: &mut [Product<'_>]) {
+fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, products: &mut [Product<'_>]) {
     let Some(width) = products.first().map(|p| p.matrix.cols) else { return };
     let rows = x.len() / width;
+    // How many of the rows are in whole fours of the batch.
+    let fours = (batch / 4 * 4).saturating_sub(batch.saturating_sub(rows)).min(rows);
     for rounding in [Rounding::Q8_0, Rounding::Q8_1, Rounding::Q8K] {
         if products.iter().any(|p| p.matrix.rounding() == Some(rounding)) {
-            let rounded = match rounding {
-                Rounding::Q8_0 => &mut scratch.q8_0,
-                Rounding::Q8_1 => &mut scratch.q8_1,
-                Rounding::Q8K => &mut scratch.q8_k,
-            };
-            rounded.fill(x, width, rounding);
+            scratch.of_mut(rounding).fill(x, width, rounding);
         }
     }
     // Work is cut along weight rows; `starts` says which product a unit belongs to.
@@ -248,12 +263,31 @@ fn multiply_at(level: Level, x: &[f32], scratch: &mut Scratch, products: &mut [P
                 let mut store = |r: usize, sums: &Sums| out.set(r, row, &sums[..last - row]);
                 macro_rules! blocks {
                     ($f:ty) => {
-                        blocks::<$f>(level, unpacked, weights, matrix, scratch, &mut store)
+                        blocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store)
                     };
                 }
                 macro_rules! superblocks {
                     ($f:ty) => {
-                        superblocks::<$f>(level, unpacked, weights, matrix, scratch, &mut store)
+                        if matrix.packed() {
+                            if fours > 0 {
+                                superblocks::<Quarters<$f>>(
+                                    level,
+                                    unpacked,
+                                    weights,
+                                    matrix,
+                                    scratch,
+                                    0..fours,
+                                    &mut store,
+                                );
+                            }
+                            if fours < rows {
+                                superblocks::<$f>(level, unpacked, weights, matrix, scratch, fours..rows, &mut store);
+                            }
+                        } else if batch >= 8 {
+                            superblocks::<Slab<$f>>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store);
+                        } else {
+                            superblocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store);
+                        }
                     };
                 }
                 macro_rules! dense {
@@ -305,21 +339,22 @@ macro_rules! by_level {
             weights: &[u8],
             matrix: Matrix<'_>,
             scratch: &Scratch,
+            rows: Range<usize>,
             store: &mut impl FnMut(usize, &Sums),
         ) {
             let row_bytes = matrix.row_bytes();
             let rounding = matrix.rounding().expect("a block format has its rounding; this is a bug");
             let x = scratch.of(rounding);
             match level {
-                Level::Plain => unpacked.$plain::<F>(weights, row_bytes, x, store),
+                Level::Plain => unpacked.$plain::<F>(weights, row_bytes, x, rows, store),
                 // SAFETY: the instructions were detected.
                 #[cfg(target_arch = "x86_64")]
                 #[allow(unsafe_code)]
-                Level::Avx2 => unsafe { unpacked.$avx2::<F>(weights, row_bytes, x, store) },
+                Level::Avx2 => unsafe { unpacked.$avx2::<F>(weights, row_bytes, x, rows, store) },
                 // SAFETY: the instructions were detected.
                 #[cfg(target_arch = "x86_64")]
                 #[allow(unsafe_code)]
-                Level::Vnni => unsafe { unpacked.$vnni::<F>(weights, row_bytes, x, store) },
+                Level::Vnni => unsafe { unpacked.$vnni::<F>(weights, row_bytes, x, rows, store) },
             }
         }
     };

@@ -4,8 +4,9 @@
 //! vector instructions. The order of additions is llama.cpp's (AVX2 and up): blocks of 32 are summed in eight lanes of four
 //! weights each, which are added at the end; superblocks of 256 are summed as integers first.
 
-use super::format::{Block, Halves, Portable, SuperBlock};
+use super::format::{Block, Halves, Order, Portable, SuperBlock};
 use super::rounded::Rounded;
+use std::ops::Range;
 
 /// How many weight rows are unpacked together.
 pub(super) const ROWS: usize = 4;
@@ -106,29 +107,47 @@ impl Unpacked {
             for (b, u) in self.row(i).as_chunks::<256>().0.iter().enumerate() {
                 let at = r * x.width + 256 * b;
                 let d = x.scale[at / 32];
+                let (scale, min) = (self.scale[b][i], self.min[b][i]);
                 let (groups, totals) = (&self.groups[i * count + b], &x.sums[at / 16..at / 16 + 16]);
-                let mut dots = [0_i32; 8];
-                for (k, (u, x)) in u.iter().zip(&x.bytes[at..at + 256]).enumerate() {
-                    let scale = self.spread[i * count + b][k / 32][k % 32 / 16 * 8];
-                    dots[k % 32 / 4] += i32::from(scale) * i32::from(*u) * i32::from(*x);
-                }
-                let pairs = groups.iter().zip(totals).map(|(g, t)| i32::from(*g) * i32::from(*t));
-                if F::MIN {
-                    minima = (pairs.sum::<i32>() as f32).mul_add(self.min[b][i] * d, minima);
-                } else {
-                    for (k, pair) in pairs.enumerate() {
-                        dots[k / 2] -= i32::from(F::OFFSET) * pair;
+                let share = |group: usize| i32::from(groups[group]) * i32::from(totals[group]);
+                // Of each 16 weights: lane by lane, and what the minima take.
+                let dots: [[i32; 4]; 16] = std::array::from_fn(|group| {
+                    std::array::from_fn(|lane| {
+                        let first = 16 * group + 4 * lane;
+                        let pairs = u[first..first + 4].iter().zip(&x.bytes[at + first..at + first + 4]);
+                        let dot: i32 = pairs.map(|(u, x)| i32::from(*u) * i32::from(*x)).sum();
+                        i32::from(self.spread[i * count + b][group / 2][group % 2 * 8]) * dot
+                    })
+                });
+                let taken = |group| if F::MIN { 0 } else { i32::from(F::OFFSET) * share(group) };
+                let total = |groups: Range<usize>| {
+                    groups.map(|group| dots[group].iter().sum::<i32>() - taken(group)).sum::<i32>() as f32
+                };
+                let low = |groups: Range<usize>| {
+                    if F::MIN { groups.map(share).sum::<i32>() as f32 } else { 0.0 }
+                };
+                match F::ORDER {
+                    Order::Lanes => {
+                        for (k, lane) in lanes.iter_mut().enumerate() {
+                            let mut dot: i32 = dots.iter().skip(k / 4).step_by(2).map(|dots| dots[k % 4]).sum();
+                            dot -= taken(2 * k) + taken(2 * k + 1);
+                            *lane = (scale * d).mul_add(dot as f32, *lane);
+                        }
                     }
-                }
-                if F::LANES {
-                    for (lane, dot) in lanes.iter_mut().zip(dots) {
-                        *lane = (self.scale[b][i] * d).mul_add(dot as f32, *lane);
+                    Order::Whole => {
+                        sum = total(0..16).mul_add(scale * d, sum);
+                        minima = low(0..16).mul_add(min * d, minima);
                     }
-                } else {
-                    sum = (dots.iter().sum::<i32>() as f32).mul_add(self.scale[b][i] * d, sum);
+                    Order::Quarters => {
+                        for quarter in (0..16).step_by(4) {
+                            sum = total(quarter..quarter + 4).mul_add(scale * d, sum);
+                            minima = low(quarter..quarter + 4).mul_add(min * d, minima);
+                        }
+                    }
+                    Order::Slab => sum = low(0..16).mul_add(-min, scale * total(0..16)).mul_add(d, sum),
                 }
             }
-            if F::LANES { add_lanes(lanes) } else { sum - minima }
+            if F::ORDER == Order::Lanes { add_lanes(lanes) } else { sum - minima }
         })
     }
 
@@ -138,10 +157,11 @@ impl Unpacked {
         weights: &[u8],
         row_bytes: usize,
         x: &Rounded,
+        rows: Range<usize>,
         store: &mut impl FnMut(usize, &Sums),
     ) {
         self.fill_blocks::<F, Portable>(weights, row_bytes);
-        for r in 0..x.rows {
+        for r in rows {
             store(r, &self.blocks::<F>(x, r));
         }
     }
@@ -152,10 +172,11 @@ impl Unpacked {
         weights: &[u8],
         row_bytes: usize,
         x: &Rounded,
+        rows: Range<usize>,
         store: &mut impl FnMut(usize, &Sums),
     ) {
         self.fill_super::<F, Portable>(weights, row_bytes);
-        for r in 0..x.rows {
+        for r in rows {
             store(r, &self.superblocks::<F>(x, r));
         }
     }

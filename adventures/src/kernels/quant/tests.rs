@@ -57,9 +57,12 @@ fn levels() -> Vec<Level> {
     levels
 }
 
-fn product(level: Level, matrix: Matrix<'_>, x: &[f32]) -> Vec<f32> {
+/// Batches that differ in their order of additions: of one row, and of many whole fours.
+const BATCHES: [usize; 2] = [1, 1 << 20];
+
+fn product(level: Level, matrix: Matrix<'_>, x: &[f32], batch: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / matrix.cols * matrix.rows];
-    multiply_at(level, x, &mut Scratch::default(), &mut [Product { matrix, out: &mut out }]);
+    multiply_at(level, x, batch, &mut Scratch::default(), &mut [Product { matrix, out: &mut out }]);
     out
 }
 
@@ -108,13 +111,17 @@ fn every_level_gives_the_product_with_the_rounded_activations() {
                     };
                     (terms().sum(), terms().map(f64::abs).sum())
                 };
-                for level in levels() {
-                    let got = product(level, matrix, &x);
+                for (level, batch) in levels().into_iter().flat_map(|level| BATCHES.map(|batch| (level, batch))) {
+                    let got = product(level, matrix, &x, batch);
                     if matrix.rounding().is_some() {
-                        assert_eq!(got, product(Level::Plain, matrix, &x), "{dtype} {level:?} {m}x{cols}x{rows}");
+                        assert_eq!(
+                            got,
+                            product(Level::Plain, matrix, &x, batch),
+                            "{dtype} {level:?} {m}x{cols}x{rows}"
+                        );
                     }
                     for r in 0..m {
-                        let alone = product(level, matrix, &x[r * cols..(r + 1) * cols]);
+                        let alone = product(level, matrix, &x[r * cols..(r + 1) * cols], batch);
                         assert_eq!(got[r * rows..(r + 1) * rows], alone, "{dtype} {level:?}: row {r} of {m}");
                         for i in 0..rows {
                             let (want, size) = want(r, i);
@@ -147,12 +154,12 @@ fn levels_agree_on_any_bytes() {
             }
         }
         let matrix = Matrix::new(dtype, rows, cols, &data);
-        for m in [1, 4, 9] {
+        for (m, batch) in [(1, 1), (4, 4), (9, 9), (1, 9), (9, 500)] {
             let x = noise(m * cols, 3);
-            let want = product(Level::Plain, matrix, &x);
+            let want = product(Level::Plain, matrix, &x, batch);
             assert!(want.iter().all(|x| x.is_finite()) && want.iter().any(|x| *x != 0.0));
             for level in levels() {
-                assert_eq!(product(level, matrix, &x), want, "{dtype} {level:?} {m}");
+                assert_eq!(product(level, matrix, &x, batch), want, "{dtype} {level:?} {m}");
             }
         }
     }
@@ -177,7 +184,7 @@ fn dense_weights_of_any_width_and_alignment() {
             for m in [1, 3, 11] {
                 let x = noise(m * cols, 6);
                 for level in levels() {
-                    let got = product(level, matrix, &x);
+                    let got = product(level, matrix, &x, m);
                     for r in 0..m {
                         for i in 0..rows {
                             let want: f32 = (0..cols).map(|k| x[r * cols + k] * weights[i * cols + k]).sum();
@@ -210,11 +217,12 @@ fn products_share_their_activations() {
         let (mut first, mut second) = (vec![0.0; m * 20], vec![0.0; m * 7]);
         multiply(
             &x,
+            m,
             &mut Scratch::default(),
             &mut [Product { matrix: a, out: &mut first }, Product { matrix: b, out: &mut second }],
         );
-        assert_eq!(first, product(Level::detect(), a, &x));
-        assert_eq!(second, product(Level::detect(), b, &x));
+        assert_eq!(first, product(Level::detect(), a, &x, m));
+        assert_eq!(second, product(Level::detect(), b, &x, m));
     }
 }
 
@@ -235,7 +243,7 @@ fn speed() {
                 let mut best = f64::INFINITY;
                 for _ in 0..20 {
                     let start = std::time::Instant::now();
-                    pool.install(|| multiply_at(level, &x, &mut scratch, &mut [Product { matrix, out: &mut out }]));
+                    pool.install(|| multiply_at(level, &x, m, &mut scratch, &mut [Product { matrix, out: &mut out }]));
                     best = best.min(start.elapsed().as_secs_f64());
                 }
                 eprintln!(

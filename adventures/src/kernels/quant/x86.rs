@@ -3,20 +3,22 @@
 //! Registers of 256 bits in both: eight lanes are what llama.cpp's order of additions has.
 
 use super::dense::{Dense, Element, total};
-use super::format::{Block, Halves, SuperBlock};
+use super::format::{Block, Halves, Order, SuperBlock};
 use super::rounded::Rounded;
 use super::rows::{ROWS, Sums, Unpacked};
 use crate::kernels::LANES;
 use std::arch::x86_64::{
     __m128, __m128i, __m256, __m256i, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtepi32_ps, _mm_cvtph_ps,
-    _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_fmadd_ps, _mm_loadu_ps, _mm_movehdup_ps, _mm_movehl_ps, _mm_mul_ps,
-    _mm_set1_ps, _mm_setzero_ps, _mm_storeu_ps, _mm_sub_ps, _mm256_abs_epi8, _mm256_add_epi32, _mm256_castps256_ps128,
-    _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_dpwssd_epi32, _mm256_extractf128_ps,
-    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
-    _mm256_xor_si256, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_fmadd_ps, _mm_fnmadd_ps, _mm_loadu_ps, _mm_movehdup_ps, _mm_movehl_ps,
+    _mm_mul_ps, _mm_set1_ps, _mm_setzero_ps, _mm_storeu_ps, _mm_sub_ps, _mm256_abs_epi8, _mm256_add_epi32,
+    _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_dpwssd_epi32,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi32,
+    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi64, _mm256_xor_si256,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
+use std::ops::Range;
 
 /// Half precision by the CPU's own instruction.
 struct F16c;
@@ -41,18 +43,19 @@ macro_rules! entry {
             weights: &[u8],
             row_bytes: usize,
             x: &Rounded,
+            rows: Range<usize>,
             store: &mut impl FnMut(usize, &Sums),
         ) {
             self.$fill::<F, F16c>(weights, row_bytes);
             // SAFETY: the instructions are enabled here.
             #[allow(unsafe_code)]
             unsafe {
-                let mut r = 0;
-                while r + $together <= x.rows {
+                let mut r = rows.start;
+                while r + $together <= rows.end {
                     self.$products::<F, $together, $vnni>(x, r, store);
                     r += $together;
                 }
-                while r < x.rows {
+                while r < rows.end {
                     self.$products::<F, 1, $vnni>(x, r, store);
                     r += 1;
                 }
@@ -154,48 +157,77 @@ impl Unpacked {
                 for r in 0..R {
                     let totals = load_words(&totals[r][b]);
                     let d = scales[r][8 * b];
+                    let scale = _mm_loadu_ps(self.scale[b].as_ptr());
+                    let min = _mm_loadu_ps(self.min[b].as_ptr());
+                    let both = _mm_mul_ps(scale, _mm_set1_ps(d));
                     let mut dots = [_mm256_setzero_si256(); ROWS];
-                    let mut mins = [_mm256_setzero_si256(); ROWS];
+                    let mut shares = [_mm256_setzero_si256(); ROWS];
                     for i in 0..ROWS {
-                        let (u, bytes) = (rows[i][b].as_chunks::<32>().0, bytes[r][b].as_chunks::<32>().0);
-                        let spread = &self.spread[i * blocks + b];
-                        for j in 0..8 {
-                            let pairs = _mm256_maddubs_epi16(load(&u[j]), load_signed(&bytes[j]));
-                            dots[i] = if VNNI {
-                                _mm256_dpwssd_epi32(dots[i], pairs, load_words(&spread[j]))
-                            } else {
-                                _mm256_add_epi32(dots[i], _mm256_madd_epi16(pairs, load_words(&spread[j])))
-                            };
-                        }
-                        let groups = _mm256_madd_epi16(totals, load_words(&self.groups[i * blocks + b]));
-                        if F::MIN {
-                            mins[i] = groups;
-                        } else {
-                            let share = match F::OFFSET {
-                                32 => _mm256_slli_epi32::<5>(groups),
-                                4 => _mm256_slli_epi32::<2>(groups),
-                                _ => unreachable!("no format has another offset; this is a bug"),
-                            };
-                            dots[i] = _mm256_sub_epi32(dots[i], share);
-                        }
-                        if F::LANES {
-                            let factor = _mm256_set1_ps(self.scale[b][i] * d);
-                            lanes[i][r] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[i]), lanes[i][r]);
+                        shares[i] = _mm256_madd_epi16(totals, load_words(&self.groups[i * blocks + b]));
+                        if !F::MIN {
+                            dots[i] = _mm256_sub_epi32(
+                                dots[i],
+                                match F::OFFSET {
+                                    32 => _mm256_slli_epi32::<5>(shares[i]),
+                                    4 => _mm256_slli_epi32::<2>(shares[i]),
+                                    _ => unreachable!("no format has another offset; this is a bug"),
+                                },
+                            );
                         }
                     }
-                    let d = _mm_set1_ps(d);
-                    if !F::LANES {
-                        let factor = _mm_mul_ps(_mm_loadu_ps(self.scale[b].as_ptr()), d);
-                        sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(dots)), factor, sums[r]);
+                    let quarters = if F::ORDER == Order::Quarters { 4 } else { 1 };
+                    for quarter in 0..quarters {
+                        for i in 0..ROWS {
+                            let (u, bytes) = (rows[i][b].as_chunks::<32>().0, bytes[r][b].as_chunks::<32>().0);
+                            let spread = &self.spread[i * blocks + b];
+                            for j in quarter * 8 / quarters..(quarter + 1) * 8 / quarters {
+                                let pairs = _mm256_maddubs_epi16(load(&u[j]), load_signed(&bytes[j]));
+                                dots[i] = if VNNI {
+                                    _mm256_dpwssd_epi32(dots[i], pairs, load_words(&spread[j]))
+                                } else {
+                                    _mm256_add_epi32(dots[i], _mm256_madd_epi16(pairs, load_words(&spread[j])))
+                                };
+                            }
+                        }
+                        if F::ORDER == Order::Quarters {
+                            let total = add_each(dots);
+                            sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(total), both, sums[r]);
+                            dots = [_mm256_setzero_si256(); ROWS];
+                        }
                     }
-                    if F::MIN {
-                        let factor = _mm_mul_ps(_mm_loadu_ps(self.min[b].as_ptr()), d);
-                        minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(mins)), factor, minima[r]);
+                    match F::ORDER {
+                        Order::Lanes => {
+                            for i in 0..ROWS {
+                                let factor = _mm256_set1_ps(self.scale[b][i] * d);
+                                lanes[i][r] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[i]), lanes[i][r]);
+                            }
+                        }
+                        Order::Whole => {
+                            sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(dots)), both, sums[r]);
+                            if F::MIN {
+                                let low = _mm_cvtepi32_ps(add_each(shares));
+                                minima[r] = _mm_fmadd_ps(low, _mm_mul_ps(min, _mm_set1_ps(d)), minima[r]);
+                            }
+                        }
+                        Order::Quarters => {
+                            // Neighbouring pairs of shares are a quarter.
+                            let min = _mm_mul_ps(min, _mm_set1_ps(d));
+                            for low in add_pairs(shares) {
+                                minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(low), min, minima[r]);
+                            }
+                        }
+                        Order::Slab => {
+                            let mut slab = _mm_mul_ps(scale, _mm_cvtepi32_ps(add_each(dots)));
+                            if F::MIN {
+                                slab = _mm_fnmadd_ps(min, _mm_cvtepi32_ps(add_each(shares)), slab);
+                            }
+                            sums[r] = _mm_fmadd_ps(slab, _mm_set1_ps(d), sums[r]);
+                        }
                     }
                 }
             }
             for r in 0..R {
-                let out = if F::LANES {
+                let out = if F::ORDER == Order::Lanes {
                     std::array::from_fn(|i| add_lanes(lanes[i][r]))
                 } else {
                     numbers(_mm_sub_ps(sums[r], minima[r]))
@@ -373,6 +405,28 @@ unsafe fn numbers(x: __m128) -> Sums {
     // SAFETY: the array has four numbers; no alignment is asked for.
     unsafe { _mm_storeu_ps(out.as_mut_ptr(), x) };
     out
+}
+
+/// Adds neighbouring lanes of each register: four sums of pairs, each for the four registers.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn add_pairs(x: [__m256i; ROWS]) -> [__m128i; 4] {
+    // SAFETY: the caller enables AVX2.
+    unsafe {
+        let (a, b) = (_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+        // Each half holds two pairs of one register, then two of the next: the pairs of the four are brought together.
+        let even =
+            _mm256_unpacklo_epi64(_mm256_shuffle_epi32::<0b11_01_10_00>(a), _mm256_shuffle_epi32::<0b11_01_10_00>(b));
+        let odd =
+            _mm256_unpackhi_epi64(_mm256_shuffle_epi32::<0b11_01_10_00>(a), _mm256_shuffle_epi32::<0b11_01_10_00>(b));
+        [
+            _mm256_castsi256_si128(even),
+            _mm256_castsi256_si128(odd),
+            _mm256_extracti128_si256::<1>(even),
+            _mm256_extracti128_si256::<1>(odd),
+        ]
+    }
 }
 
 /// Adds the lanes of each register.

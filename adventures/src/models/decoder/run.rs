@@ -63,7 +63,8 @@ impl Reading {
         for (i, chunk) in ids.chunks(CHUNK).enumerate() {
             let start = *len + i * CHUNK;
             let last = start + chunk.len() == end;
-            let mut pass = Pass { model, shape: *shape, pages, buffers, start, single: ids.len() == 1 };
+            let batch = start - *len + chunk.len();
+            let mut pass = Pass { model, shape: *shape, pages, buffers, start, batch, single: ids.len() == 1 };
             if let Some(row) = pass.layers(chunk, last) {
                 logits = row;
             }
@@ -126,7 +127,9 @@ struct Pass<'a> {
     pages: &'a mut Vec<Page>,
     buffers: &'a mut Buffers,
     start: usize,
-    /// Whether one token is read, not several.
+    /// How many tokens are read together, up to this chunk's last.
+    batch: usize,
+    /// Whether that is one token in all.
     single: bool,
 }
 
@@ -162,7 +165,7 @@ impl Pass<'_> {
             }
             self.attention(i, tokens.clone());
             self.add_attention(layer);
-            self.add_feed_forward(layer);
+            self.add_feed_forward(layer, if i + 1 == config.layers { 1 } else { self.batch });
         }
         let buffers = &mut *self.buffers;
         buffers.normed.resize(width, 0.0);
@@ -170,7 +173,7 @@ impl Pass<'_> {
         let mut logits = vec![0.0; config.vocab];
         let head = model.weights.head.as_ref().unwrap_or(&model.weights.embedding);
         let mut product = [Product { matrix: head.matrix(), out: &mut logits }];
-        multiply(&buffers.normed, &mut buffers.scratch, &mut product);
+        multiply(&buffers.normed, 1, &mut buffers.scratch, &mut product);
         if let Some(cap) = config.logit_cap {
             causal::soft_cap(&mut logits, cap);
         }
@@ -192,7 +195,7 @@ impl Pass<'_> {
             Product { matrix: layer.key.weight.matrix(), out: key },
             Product { matrix: layer.value.weight.matrix(), out: value },
         ];
-        multiply(normed, scratch, &mut products);
+        multiply(normed, self.batch, scratch, &mut products);
         for (linear, rows) in [(&layer.query, &mut *query), (&layer.key, &mut *key), (&layer.value, &mut *value)] {
             add_bias(linear, rows);
         }
@@ -279,11 +282,11 @@ impl Pass<'_> {
         let config = &self.model.config;
         let Buffers { hidden, attended, projected, scratch, .. } = &mut *self.buffers;
         projected.resize(hidden.len(), 0.0);
-        multiply(attended, scratch, &mut [Product { matrix: layer.output.matrix(), out: projected }]);
+        multiply(attended, self.batch, scratch, &mut [Product { matrix: layer.output.matrix(), out: projected }]);
         add_normed(hidden, projected, layer.post_attention_norm.as_deref(), config.norm_eps);
     }
 
-    fn add_feed_forward(&mut self, layer: &Layer) {
+    fn add_feed_forward(&mut self, layer: &Layer, batch: usize) {
         let config = &self.model.config;
         let Buffers { hidden, normed, gate, up, projected, scratch, .. } = &mut *self.buffers;
         let rows = hidden.len() / config.hidden;
@@ -293,7 +296,7 @@ impl Pass<'_> {
         up.resize(rows * config.feed_forward, 0.0);
         let mut products =
             [Product { matrix: layer.gate.matrix(), out: gate }, Product { matrix: layer.up.matrix(), out: up }];
-        multiply(normed, scratch, &mut products);
+        multiply(normed, batch, scratch, &mut products);
         let pieces = gate.par_chunks_mut(config.feed_forward).zip(up.par_chunks(config.feed_forward));
         pieces.with_min_len(ROWS).for_each_init(Vec::new, |halves, (gate, up)| match config.activation {
             Activation::Silu => causal::silu_gate(gate, up),
@@ -301,7 +304,7 @@ impl Pass<'_> {
             Activation::GeluTanh => causal::gelu_tanh_gate(gate, up),
             Activation::GeluErf => causal::gelu_erf_gate(gate, up),
         });
-        multiply(gate, scratch, &mut [Product { matrix: layer.down.matrix(), out: projected }]);
+        multiply(gate, batch, scratch, &mut [Product { matrix: layer.down.matrix(), out: projected }]);
         add_normed(hidden, projected, layer.post_feed_forward_norm.as_deref(), config.norm_eps);
     }
 }
