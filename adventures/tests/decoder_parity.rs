@@ -1,7 +1,6 @@
 //! The decoder on real files, against llama.cpp's greedy text (`tools/goldens_llama.py`).
 
 use adventures::gguf::Gguf;
-use adventures::models::CausalLm;
 use adventures::models::decoder::{DecoderOptions, from_gguf};
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -94,7 +94,6 @@ vectorized! {
 
 /// The sum of squares is kept in double precision.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     let (blocks, tail) = x.as_chunks::<LANES>();
     let mut lanes = [0.0_f64; LANES];

@@ -4,14 +4,12 @@ use super::{LANES, vectorized};
 
 /// `a * b + c`, fused where that is one instruction.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `e^x` to 2 ulp, with the polynomial of Arm's optimized routines, as llama.cpp has it.
+/// `e^x` to 2 ulp where `FMA` holds and 3 elsewhere, with the polynomial of Arm's optimized routines, as llama.cpp has it.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer without a library call.
     const MAGIC: f32 = 12_582_912.0;
@@ -35,7 +33,6 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
 
 /// The error function to 3 ulp: the rational approximation that Eigen and XLA use on [-4, 4].
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn erf<const FMA: bool>(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let x2 = x * x;
@@ -51,14 +48,12 @@ fn erf<const FMA: bool>(x: f32) -> f32 {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn gelu_erf<const FMA: bool>(x: f32) -> f32 {
     0.5 * x * (1.0 + erf::<FMA>(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 /// `tanh` as `1 - 2 / (e^2x + 1)`.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     let inner = SQRT_2_OVER_PI * mul_add::<FMA>(0.044_715 * x * x, x, x);
@@ -67,7 +62,6 @@ pub(super) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn sum(lanes: [f32; LANES]) -> f32 {
     let mut lanes = lanes;
     let mut width = LANES / 2;
@@ -82,7 +76,6 @@ pub(super) fn sum(lanes: [f32; LANES]) -> f32 {
 
 /// The largest number of `row`.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn maximum(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (blocks, tail) = row.as_chunks::<LANES>();
@@ -99,7 +92,6 @@ pub(super) fn maximum(row: &[f32]) -> f32 {
 
 /// Applies `f` to each number of `row`, whole blocks first.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn map(row: &mut [f32], f: impl Fn(f32, usize) -> f32) {
     let (blocks, tail) = row.as_chunks_mut::<LANES>();
     let done = blocks.len() * LANES;
@@ -115,7 +107,6 @@ pub(super) fn map(row: &mut [f32], f: impl Fn(f32, usize) -> f32) {
 
 /// The sum of `f` over `row`: one running sum per lane, so that it vectorizes and loses little precision.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn reduce(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let (blocks, tail) = row.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
@@ -210,7 +201,6 @@ pub(crate) struct LayerNorm {
 
 /// Two passes, mean then variance: one pass of sums of squares loses digits where the mean is large.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn normalize_row<const FMA: bool>(row: &mut [f32], norm: &LayerNorm) {
     let (weight, bias) = (&norm.weight[..row.len()], &norm.bias[..row.len()]);
     let mean = reduce(row, |x| x) / row.len() as f32;
@@ -242,15 +232,15 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_within_two_units() {
-        let check = |x: f32, got: f32| {
+    fn exp_is_within_its_bounds() {
+        let check = |x: f32, got: f32, units: f64| {
             let want = f64::from(x).exp();
             let unit = f64::from((want as f32).next_up()) - f64::from(want as f32);
-            assert!((want - f64::from(got)).abs() <= 2.0 * unit, "{x}: {got} {want}");
+            assert!((want - f64::from(got)).abs() <= units * unit, "{x}: {got} {want}");
         };
         for x in (-10_300..8_850).map(|i| i as f32 * 0.01) {
-            check(x, exp::<false>(x));
-            check(x, exp::<true>(x));
+            check(x, exp::<false>(x), 3.0);
+            check(x, exp::<true>(x), 2.0);
         }
         for (x, want) in
             [(f32::NEG_INFINITY, 0.0), (-200.0, 0.0), (90.0, f32::INFINITY), (f32::INFINITY, f32::INFINITY)]

@@ -1,6 +1,11 @@
 //! CPU kernels. Each has a plain version that says what it computes, and versions of the same code that are compiled for
 //! the vector instructions at hand and chosen at run time.
 
+#![allow(
+    clippy::inline_always,
+    reason = "bodies are compiled inside their callers, with the instructions enabled there"
+)]
+
 pub(crate) mod attention;
 pub(crate) mod causal;
 pub(crate) mod gemm;
@@ -17,7 +22,6 @@ macro_rules! vectorized {
         $(#[$doc])*
         pub(crate) fn $name($($arg: $type),*) {
             #[inline(always)]
-            #[allow(clippy::inline_always, reason = "the body must be compiled inside each caller, with its instructions")]
             fn generic<const FMA: bool>($($arg: $type),*) $body
             #[cfg(target_arch = "x86_64")]
             {

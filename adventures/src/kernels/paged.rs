@@ -108,9 +108,8 @@ impl Vector for Plain {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
 fn attend_with<V: Vector>(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
-    if queries.single || queries.dim % LANES != 0 {
+    if queries.single || !queries.dim.is_multiple_of(LANES) {
         attend_in::<V, 4, 2, 2>(queries, pages, scratch, out);
     } else {
         attend_in::<V, 1, 4, 4>(queries, pages, scratch, out);
@@ -119,7 +118,6 @@ fn attend_with<V: Vector>(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &m
 
 /// `S` times sixteen running sums per product; `R` query rows and `P` keys or values at a time.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
 fn attend_in<V: Vector, const S: usize, const R: usize, const P: usize>(
     queries: &Queries<'_>,
     pages: &[Page<'_>],
@@ -141,7 +139,6 @@ fn attend_in<V: Vector, const S: usize, const R: usize, const P: usize>(
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
 fn attend_rows<V: Vector, const S: usize, const R: usize, const P: usize>(
     queries: &Queries<'_>,
     pages: &[Page<'_>],
@@ -196,7 +193,6 @@ fn attend_rows<V: Vector, const S: usize, const R: usize, const P: usize>(
 
 /// The products of `R` rows of single with `P` of half precision, which come in segments of equal length.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
 fn products<'a, 'b, V: Vector, const S: usize, const R: usize, const P: usize>(
     segments: Range<usize>,
     a: impl Fn(usize) -> [&'a [f32]; R],
@@ -245,7 +241,6 @@ fn products<'a, 'b, V: Vector, const S: usize, const R: usize, const P: usize>(
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "intrinsics; `attend` detects the instructions before it calls here")]
-#[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
 mod x86 {
     use super::{LANES, Page, Queries, Scratch, Vector, attend_with};
     use half::f16;

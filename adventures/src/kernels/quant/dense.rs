@@ -48,7 +48,6 @@ pub(super) struct Dense<'a> {
 impl<'a> Dense<'a> {
     /// Unpacks up to four weight rows; what is left of the four keeps old numbers that nobody reads.
     #[inline(always)]
-    #[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
     pub(super) fn unpack<E: Element>(self, weights: &[u8], unpacked: &mut Vec<f32>) {
         unpacked.resize(ROWS * self.width, 0.0);
         for (w, bytes) in unpacked.iter_mut().zip(weights.chunks_exact(E::BYTES)) {
@@ -99,7 +98,6 @@ impl<'a> Dense<'a> {
 
 /// The sum of the lanes and of the products that are no whole block.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 pub(super) fn total(lanes: &[f32; LANES], w: &[f32], x: &[f32]) -> f32 {
     let tail: f32 = w.iter().zip(x).map(|(w, x)| w * x).sum();
     lanes.iter().sum::<f32>() + tail

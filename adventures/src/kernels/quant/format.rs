@@ -109,21 +109,18 @@ impl Halves for Portable {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn half<H: Halves>(bytes: &[u8], at: usize) -> f32 {
     H::to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
 /// `N` bytes from `at` on, by value: loops over values need no proof that input and output are apart, and vectorize.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes[at..at + N].try_into().expect("the slice has N bytes; this is a bug")
 }
 
 /// Splits bytes into low nibbles, then high nibbles.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn nibbles<const N: usize>(packed: [u8; N], u: &mut [u8]) {
     let (mut low, mut high) = ([0; N], [0; N]);
     for i in 0..N {
@@ -136,7 +133,6 @@ fn nibbles<const N: usize>(packed: [u8; N], u: &mut [u8]) {
 
 /// Adds 16 where the matching one of 32 bits is set.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn fifth_bits(bits: [u8; 4], u: &mut [u8; 32]) {
     const MASK: [u8; 32] = {
         let mut mask = [0; 32];
@@ -307,7 +303,6 @@ impl SuperBlock for Q3K {
 
 /// The eight 6-bit scales and minima that `Q4_K` and `Q5_K` pack into twelve bytes, each for two groups.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn scales_and_minima(packed: &[u8], scales: &mut [i16; 16], mins: &mut [i16; 16]) {
     for i in 0..4 {
         let low = (packed[i] & 63, packed[i + 4] & 63);

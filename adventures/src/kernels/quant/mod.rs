@@ -140,7 +140,7 @@ impl<'a> Matrix<'a> {
 
     /// Whether llama.cpp packs the matrix anew when it loads it, which gives it another order of additions.
     fn packed(&self) -> bool {
-        self.dtype == GgmlType::Q4_K && self.rows % 8 == 0
+        self.dtype == GgmlType::Q4_K && self.rows.is_multiple_of(8)
     }
 
     /// Writes the weights of `row` to `out`.
@@ -191,26 +191,13 @@ fn unpack_super<F: SuperBlock>(bytes: &[u8], out: &mut [f32]) {
 /// Activations rounded for the formats at hand; kept between products to be reused.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    q8_0: Rounded,
-    q8_1: Rounded,
-    q8_k: Rounded,
+    /// By the number of the rounding.
+    rounded: [Rounded; 3],
 }
 
 impl Scratch {
     fn of(&self, rounding: Rounding) -> &Rounded {
-        match rounding {
-            Rounding::Q8_0 => &self.q8_0,
-            Rounding::Q8_1 => &self.q8_1,
-            Rounding::Q8K => &self.q8_k,
-        }
-    }
-
-    fn of_mut(&mut self, rounding: Rounding) -> &mut Rounded {
-        match rounding {
-            Rounding::Q8_0 => &mut self.q8_0,
-            Rounding::Q8_1 => &mut self.q8_1,
-            Rounding::Q8K => &mut self.q8_k,
-        }
+        &self.rounded[rounding as usize]
     }
 }
 
@@ -236,7 +223,7 @@ fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, pro
     let fours = (batch / 4 * 4).saturating_sub(batch.saturating_sub(rows)).min(rows);
     for rounding in [Rounding::Q8_0, Rounding::Q8_1, Rounding::Q8K] {
         if products.iter().any(|p| p.matrix.rounding() == Some(rounding)) {
-            scratch.of_mut(rounding).fill(x, width, rounding);
+            scratch.rounded[rounding as usize].fill(x, width, rounding);
         }
     }
     // Work is cut along weight rows; `starts` says which product a unit belongs to.
@@ -319,7 +306,6 @@ unsafe impl Sync for Out {}
 impl Out {
     /// Writes neighbouring columns of one row.
     #[inline(always)]
-    #[allow(clippy::inline_always, reason = "the innermost store")]
     fn set(self, row: usize, column: usize, values: &[f32]) {
         let at = row * self.stride + column;
         debug_assert!(column + values.len() <= self.stride && at + values.len() <= self.len);

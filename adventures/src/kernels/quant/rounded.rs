@@ -86,7 +86,7 @@ vectorized! {
             } else if max < -min {
                 min
             } else {
-                *x.iter().find(|x| x.abs() == max).unwrap_or(&0.0)
+                *x.iter().find(|x| x.abs() >= max).unwrap_or(&0.0)
             };
             let inverse = if extreme == 0.0 { 0.0 } else { -127.0 / extreme };
             round(x, bytes, inverse);
@@ -99,7 +99,6 @@ vectorized! {
 
 /// Rounds to the nearest, ties to even. A product of `127 / max` is within half a unit of 127, so no clamp is needed.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn round<const N: usize>(x: &[f32; N], bytes: &mut [i8; N], inverse: f32) {
     // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
     const MAGIC: f32 = 12_582_912.0;
@@ -109,7 +108,6 @@ fn round<const N: usize>(x: &[f32; N], bytes: &mut [i8; N], inverse: f32) {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 fn sum_groups(bytes: &[i8], sums: &mut [i16]) {
     for (group, sum) in bytes.as_chunks::<GROUP>().0.iter().zip(sums) {
         *sum = group.iter().map(|x| i16::from(*x)).sum();

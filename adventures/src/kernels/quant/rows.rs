@@ -44,7 +44,6 @@ impl Unpacked {
 
     /// Unpacks up to four rows of blocks of 32; what is left of the four keeps old numbers that nobody reads.
     #[inline(always)]
-    #[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
     pub(super) fn fill_blocks<F: Block, H: Halves>(&mut self, weights: &[u8], row_bytes: usize) {
         self.resize(row_bytes / F::BYTES * 32, 32);
         let rows = weights.chunks_exact(row_bytes).zip(self.u.chunks_exact_mut(self.width));
@@ -58,7 +57,6 @@ impl Unpacked {
 
     /// Unpacks up to four rows of superblocks.
     #[inline(always)]
-    #[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
     pub(super) fn fill_super<F: SuperBlock, H: Halves>(&mut self, weights: &[u8], row_bytes: usize) {
         let count = row_bytes / F::BYTES;
         self.resize(count * 256, 256);

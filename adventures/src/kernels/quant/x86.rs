@@ -87,7 +87,6 @@ impl Unpacked {
     );
 
     #[inline(always)]
-    #[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
     #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
     unsafe fn products_of_blocks<F: Block, const R: usize, const VNNI: bool>(
         &self,
@@ -133,7 +132,6 @@ impl Unpacked {
     }
 
     #[inline(always)]
-    #[allow(clippy::inline_always, reason = "compiled inside each caller, with its instructions")]
     #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
     unsafe fn products_of_super<F: SuperBlock, const R: usize, const VNNI: bool>(
         &self,
@@ -334,7 +332,6 @@ impl Dense<'_> {
 
 /// `OFFSET` times each four activations, to be taken from the products with unsigned bytes.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn offset_products<F: Block, const VNNI: bool>(x: __m256i) -> __m256i {
     // SAFETY: the caller enables AVX2, and VNNI where `VNNI` is set.
@@ -355,7 +352,6 @@ unsafe fn offset_products<F: Block, const VNNI: bool>(x: __m256i) -> __m256i {
 
 /// Sums of four products each.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn dot<F: Block, const VNNI: bool>(w: __m256i, x: __m256i, start: __m256i) -> __m256i {
     // SAFETY: the caller enables AVX2, and VNNI where `VNNI` is set.
@@ -374,7 +370,6 @@ unsafe fn dot<F: Block, const VNNI: bool>(w: __m256i, x: __m256i, start: __m256i
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn load(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: the array has 32 bytes; no alignment is asked for.
@@ -382,7 +377,6 @@ unsafe fn load(bytes: &[u8; 32]) -> __m256i {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn load_signed(bytes: &[i8; 32]) -> __m256i {
     // SAFETY: the array has 32 bytes; no alignment is asked for.
@@ -390,7 +384,6 @@ unsafe fn load_signed(bytes: &[i8; 32]) -> __m256i {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn load_words(words: &[i16; 16]) -> __m256i {
     // SAFETY: the array has 32 bytes; no alignment is asked for.
@@ -398,7 +391,6 @@ unsafe fn load_words(words: &[i16; 16]) -> __m256i {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn numbers(x: __m128) -> Sums {
     let mut out = [0.0; ROWS];
@@ -409,7 +401,6 @@ unsafe fn numbers(x: __m128) -> Sums {
 
 /// Adds neighbouring lanes of each register: four sums of pairs, each for the four registers.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn add_pairs(x: [__m256i; ROWS]) -> [__m128i; 4] {
     // SAFETY: the caller enables AVX2.
@@ -431,7 +422,6 @@ unsafe fn add_pairs(x: [__m256i; ROWS]) -> [__m128i; 4] {
 
 /// Adds the lanes of each register.
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn add_each(x: [__m256i; ROWS]) -> __m128i {
     // SAFETY: the caller enables AVX2.
@@ -442,7 +432,6 @@ unsafe fn add_each(x: [__m256i; ROWS]) -> __m128i {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "part of vectorized bodies")]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn add_lanes(x: __m256) -> f32 {
     // SAFETY: the caller enables AVX2.

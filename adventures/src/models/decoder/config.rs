@@ -4,6 +4,7 @@ use crate::error::{Result, invalid, unsupported};
 
 /// A family of decoders: what its files do not say themselves.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a part that a family has or has not")]
 pub(super) struct Family {
     /// `general.architecture` of a GGUF file, or `model_type` of a `config.json`.
     pub(super) name: &'static str,
@@ -77,13 +78,11 @@ const FAMILIES: [Family; 8] = [
 
 impl Family {
     pub(super) fn find(name: &str) -> Result<&'static Self> {
-        match FAMILIES.iter().find(|family| family.name == name) {
-            Some(family) => Ok(family),
-            None => {
-                let known: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
-                unsupported!("architecture {name:?}; supported are {}", known.join(", "))
-            }
+        if let Some(family) = FAMILIES.iter().find(|family| family.name == name) {
+            return Ok(family);
         }
+        let known: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
+        unsupported!("architecture {name:?}; supported are {}", known.join(", "))
     }
 
     /// Which layers attend to a window, where the file gives the window but no list.
@@ -180,10 +179,10 @@ impl Config {
                 self.head_dim
             );
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return invalid!("{place}: {} heads do not share {} key-value heads evenly", self.heads, self.kv_heads);
         }
-        if self.rotary_dims % 2 != 0 || self.rotary_dims > self.head_dim {
+        if !self.rotary_dims.is_multiple_of(2) || self.rotary_dims > self.head_dim {
             return invalid!("{place}: rotary positions over {} of {} numbers", self.rotary_dims, self.head_dim);
         }
         if self.window == Some(0) {

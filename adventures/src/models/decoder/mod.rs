@@ -35,7 +35,7 @@ pub struct DecoderOptions {
 pub fn from_gguf(gguf: Arc<Gguf>, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
     let config = from_gguf::config(&gguf)?;
     // llama.cpp uses the embedding as the head wherever a file has no head.
-    Ok(Arc::new(Decoder::new(Source::Gguf(gguf), config, true, options)?))
+    Ok(Arc::new(Decoder::new(&Source::Gguf(gguf), config, true, options)?))
 }
 
 /// Returns the decoder in a directory of `config.json` and safetensors; the weights stay where they lie in it.
@@ -43,7 +43,7 @@ pub fn from_gguf(gguf: Arc<Gguf>, options: &DecoderOptions) -> Result<Arc<dyn Ca
 /// Fails where the architecture, a tensor's type or its shape is not supported, and names it.
 pub fn from_checkpoint(checkpoint: Arc<Checkpoint>, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
     let (config, tied) = from_checkpoint::config(&checkpoint)?;
-    Ok(Arc::new(Decoder::new(Source::Checkpoint(checkpoint), config, tied, options)?))
+    Ok(Arc::new(Decoder::new(&Source::Checkpoint(checkpoint), config, tied, options)?))
 }
 
 /// A decoder whose weights are shared by its runs.
@@ -59,7 +59,7 @@ struct Model {
 }
 
 impl Decoder {
-    fn new(source: Source, config: Config, tied: bool, options: &DecoderOptions) -> Result<Self> {
+    fn new(source: &Source, config: Config, tied: bool, options: &DecoderOptions) -> Result<Self> {
         let context = match options.context {
             None => config.context,
             Some(0) => return invalid!("context=0: at least one position is needed"),
@@ -68,7 +68,7 @@ impl Decoder {
             }
             Some(n) => n,
         };
-        let weights = Weights::find(&source, &config, tied)?;
+        let weights = Weights::find(source, &config, tied)?;
         let ropes = [Rope::new(&config, &config.global), Rope::new(&config, &config.local)];
         let pool = crate::device::pool(crate::device::threads(options.threads)?, "decoder")?;
         Ok(Self(Arc::new(Model { config, weights, ropes, pool, context })))

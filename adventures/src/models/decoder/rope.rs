@@ -1,4 +1,4 @@
-//! Rotary positions (RoFormer, <https://arxiv.org/abs/2104.09864>), computed for the positions that are read.
+//! Rotary positions (`RoFormer`, <https://arxiv.org/abs/2104.09864>), computed for the positions that are read.
 
 use super::config::{Config, Pairs, Rotary};
 use std::ops::Range;

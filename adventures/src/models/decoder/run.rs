@@ -114,7 +114,7 @@ impl Reading {
     /// Drops everything from `len` on; what a failed read wrote must not meet later weights of 0.
     fn truncate(&mut self, len: usize) {
         self.pages.truncate(len.div_ceil(PAGE));
-        if len % PAGE != 0 {
+        if !len.is_multiple_of(PAGE) {
             self.pages[len / PAGE].clear_from(self.shape, len % PAGE);
         }
     }

@@ -256,7 +256,9 @@ impl Finder<'_> {
         let mut norm = self.source.vector(&self.name(slot, layer, "weight"), len)?;
         // llama.cpp adds the one when it converts a checkpoint.
         if self.config.family.norms_less_one && matches!(self.source, Source::Checkpoint(_)) {
-            norm.iter_mut().for_each(|w| *w += 1.0);
+            for weight in &mut norm {
+                *weight += 1.0;
+            }
         }
         Ok(norm)
     }
