@@ -13,15 +13,15 @@ use std::hash::{BuildHasher, RandomState};
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingOptions {
     /// Divides the logits; 0 takes the most likely token.
-    pub temperature: f32,
+    pub temperature: f64,
     /// Keeps the most likely tokens whose probabilities add up to this; 1 keeps all.
-    pub top_p: f32,
+    pub top_p: f64,
     /// Keeps this many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
     /// Keeps tokens at least this share as likely as the most likely one; 0 keeps all.
-    pub min_p: f32,
+    pub min_p: f64,
     /// Divides the positive logits and multiplies the negative ones of recent tokens (Keskar et al. 2019); 1 changes nothing.
-    pub repeat_penalty: f32,
+    pub repeat_penalty: f64,
     /// How many tokens are recent, prompt included.
     pub repeat_window: usize,
     /// Of the random numbers; a fresh one where it is `None`.
@@ -96,7 +96,7 @@ impl Sampler {
         }
         let max = max(&candidates);
         let weights: Vec<f64> =
-            candidates.iter().map(|(_, x)| (f64::from(x - max) / f64::from(self.options.temperature)).exp()).collect();
+            candidates.iter().map(|(_, x)| (f64::from(x - max) / self.options.temperature).exp()).collect();
         // 53 random bits: a number in [0, 1).
         let unit = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
         let mut left = unit * weights.iter().sum::<f64>();
@@ -110,8 +110,8 @@ impl Sampler {
     }
 
     fn penalize(&self, logits: &mut [f32], history: &[u32]) {
-        let penalty = self.options.repeat_penalty;
-        if penalty == 1.0 {
+        let penalty = self.options.repeat_penalty as f32;
+        if penalty.total_cmp(&1.0).is_eq() {
             return;
         }
         let recent = &history[history.len().saturating_sub(self.options.repeat_window)..];
@@ -131,7 +131,7 @@ impl Sampler {
     }
 
     fn top_p(&self, candidates: &mut Vec<Candidate>) {
-        let p = f64::from(self.options.top_p);
+        let p = self.options.top_p;
         if p >= 1.0 || candidates.is_empty() {
             return;
         }
@@ -154,13 +154,14 @@ impl Sampler {
 
     fn min_p(&self, candidates: &mut Vec<Candidate>) {
         if self.options.min_p > 0.0 && !candidates.is_empty() {
-            let floor = max(candidates) + self.options.min_p.ln();
+            let floor = max(candidates) + (self.options.min_p as f32).ln();
             candidates.retain(|(_, x)| *x >= floor);
         }
     }
 }
 
 /// Most likely first; of equals the lower id, so that the order does not depend on the algorithm.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "what the standard library's sorting calls")]
 fn by_likelihood(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
@@ -244,7 +245,7 @@ mod tests {
             let total: f64 = sorted.iter().map(|(_, x)| f64::from(x - sorted[0].1).exp()).sum();
             let mut reached = 0.0;
             let mut want = 0;
-            while reached < f64::from(p) * total {
+            while reached < p * total {
                 reached += f64::from(sorted[want].1 - sorted[0].1).exp();
                 want += 1;
             }

@@ -19,6 +19,7 @@ pub(super) fn install(environment: &mut Environment<'static>) {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what transformers gives to templates.
+#[allow(clippy::needless_pass_by_value, reason = "what minijinja gives to a filter")]
 fn to_json(value: Serde<serde_json::Value>, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;

@@ -79,21 +79,16 @@ impl Tokenizer {
                 .map(|id| Token { id: id as u32, text: texts[id].to_owned(), ..Token::default() })
                 .collect(),
         )?;
-        let pieces = match words {
-            Some(_) => byte_level_pieces(&texts, &uses, &control),
-            None => sentencepiece_pieces(&texts, &uses, &control)?,
-        };
-        let model = match words {
-            Some(words) => {
-                let vocab = texts.iter().enumerate().filter(|(id, _)| uses[*id] == Use::Normal && !control(*id));
-                let vocab = vocab.map(|(id, text)| ((*text).to_owned(), id as u32)).collect();
-                let merges: Vec<&str> = m.list("tokenizer.ggml.merges")?;
-                Model::Huggingface(Box::new(Huggingface::new(bytelevel::tokenizer(vocab, &merges, &words)?, None)))
-            }
-            None => {
-                let unknown = id("tokenizer.ggml.unknown_token_id")?;
-                Model::SentencePiece(sentencepiece(m, &texts, &uses, &control, unknown, add_space)?)
-            }
+        let (pieces, model) = if let Some(words) = words {
+            let vocab = texts.iter().enumerate().filter(|(id, _)| uses[*id] == Use::Normal && !control(*id));
+            let vocab = vocab.map(|(id, text)| ((*text).to_owned(), id as u32)).collect();
+            let merges: Vec<&str> = m.list("tokenizer.ggml.merges")?;
+            let model = Huggingface::new(bytelevel::tokenizer(vocab, &merges, &words)?, None);
+            (byte_level_pieces(&texts, &uses, &control), Model::Huggingface(Box::new(model)))
+        } else {
+            let unknown = id("tokenizer.ggml.unknown_token_id")?;
+            let model = sentencepiece(m, &texts, &uses, &control, unknown, add_space)?;
+            (sentencepiece_pieces(&texts, &uses, &control)?, Model::SentencePiece(model))
         };
         Ok(Self {
             model,
