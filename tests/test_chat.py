@@ -271,9 +271,16 @@ class TestAnswer:
         with pytest.raises(ValueError, match="cannot chat with"):
             Chat(Library.open(shop.path), Scripted())
 
-    @pytest.mark.parametrize("question", ["", "  \n"])
-    def test_no_question(self, shop: Library, question: str) -> None:
-        with pytest.raises(ValueError, match="the query is empty"):
+    @pytest.mark.parametrize(
+        ("question", "message"),
+        [
+            ("", "the query is empty"),
+            ("  \n", "the query is empty"),
+            ("why \ud800?", r"the query is not valid Unicode: 'why \\ud800\?'"),
+        ],
+    )
+    def test_no_question(self, shop: Library, question: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             Chat(shop, Scripted()).ask(question)
 
 

@@ -206,10 +206,17 @@ class TestModels:
         assert [entry["name"] for entry in entries] == [model.name for model in list_models("generator")]
         assert {entry["kind"] for entry in entries} == {"generator"}
 
+    def test_show_spells_a_profile(self) -> None:
+        shown = invoke("models", "show", "smollm2-135m-instruct").stdout
+        assert re.search(r'^profile: prefix +"\[1\]"$', shown, re.MULTILINE)
+        assert re.search(r"^profile: examples +2 worked turns", shown, re.MULTILINE)
+        assert max(map(len, shown.splitlines()[1:])) < 200, "examples are pages, not a line"
+
     def test_show(self, tmp_path: Path) -> None:
         shown = invoke("models", "show", "Gemma-2B-it", ADVENTURES_CACHE=str(tmp_path)).stdout
         assert "gemma-2b-it: generator" in shown
         assert "asks for a token" in shown
+        assert not re.search("sha256|profile", shown)
         assert "adventures models pull gemma-2b-it" in shown
         entry = json.loads(invoke("models", "show", "gemma-2b-it", "--json", ADVENTURES_CACHE=str(tmp_path)).stdout)
         assert (entry["repository"], entry["gated"], entry["path"]) == ("google/gemma-2b-it", True, None)

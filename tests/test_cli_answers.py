@@ -96,6 +96,7 @@ class TestChat:
         assert "Gecko Mitts" in answer
         assert source.startswith("[1] 0.")
         assert refusal == NOT_FOUND
+        assert "no command /nope; there are" in result.stderr
         assert "/reset     forget the conversation" in result.stderr
 
     def test_ends_with_its_input(self, shop: str) -> None:
@@ -120,6 +121,7 @@ class TestDemo:
             assert "[1]" in block
         assert f"{len(items)} added" in result.stderr
         assert len(re.findall(r"^    \[1\] 0\.\d\d  ", result.stderr, re.MULTILINE)) == 3
+        assert f"adventures ask --library {tmp_path}/data/library 'your question'" in result.stderr
         again = invoke("demo", "--data", str(tmp_path / "data"))
         assert again.stdout == result.stdout
         assert "nothing to do" in again.stderr

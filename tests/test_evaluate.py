@@ -140,6 +140,8 @@ class TestDataset:
             ({"corpus": "[1]\n"}, r"corpus\.jsonl, line 1: not an object with the strings `_id` and `text`: \[1\]"),
             ({"corpus": '{"_id": 1, "text": "x"}\n'}, r"corpus\.jsonl, line 1: not an object with"),
             ({"corpus": '{"_id": "d1"}\n'}, r"corpus\.jsonl, line 1: not an object with"),
+            ({"corpus": '{"_id": "d1", "text": "\\ud800"}\n'}, r"corpus\.jsonl, line 1: not valid Unicode: \{\"_id\""),
+            ({"queries": '{"_id": "q\\udfff", "text": "x"}\n'}, r"queries\.jsonl, line 1: not valid Unicode"),
             ({"corpus": '{"_id": "d1", "text": "x"}\n' * 2}, r"corpus\.jsonl, line 2: the id 'd1' comes twice"),
             ({"corpus": "[" * 100_000}, r"corpus\.jsonl, line 1: not JSON"),
             ({"queries": '{"_id": "q1", "text": "x"}\n'}, r"test\.tsv judges query 'q2', which .*queries\.jsonl lacks"),

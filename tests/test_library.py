@@ -443,6 +443,30 @@ class TestOpen:
         with pytest.raises(ValueError, match="the path of the library is empty"):
             Library.open("", embedder=words)
 
+    def test_what_is_no_unicode(self, tmp_path: Path, library: Library, delta: Path, words: WordEmbedder) -> None:
+        half = "\ud800"
+        for call, message in (
+            (lambda: Library.open(tmp_path / half, embedder=words), r"the path of the library is not valid .*\\ud800'"),
+            (lambda: library.search(f"row {half}"), r"the query is not valid Unicode: 'row \\ud800'"),
+            (lambda: library.sync(tmp_path / half, **COLUMNS), r"delta is not valid Unicode: '.*\\ud800'"),
+            (lambda: library.sync(f"s3://b/{half}", **COLUMNS), "delta is not valid Unicode"),
+            (lambda: library.sync(delta, id="id", text="{text}" + half), "text is not valid Unicode"),
+            (lambda: library.sync(delta, **COLUMNS, where=f"text = '{half}'"), "where is not valid Unicode"),
+            (lambda: library.sync(delta, id=half, text="{text}"), r"id names the column '\\ud800', which"),
+            (lambda: library.sync(delta, **COLUMNS, metadata=[half]), r"metadata names the column '\\ud800', which"),
+        ):
+            with pytest.raises(ValueError, match=message) as caught:
+                call()
+            # The codec's own error is a ValueError too, and names nothing.
+            assert not isinstance(caught.value, UnicodeError)
+        assert len(library) == 0
+
+    def test_storage_options_are_strings(self, library: Library, delta: Path) -> None:
+        with pytest.raises(TypeError, match="maps 'timeout' to a int"):
+            library.sync(delta, **COLUMNS, storage_options={"timeout": 30})  # type: ignore[dict-item]
+        with pytest.raises(ValueError, match=r"the storage option 'secret' is not valid Unicode$"):
+            library.sync(delta, **COLUMNS, storage_options={"secret": "s3cr\ud800t"})
+
     def test_what_is_no_library(self, tmp_path: Path, words: WordEmbedder) -> None:
         (tmp_path / "file").write_text("x")
         with pytest.raises(ValueError, match="it is a file"):

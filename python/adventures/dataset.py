@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # A line is one document. The limit keeps a file without line ends, or a zip bomb, from filling the memory.
 _LONGEST_LINE = 64 << 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,11 @@ def _text(place: str, line: str) -> tuple[str, str]:
     match record:
         case {"_id": str(key), "text": str(text)}:
             title = record.get("title")
-            return key, f"{title} {text}".strip() if title else text.strip()
+            whole = f"{title} {text}".strip() if title else text.strip()
+            # JSON can spell half a character, as \ud800; UTF-8, which the models read, cannot.
+            if _SURROGATE.search(key + whole):
+                raise ValueError(f"{place}: not valid Unicode: {line[:60]}")
+            return key, whole
     raise ValueError(f"{place}: not an object with the strings `_id` and `text`: {line[:60]}")
 
 

@@ -54,11 +54,14 @@ def open_table(
 
     Raises:
         FileNotFoundError: Nothing is at that path.
+        TypeError: A storage option is no string.
         ValueError: What is there is no Delta table, or has no such version.
     """
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 0):
         raise ValueError(f"version must be a number from 0 on, not {version!r}")
     options = dict(storage_options) if storage_options else None
+    for name, value in (options or {}).items():
+        _check_option(name, value)
     if isinstance(delta, DeltaTable):
         uri = delta.table_uri
         version = delta.version() if version is None else version
@@ -74,6 +77,16 @@ def open_table(
     except DeltaError as error:
         at = "" if version is None else f" at version {version}"
         raise ValueError(f"cannot open the Delta table {uri}{at}: {error}") from error
+
+
+def _check_option(name: object, value: object) -> None:
+    # Messages leave the value out: it may be a secret.
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise TypeError(f"storage_options must map strings to strings; it maps {name!r} to a {type(value).__name__}")
+    try:
+        (name + value).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the storage option {name!r} is not valid Unicode") from None
 
 
 def _check_folder(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -11,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 _COMPARISONS = {"eq": "=", "ne": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+# What a Python string can hold and UTF-8 cannot: half of a UTF-16 pair, or a byte of an argument that was no text.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _OPERATORS = (*_COMPARISONS, "in", "contains")
 
 
@@ -37,6 +40,17 @@ def condition(where: Mapping[str, object] | None, schema: pa.Schema) -> str | No
             raise ValueError(f"where names the column {name!r}, which the library does not keep; it keeps {known}")
         parts.append(_entry(*columns[name], wanted))
     return " AND ".join(f"({part})" for part in parts) or None
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Raises ValueError where a string cannot be UTF-8, which is all that Arrow, LanceDB and the models read.
+
+    Args:
+        text: The string.
+        what: The beginning of the message: what it is.
+    """
+    if _SURROGATE.search(text):
+        raise ValueError(f"{what} is not valid Unicode: {text!r}")
 
 
 def _columns(schema: pa.Schema) -> dict[str, tuple[str, pa.Field[Any]]]:
@@ -97,7 +111,8 @@ def _literal(name: str, kind: pa.DataType, value: object) -> str:
         return "true" if value else "false"
     if types.is_string(kind) and isinstance(value, str):
         if "\0" in value:
-            raise ValueError(f"where has a null character in the value for {name!r}")
+            raise ValueError(f"where has a null character in the value for {name!r}: {value!r}")
+        check_unicode(value, f"where has a value for the column {name!r} that")
         return "'" + value.replace("'", "''") + "'"
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         literal = _number(name, kind, value)

@@ -13,6 +13,7 @@ from adventures import search as _search
 from adventures import sync as _sync
 from adventures.census import Skip
 from adventures.delta import RowSource, open_table
+from adventures.filters import check_unicode
 from adventures.lock import exclusive
 from adventures.passages import Cut
 from adventures.search import Hit, Query, Source
@@ -67,6 +68,7 @@ class Library:
         place = os.fspath(path)
         if not place:
             raise ValueError("the path of the library is empty")
+        check_unicode(place, "the path of the library")
         if "://" not in place and Path(place).exists() and not Path(place).is_dir():
             raise ValueError(f"cannot open a library at {place}: it is a file")
         library = cls(Store(place, table), embedder)
@@ -161,6 +163,10 @@ class Library:
         """
         embedder = self._needed("sync")
         cut = _cut(embedder, max_tokens, overlap)
+        place = os.fspath(delta) if isinstance(delta, (str, os.PathLike)) else None
+        for what, given in (("delta", place), ("text", text), ("where", where)):
+            if isinstance(given, str):
+                check_unicode(given, what)
         source = RowSource.of(
             open_table(delta, version=version, storage_options=storage_options),
             id=id,
@@ -199,6 +205,7 @@ class Library:
             raise TypeError(f"the query must be a string, not {type(query).__name__}")
         if not query.strip():
             raise ValueError("the query is empty")
+        check_unicode(query, "the query")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
         embedder = self._needed("search")

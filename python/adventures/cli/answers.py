@@ -30,12 +30,24 @@ _chat_options = options.every(
     options.where,
     click.option("--system", metavar="TEXT", help="Who answers, and how: the system text."),
     click.option(
-        "--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="The longest answer."
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        metavar="N",
+        help="The longest answer.",
     ),
     click.option(
-        "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: always the same."
+        "--temperature",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        metavar="X",
+        help="How freely words are chosen; with 0 the same question has the same answer.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), help="Makes an answer with a temperature repeatable."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), metavar="N", help="Makes an answer with a temperature repeatable."
+    ),
     options.embedder,
     options.device,
     options.threads,
@@ -155,8 +167,10 @@ def converse(chat: Chat, ask: Callable[[str], Answer]) -> None:
             case "/sources":
                 for number, hit in enumerate(answer.sources if answer else (), start=1):
                     put(source_line(number, hit))
-            case _ if line.startswith("/"):
+            case "/help":
                 say(_HELP)
+            case _ if line.startswith("/"):
+                say(f"no command {line.split()[0]}; there are\n{_HELP}")
             case _:
                 answer = ask(line)
                 try:

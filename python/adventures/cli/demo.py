@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -55,6 +58,13 @@ def demo(ctx: click.Context, *, data: str, generator_spec: str, device: str, thr
         with chat.ask(question) as answer:
             stream(answer)
         say(f"    {time.perf_counter() - asked:.1f} s")
-    say(
-        f"\nDone in {time.perf_counter() - start:.1f} s. Ask your own: adventures ask --library {place} 'your question'"
-    )
+    say(f"\nDone in {time.perf_counter() - start:.1f} s. Ask your own:")
+    say(f"    {_program()} ask --library {place} 'your question'")
+
+
+def _program() -> str:
+    """Returns how a shell calls this program: `make demo` installs it where no shell looks."""
+    beside = Path(sys.executable).with_name("adventures")
+    if shutil.which("adventures") or not beside.exists():
+        return "adventures"
+    return os.path.relpath(beside)

@@ -38,10 +38,15 @@ _CREDIT = 160
     metavar="COLUMN",
     help="A column to keep, for --where and for the sources of an answer; may repeat. By default all.",
 )
-@click.option("--version", type=click.IntRange(min=0), help="The table's version; by default the newest.")
+@click.option("--version", type=click.IntRange(min=0), metavar="N", help="The table's version; by default the newest.")
 @click.option("--rows", metavar="SQL", help="Take only the rows that fulfil this: \"price < 20 AND region = 'North'\".")
-@click.option("--max-tokens", type=int, help="The longest passage; by default what the model reads.")
-@click.option("--overlap", type=int, default=32, show_default=True, help="Tokens that passages of a long text share.")
+@click.option("--max-tokens", type=int, metavar="N", help="The longest passage; by default what the model reads.")
+@click.option(
+    "--overlap",
+    type=int,
+    metavar="N",
+    help="Tokens that neighbouring passages of a long text share; by default 32, or a quarter of --max-tokens.",
+)
 @options.embedder
 @options.device
 @options.threads
@@ -58,7 +63,7 @@ def sync(
     version: int | None,
     rows: str | None,
     max_tokens: int | None,
-    overlap: int,
+    overlap: int | None,
     embedder_spec: str | None,
     device: str,
     threads: int | None,

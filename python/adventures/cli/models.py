@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, get_args
 
@@ -79,7 +80,7 @@ def show_command(*, name: str, as_json: bool) -> None:
             ("size", _megabytes(_size(model)) or "not known before it is pulled"),
             ("pulled", str(_path(model)) if _is_here(model) else f"no: adventures models pull {model.name}"),
             *((f"sha256 of {file}", sha256) for file, sha256 in model.sha256.items()),
-            *((key, repr(value)) for key, value in model.profile.items()),
+            *((f"profile: {key}", _spelled(value)) for key, value in model.profile.items()),
         ]
     )
 
@@ -112,6 +113,11 @@ def pull_command(ctx: click.Context, *, names: Sequence[str], source: Source, re
                 )
             )
         )
+
+
+def _spelled(value: object) -> str:
+    """Returns an entry of a profile as TOML writes it; of worked examples only how many, for they are pages."""
+    return f"{len(value)} worked turns (--json prints them)" if isinstance(value, list) else json.dumps(value)
 
 
 def _path(model: Model) -> str:

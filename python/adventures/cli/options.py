@@ -20,15 +20,19 @@ _CONDITION = re.compile(r"(?P<column>.+?)(?P<operator><=|>=|!=|=|<|>)(?P<value>.
 _OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-device = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
-threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default all there are.")
+device = click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="Where to compute: auto, cpu or cuda:N."
+)
+threads = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default all there are."
+)
 embedder = click.option(
     "-e",
     "--embedder",
     "embedder_spec",
     metavar="MODEL",
-    help="The embedding model: a catalogue name, a hub id or a directory. By default the one that the library was made "
-    f"with; for a new one, {EMBEDDER}.",
+    help="The embedding model: a catalogue name, a hub id or a directory. By default the library's own, and "
+    f"{EMBEDDER} for a new library.",
 )
 model = click.option(
     "-e",
@@ -59,7 +63,12 @@ library = click.option(
     help="The library's folder.",
 )
 k = click.option(
-    "-k", type=click.IntRange(1, 1_000_000), default=4, show_default=True, help="How many passages to retrieve."
+    "-k",
+    type=click.IntRange(1, 1_000_000),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="How many passages to retrieve.",
 )
 hybrid = click.option("--hybrid", is_flag=True, help="Fuse with full-text search: better where exact names matter.")
 where = click.option(

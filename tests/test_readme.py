@@ -1,0 +1,54 @@
+"""README.md: what it shows is what happens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from click.testing import CliRunner
+
+from adventures import demo
+from adventures.cli import app
+
+if TYPE_CHECKING:
+    import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    """Returns the first fenced block of a language that has no other."""
+    match = re.search(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert match is not None
+    return match[1]
+
+
+def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo.write_table("data/fantasy-library")
+    names: dict[str, object] = {}
+    exec(compile(block("python"), "README.md", "exec"), names)
+    assert names["report"].written == len(demo.rows())  # type: ignore[attr-defined]
+    assert len(names["hits"]) == 4  # type: ignore[arg-type]
+    assert "you should use" in capsys.readouterr().out
+
+
+def test_the_demo_answers_as_shown(tmp_path: Path) -> None:
+    shown = re.search(r"^```\n(> .*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert shown is not None
+    result = CliRunner().invoke(app, ["demo", "--data", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert shown[1] in result.output
+
+
+def test_numbers_of_the_stock() -> None:
+    assert f"{len(demo.rows())} pieces of advice" in README
+    assert f"demo's {len(demo.questions())} held-out questions" in README
+    assert f"| {len(demo.off_topic())} questions that" in README
+
+
+def test_commands_exist() -> None:
+    commands = set(re.findall(r"(?:^\$ |`)adventures ([a-z]+)", README, re.MULTILINE))
+    assert {"sync", "ask", "chat", "eval", "models"} <= commands
+    assert commands <= set(app.commands)
