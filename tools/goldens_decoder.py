@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import GemmaForCausalLM
+from transformers import GemmaConfig, GemmaForCausalLM
 
 FOLDER = Path(__file__).parents[1] / "tests" / "goldens" / "tiny-gemma"
 HIDDEN, LAYERS, HEADS, HEAD_DIM, INNER, POSITIONS = 32, 3, 4, 16, 48, 128
@@ -154,7 +154,11 @@ def continued(model: GemmaForCausalLM, text: str) -> dict[str, str]:
 def main() -> None:
     """Writes the files."""
     write_checkpoint()
-    model = GemmaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32, attn_implementation="eager").eval()
+    config = GemmaConfig.from_pretrained(FOLDER)
+    # transformers 5 no longer reads `hidden_activation` of this architecture, and would take the exact GELU.
+    config.hidden_act = "gelu_pytorch_tanh"
+    model = GemmaForCausalLM.from_pretrained(FOLDER, config=config, dtype=torch.float32, attn_implementation="eager")
+    model.eval()
     ids = encode(READ)
     golden = {
         "transformers": transformers.__version__,

@@ -1,4 +1,4 @@
-//! Attention over cached keys and values in half precision.
+//! Attention over cached keys and values, in half or in single precision.
 //!
 //! Sums are made in llama.cpp's order, as it has it without flash attention: sixteen running sums where several tokens are
 //! read together, four times sixteen where it is one, then a tree. Positions are counted from the first page's first.
@@ -12,13 +12,71 @@ use std::ops::Range;
 /// Positions per page of the cache.
 pub(crate) const PAGE: usize = 64;
 
+/// A number of the cache.
+///
+/// The methods are generic over what loads sixteen of them, and inlined where its instructions are enabled.
+pub(crate) trait Number: Copy + Send + Sync + 'static {
+    /// Whether queries and weights are rounded to this precision too, as llama.cpp rounds them.
+    const HALF: bool;
+    const ZERO: Self;
+    /// Rounds `from` to `to`.
+    fn store(from: &[f32], to: &mut [Self]);
+    fn to_f32(self) -> f32;
+    fn load<V: Vector>(x: &[Self; LANES]) -> V;
+}
+
+impl Number for f16 {
+    const HALF: bool = true;
+    const ZERO: Self = Self::ZERO;
+
+    fn store(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn load<V: Vector>(x: &[Self; LANES]) -> V {
+        V::load_half(x)
+    }
+}
+
+impl Number for f32 {
+    const HALF: bool = false;
+    const ZERO: Self = 0.0;
+
+    fn store(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn load<V: Vector>(x: &[Self; LANES]) -> V {
+        V::load(x)
+    }
+}
+
+/// Rounds `x` to half precision and back. `halves` is scratch space.
+pub(crate) fn round_to_half(x: &mut [f32], halves: &mut Vec<f16>) {
+    halves.resize(x.len(), f16::ZERO);
+    halves.convert_from_f32_slice(x);
+    halves.convert_to_f32_slice(x);
+}
+
 /// The keys and values of one head at [`PAGE`] positions.
 #[derive(Clone, Copy)]
-pub(crate) struct Page<'a> {
+pub(crate) struct Page<'a, N> {
     /// `(PAGE, head_dim)`.
-    pub(crate) keys: &'a [f16],
+    pub(crate) keys: &'a [N],
     /// `(head_dim, PAGE)`: a weighted sum of values is a product with a row of weights.
-    pub(crate) values: &'a [f16],
+    pub(crate) values: &'a [N],
 }
 
 /// Query rows of one key-value head.
@@ -34,8 +92,6 @@ pub(crate) struct Queries<'a> {
     pub(crate) cap: Option<f32>,
     /// Whether a single token is read.
     pub(crate) single: bool,
-    /// Whether the weights of the values are rounded to half precision.
-    pub(crate) half: bool,
 }
 
 /// What attention keeps between calls, to be reused.
@@ -47,7 +103,7 @@ pub(crate) struct Scratch {
 }
 
 /// Writes to `out`, `(rows, dim)`, the values that each row sees, weighted by the softmax of its scores.
-pub(crate) fn attend(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+pub(crate) fn attend<N: Number>(queries: &Queries<'_>, pages: &[Page<'_, N>], scratch: &mut Scratch, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
@@ -61,13 +117,13 @@ pub(crate) fn attend(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Sc
             return unsafe { x86::attend_avx2(queries, pages, scratch, out) };
         }
     }
-    attend_with::<Plain>(queries, pages, scratch, out);
+    attend_with::<Plain, N>(queries, pages, scratch, out);
 }
 
 /// Sixteen numbers that are computed with together.
 ///
 /// Implementations for vector instructions are only used where these are enabled.
-trait Vector: Copy {
+pub(crate) trait Vector: Copy {
     fn zero() -> Self;
     fn load(x: &[f32; LANES]) -> Self;
     fn load_half(x: &[f16; LANES]) -> Self;
@@ -108,19 +164,24 @@ impl Vector for Plain {
 }
 
 #[inline(always)]
-fn attend_with<V: Vector>(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+fn attend_with<V: Vector, N: Number>(
+    queries: &Queries<'_>,
+    pages: &[Page<'_, N>],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
     if queries.single || !queries.dim.is_multiple_of(LANES) {
-        attend_in::<V, 4, 2, 2>(queries, pages, scratch, out);
+        attend_in::<V, N, 4, 2, 2>(queries, pages, scratch, out);
     } else {
-        attend_in::<V, 1, 4, 4>(queries, pages, scratch, out);
+        attend_in::<V, N, 1, 4, 4>(queries, pages, scratch, out);
     }
 }
 
 /// `S` times sixteen running sums per product; `R` query rows and `P` keys or values at a time.
 #[inline(always)]
-fn attend_in<V: Vector, const S: usize, const R: usize, const P: usize>(
+fn attend_in<V: Vector, N: Number, const S: usize, const R: usize, const P: usize>(
     queries: &Queries<'_>,
-    pages: &[Page<'_>],
+    pages: &[Page<'_, N>],
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
@@ -129,19 +190,19 @@ fn attend_in<V: Vector, const S: usize, const R: usize, const P: usize>(
     scratch.scores.resize(count * span, 0.0);
     let mut r = 0;
     while r + R <= count {
-        attend_rows::<V, S, R, P>(queries, pages, scratch, r, out);
+        attend_rows::<V, N, S, R, P>(queries, pages, scratch, r, out);
         r += R;
     }
     while r < count {
-        attend_rows::<V, S, 1, P>(queries, pages, scratch, r, out);
+        attend_rows::<V, N, S, 1, P>(queries, pages, scratch, r, out);
         r += 1;
     }
 }
 
 #[inline(always)]
-fn attend_rows<V: Vector, const S: usize, const R: usize, const P: usize>(
+fn attend_rows<V: Vector, N: Number, const S: usize, const R: usize, const P: usize>(
     queries: &Queries<'_>,
-    pages: &[Page<'_>],
+    pages: &[Page<'_, N>],
     scratch: &mut Scratch,
     first_row: usize,
     out: &mut [f32],
@@ -154,8 +215,8 @@ fn attend_rows<V: Vector, const S: usize, const R: usize, const P: usize>(
     let scores = &mut scratch.scores[first_row * span..(first_row + R) * span];
     for page in from..to {
         for p in (0..PAGE).step_by(P) {
-            let keys: [&[f16]; P] = std::array::from_fn(|i| &pages[page].keys[(p + i) * dim..][..dim]);
-            let products = products::<V, S, R, P>(0..1, |_| q, |_| keys);
+            let keys: [&[N]; P] = std::array::from_fn(|i| &pages[page].keys[(p + i) * dim..][..dim]);
+            let products = products::<V, N, S, R, P>(0..1, |_| q, |_| keys);
             for (r, products) in products.iter().enumerate() {
                 scores[r * span + page * PAGE + p..][..P].copy_from_slice(products);
             }
@@ -165,10 +226,8 @@ fn attend_rows<V: Vector, const S: usize, const R: usize, const P: usize>(
         let scores = &mut scores[from * PAGE..to * PAGE];
         let window = window.start - from * PAGE..window.end - from * PAGE;
         softmax(scores, window, queries.scale, queries.cap);
-        if queries.half {
-            scratch.halves.resize(scores.len(), f16::ZERO);
-            scratch.halves.convert_from_f32_slice(scores);
-            scratch.halves.convert_to_f32_slice(scores);
+        if N::HALF {
+            round_to_half(scores, &mut scratch.halves);
         }
     }
     let weights = |r: usize, page: usize| &scores[r * span + page * PAGE..][..PAGE];
@@ -176,7 +235,7 @@ fn attend_rows<V: Vector, const S: usize, const R: usize, const P: usize>(
     let mut d = 0;
     while d + P <= dim {
         let rows = |page| std::array::from_fn(|r| weights(r, page));
-        let sums = products::<V, S, R, P>(from..to, rows, |page| std::array::from_fn(|i| value(d + i, page)));
+        let sums = products::<V, N, S, R, P>(from..to, rows, |page| std::array::from_fn(|i| value(d + i, page)));
         for (r, sums) in sums.iter().enumerate() {
             out[(first_row + r) * dim + d..][..P].copy_from_slice(sums);
         }
@@ -184,19 +243,19 @@ fn attend_rows<V: Vector, const S: usize, const R: usize, const P: usize>(
     }
     for d in d..dim {
         let rows = |page| std::array::from_fn(|r| weights(r, page));
-        let sums = products::<V, S, R, 1>(from..to, rows, |page| [value(d, page)]);
+        let sums = products::<V, N, S, R, 1>(from..to, rows, |page| [value(d, page)]);
         for (r, sums) in sums.iter().enumerate() {
             out[(first_row + r) * dim + d] = sums[0];
         }
     }
 }
 
-/// The products of `R` rows of single with `P` of half precision, which come in segments of equal length.
+/// The products of `R` rows with `P` of the cache, which come in segments of equal length.
 #[inline(always)]
-fn products<'a, 'b, V: Vector, const S: usize, const R: usize, const P: usize>(
+fn products<'a, 'b, V: Vector, N: Number, const S: usize, const R: usize, const P: usize>(
     segments: Range<usize>,
     a: impl Fn(usize) -> [&'a [f32]; R],
-    b: impl Fn(usize) -> [&'b [f16]; P],
+    b: impl Fn(usize) -> [&'b [N]; P],
 ) -> [[f32; P]; R] {
     let mut sums = [[[V::zero(); P]; R]; S];
     let mut rest = [[0.0_f64; P]; R];
@@ -209,7 +268,7 @@ fn products<'a, 'b, V: Vector, const S: usize, const R: usize, const P: usize>(
         for step in 0..steps {
             for s in 0..S {
                 let a: [V; R] = std::array::from_fn(|r| V::load(&a_blocks[r][step * S + s]));
-                let b: [V; P] = std::array::from_fn(|p| V::load_half(&b_blocks[p][step * S + s]));
+                let b: [V; P] = std::array::from_fn(|p| N::load(&b_blocks[p][step * S + s]));
                 for r in 0..R {
                     for p in 0..P {
                         sums[s][r][p] = sums[s][r][p].add_product(a[r], b[p]);
@@ -242,7 +301,7 @@ fn products<'a, 'b, V: Vector, const S: usize, const R: usize, const P: usize>(
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "intrinsics; `attend` detects the instructions before it calls here")]
 mod x86 {
-    use super::{LANES, Page, Queries, Scratch, Vector, attend_with};
+    use super::{LANES, Number, Page, Queries, Scratch, Vector, attend_with};
     use half::f16;
     use std::arch::x86_64::{
         __m256, __m512, _mm_loadu_si128, _mm256_add_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
@@ -251,13 +310,23 @@ mod x86 {
     };
 
     #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-    pub(super) fn attend_avx512(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
-        attend_with::<Avx512>(queries, pages, scratch, out);
+    pub(super) fn attend_avx512<N: Number>(
+        queries: &Queries<'_>,
+        pages: &[Page<'_, N>],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        attend_with::<Avx512, N>(queries, pages, scratch, out);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn attend_avx2(queries: &Queries<'_>, pages: &[Page<'_>], scratch: &mut Scratch, out: &mut [f32]) {
-        attend_with::<Avx2>(queries, pages, scratch, out);
+    pub(super) fn attend_avx2<N: Number>(
+        queries: &Queries<'_>,
+        pages: &[Page<'_, N>],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        attend_with::<Avx2, N>(queries, pages, scratch, out);
     }
 
     #[derive(Clone, Copy)]
@@ -346,15 +415,13 @@ mod tests {
     }
 
     /// Keys and values, `(positions, dim)` each, as pages.
-    fn pages(k: &[f32], v: &[f32], dim: usize) -> Vec<(Vec<f16>, Vec<f16>)> {
+    fn pages<N: Number>(k: &[f32], v: &[f32], dim: usize) -> Vec<(Vec<N>, Vec<N>)> {
         let page = |(k, v): (&[f32], &[f32])| {
-            let mut values = vec![f16::ZERO; PAGE * dim];
-            for p in 0..PAGE {
-                for d in 0..dim {
-                    values[d * PAGE + p] = f16::from_f32(v[p * dim + d]);
-                }
-            }
-            (k.iter().map(|k| f16::from_f32(*k)).collect(), values)
+            let turned: Vec<f32> = (0..PAGE * dim).map(|i| v[i % PAGE * dim + i / PAGE]).collect();
+            let (mut keys, mut values) = (vec![N::ZERO; PAGE * dim], vec![N::ZERO; PAGE * dim]);
+            N::store(k, &mut keys);
+            N::store(&turned, &mut values);
+            (keys, values)
         };
         k.chunks_exact(PAGE * dim).zip(v.chunks_exact(PAGE * dim)).map(page).collect()
     }
@@ -367,14 +434,21 @@ mod tests {
                 let (k, v) = (noise(length * dim, 1), noise(length * dim, 2));
                 let q = noise(rows * dim, 77);
                 let windows: Vec<_> = (0..rows).map(|r| 11 * r..70 + 13 * r).collect();
-                let pages = pages(&k, &v, dim);
-                let pages: Vec<_> = pages.iter().map(|(keys, values)| Page { keys, values }).collect();
-                let queries = Queries { dim, rows: &q, windows: &windows, scale: 0.7, cap, single, half: false };
-                let (mut out, mut plain) = (vec![0.0; rows * dim], vec![0.0; rows * dim]);
-                attend(&queries, &pages, &mut Scratch::default(), &mut out);
-                attend_with::<Plain>(&queries, &pages, &mut Scratch::default(), &mut plain);
-                let mut half = vec![0.0; rows * dim];
-                attend(&Queries { half: true, ..queries }, &pages, &mut Scratch::default(), &mut half);
+                let (singles, halves) = (pages::<f32>(&k, &v, dim), pages::<f16>(&k, &v, dim));
+                let singles: Vec<_> = singles.iter().map(|(keys, values)| Page { keys, values }).collect();
+                let halves: Vec<_> = halves.iter().map(|(keys, values)| Page { keys, values }).collect();
+                let queries = Queries { dim, rows: &q, windows: &windows, scale: 0.7, cap, single };
+                let run = |attend: &dyn Fn(&mut Scratch, &mut [f32])| {
+                    let mut out = vec![0.0; rows * dim];
+                    attend(&mut Scratch::default(), &mut out);
+                    out
+                };
+                let all = [
+                    (run(&|scratch, out| attend(&queries, &singles, scratch, out)), 1e-5),
+                    (run(&|scratch, out| attend_with::<Plain, f32>(&queries, &singles, scratch, out)), 1e-5),
+                    (run(&|scratch, out| attend(&queries, &halves, scratch, out)), 1e-3),
+                    (run(&|scratch, out| attend_with::<Plain, f16>(&queries, &halves, scratch, out)), 1e-3),
+                ];
                 for r in 0..rows {
                     let score = |p: usize| {
                         let s: f64 = (0..dim).map(|d| f64::from(q[r * dim + d]) * f64::from(k[p * dim + d])).sum();
@@ -386,8 +460,9 @@ mod tests {
                         let values = windows[r].clone().map(|p| f64::from(v[p * dim + d]));
                         let want: f64 = values.zip(&weights).map(|(v, w)| v * w / total).sum();
                         let i = r * dim + d;
-                        for (got, tolerance) in [(out[i], 1e-5), (plain[i], 1e-5), (half[i], 1e-3)] {
-                            assert!((want - f64::from(got)).abs() < tolerance, "dim {dim} row {r}: {got} {want}");
+                        for (out, tolerance) in &all {
+                            let got = out[i];
+                            assert!((want - f64::from(got)).abs() < *tolerance, "dim {dim} row {r}: {got} {want}");
                         }
                     }
                 }
@@ -399,7 +474,7 @@ mod tests {
     fn a_row_does_not_depend_on_the_rows_beside_it() {
         let (dim, rows) = (64, 7);
         let (k, v, q) = (noise(2 * PAGE * dim, 1), noise(2 * PAGE * dim, 2), noise(rows * dim, 3));
-        let pages = pages(&k, &v, dim);
+        let pages = pages::<f16>(&k, &v, dim);
         let pages: Vec<_> = pages.iter().map(|(keys, values)| Page { keys, values }).collect();
         let windows: Vec<_> = (0..rows).map(|r| r..60 + 3 * r).collect();
         let run = |rows: Range<usize>, single| {
@@ -410,7 +485,6 @@ mod tests {
                 scale: 0.125,
                 cap: None,
                 single,
-                half: true,
             };
             let mut out = vec![0.0; rows.len() * dim];
             attend(&queries, &pages, &mut Scratch::default(), &mut out);

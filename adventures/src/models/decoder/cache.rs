@@ -1,8 +1,6 @@
-//! The keys and values of one run, in half precision, in pages that are added as the text grows.
+//! The keys and values of one run, in pages that are added as the text grows.
 
-use crate::kernels::paged::{self, PAGE};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
+use crate::kernels::paged::{self, Number, PAGE};
 
 /// The sizes of a page.
 #[derive(Debug, Clone, Copy)]
@@ -29,37 +27,37 @@ impl Shape {
 }
 
 /// [`PAGE`] positions: for each layer and head, keys `(PAGE, dim)`, then values `(dim, PAGE)`.
-pub(super) struct Page(Box<[f16]>);
+pub(super) struct Page<N>(Box<[N]>);
 
-impl Page {
+impl<N: Number> Page<N> {
     pub(super) fn new(shape: Shape) -> Self {
-        Self(vec![f16::ZERO; shape.page()].into_boxed_slice())
+        Self(vec![N::ZERO; shape.page()].into_boxed_slice())
     }
 
-    /// Stores one position's keys and values, `(heads, dim)` each. `halves` is scratch space.
+    /// Stores one position's keys and values, `(heads, dim)` each. `rounded` is scratch space.
     pub(super) fn store(
         &mut self,
         shape: Shape,
         layer: usize,
         slot: usize,
         (keys, values): (&[f32], &[f32]),
-        halves: &mut Vec<f16>,
+        rounded: &mut Vec<N>,
     ) {
-        halves.resize(shape.dim, f16::ZERO);
+        rounded.resize(shape.dim, N::ZERO);
         let rows = keys.chunks_exact(shape.dim).zip(values.chunks_exact(shape.dim));
         for (head, (key, value)) in rows.enumerate() {
             let start = shape.offset(layer, head);
             let (key_block, value_block) = self.0[start..start + 2 * shape.block()].split_at_mut(shape.block());
-            key_block[slot * shape.dim..(slot + 1) * shape.dim].convert_from_f32_slice(key);
-            halves.convert_from_f32_slice(value);
-            for (lane, value) in value_block.chunks_exact_mut(PAGE).zip(&*halves) {
+            N::store(key, &mut key_block[slot * shape.dim..(slot + 1) * shape.dim]);
+            N::store(value, rounded);
+            for (lane, value) in value_block.chunks_exact_mut(PAGE).zip(&*rounded) {
                 lane[slot] = *value;
             }
         }
     }
 
     /// One head's keys and values.
-    pub(super) fn head(&self, shape: Shape, layer: usize, head: usize) -> paged::Page<'_> {
+    pub(super) fn head(&self, shape: Shape, layer: usize, head: usize) -> paged::Page<'_, N> {
         let start = shape.offset(layer, head);
         let (keys, values) = self.0[start..start + 2 * shape.block()].split_at(shape.block());
         paged::Page { keys, values }
@@ -69,9 +67,9 @@ impl Page {
     pub(super) fn clear_from(&mut self, shape: Shape, slot: usize) {
         for block in self.0.chunks_exact_mut(2 * shape.block()) {
             let (keys, values) = block.split_at_mut(shape.block());
-            keys[slot * shape.dim..].fill(f16::ZERO);
+            keys[slot * shape.dim..].fill(N::ZERO);
             for lane in values.chunks_exact_mut(PAGE) {
-                lane[slot..].fill(f16::ZERO);
+                lane[slot..].fill(N::ZERO);
             }
         }
     }

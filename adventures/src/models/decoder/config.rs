@@ -145,7 +145,7 @@ pub(super) struct Config {
     pub(super) local: Rotary,
     /// How many positions a layer with a window sees, its own included.
     pub(super) window: Option<usize>,
-    /// Whether queries, the weights of values and GELU go through half precision, as llama.cpp has them.
+    /// Whether keys, values, queries, the weights of values and GELU go through half precision, as llama.cpp has them.
     pub(super) half: bool,
     /// Which layers have the window and the local positions.
     pub(super) local_layers: Vec<bool>,

@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid};
 use crate::gguf::Gguf;
 use config::Config;
+use half::f16;
 use rope::Rope;
 use std::sync::Arc;
 use weights::{Source, Weights};
@@ -85,6 +86,10 @@ impl CausalLm for Decoder {
     }
 
     fn start(&self) -> Box<dyn Run> {
-        Box::new(run::Reading::new(self.0.clone()))
+        if self.0.config.half {
+            Box::new(run::Reading::<f16>::new(self.0.clone()))
+        } else {
+            Box::new(run::Reading::<f32>::new(self.0.clone()))
+        }
     }
 }

@@ -6,11 +6,9 @@ use super::weights::{Layer, Linear};
 use super::{Model, Run};
 use crate::error::{Result, invalid};
 use crate::kernels::causal;
-use crate::kernels::paged::{self, PAGE, Queries};
+use crate::kernels::paged::{self, Number, PAGE, Queries};
 use crate::kernels::quant::{Product, Scratch, multiply};
 use candle_core::{Device, Tensor};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,10 +19,10 @@ const CHUNK: usize = 256;
 const ROWS: usize = 8;
 
 /// The cache and the scratch space of one run.
-pub(super) struct Reading {
+pub(super) struct Reading<N> {
     model: Arc<Model>,
     shape: Shape,
-    pages: Vec<Page>,
+    pages: Vec<Page<N>>,
     len: usize,
     buffers: Buffers,
 }
@@ -45,7 +43,7 @@ struct Buffers {
     scratch: Scratch,
 }
 
-impl Reading {
+impl<N: Number> Reading<N> {
     pub(super) fn new(model: Arc<Model>) -> Self {
         let config = &model.config;
         let shape = Shape { layers: config.layers, heads: config.kv_heads, dim: config.head_dim };
@@ -73,7 +71,7 @@ impl Reading {
     }
 }
 
-impl Run for Reading {
+impl<N: Number> Run for Reading<N> {
     fn read(&mut self, ids: &[u32]) -> Result<Tensor> {
         let (vocab, context) = (self.model.config.vocab, self.model.context);
         if ids.is_empty() {
@@ -110,7 +108,7 @@ impl Run for Reading {
     }
 }
 
-impl Reading {
+impl<N: Number> Reading<N> {
     /// Drops everything from `len` on; what a failed read wrote must not meet later weights of 0.
     fn truncate(&mut self, len: usize) {
         self.pages.truncate(len.div_ceil(PAGE));
@@ -121,10 +119,10 @@ impl Reading {
 }
 
 /// One chunk's way through the layers.
-struct Pass<'a> {
+struct Pass<'a, N> {
     model: &'a Model,
     shape: Shape,
-    pages: &'a mut Vec<Page>,
+    pages: &'a mut Vec<Page<N>>,
     buffers: &'a mut Buffers,
     start: usize,
     /// How many tokens are read together, up to this chunk's last.
@@ -133,7 +131,7 @@ struct Pass<'a> {
     single: bool,
 }
 
-impl Pass<'_> {
+impl<N: Number> Pass<'_, N> {
     /// Fills the cache with `ids`; returns the logits after the last of them where `last` asks for them.
     fn layers(&mut self, ids: &[u32], last: bool) -> Option<Vec<f32>> {
         let (model, config) = (self.model, &self.model.config);
@@ -213,10 +211,8 @@ impl Pass<'_> {
             if config.family.scaled_queries {
                 causal::scale(query, config.query_scale);
             }
-            if config.half {
-                halves.resize(query.len(), f16::ZERO);
-                halves.convert_from_f32_slice(query);
-                halves.convert_to_f32_slice(query);
+            if N::HALF {
+                paged::round_to_half(query, halves);
             }
         });
         // Each page takes the tokens that fall into it.
@@ -224,12 +220,12 @@ impl Pass<'_> {
         let first = start / PAGE;
         let pages = self.pages[first..(start + tokens).div_ceil(PAGE)].par_iter_mut().enumerate();
         pages.for_each(|(i, page)| {
-            let mut halves = Vec::new();
+            let mut rounded = Vec::new();
             let from = ((first + i) * PAGE).max(start);
             let to = ((first + i + 1) * PAGE).min(start + tokens);
             for position in from..to {
                 let row = (position - start) * kv_width..(position - start + 1) * kv_width;
-                page.store(shape, index, position % PAGE, (&key[row.clone()], &value[row]), &mut halves);
+                page.store(shape, index, position % PAGE, (&key[row.clone()], &value[row]), &mut rounded);
             }
         });
     }
@@ -251,7 +247,6 @@ impl Pass<'_> {
             scale: if config.family.scaled_queries { 1.0 } else { config.query_scale },
             cap: config.score_cap,
             single: self.single,
-            half: config.half,
         };
         let threads = rayon::current_num_threads();
         if tokens.len() == 1 {
@@ -300,7 +295,7 @@ impl Pass<'_> {
         let pieces = gate.par_chunks_mut(config.feed_forward).zip(up.par_chunks(config.feed_forward));
         pieces.with_min_len(ROWS).for_each_init(Vec::new, |halves, (gate, up)| match config.activation {
             Activation::Silu => causal::silu_gate(gate, up),
-            Activation::GeluTanh if config.half => causal::gelu_half_gate(gate, up, halves),
+            Activation::GeluTanh if N::HALF => causal::gelu_half_gate(gate, up, halves),
             Activation::GeluTanh => causal::gelu_tanh_gate(gate, up),
             Activation::GeluErf => causal::gelu_erf_gate(gate, up),
         });
@@ -351,19 +346,18 @@ struct Room {
 }
 
 /// Attention of one layer over the pages.
-struct Attend<'a> {
+struct Attend<'a, N> {
     pass_start: usize,
-    pages: &'a [Page],
+    pages: &'a [Page<N>],
     shape: Shape,
     index: usize,
     window: Option<usize>,
     scale: f32,
     cap: Option<f32>,
     single: bool,
-    half: bool,
 }
 
-impl Attend<'_> {
+impl<N: Number> Attend<'_, N> {
     /// Writes what `heads` query heads of each of `tokens` see of one key-value head.
     ///
     /// `q` has a row per token, and so has `out`, with the same stride.
@@ -401,7 +395,6 @@ impl Attend<'_> {
             scale: self.scale,
             cap: self.cap,
             single: self.single,
-            half: self.half,
         };
         paged::attend(&queries, &pages, &mut room.scratch, &mut room.out);
         for i in 0..tokens.len() {
