@@ -289,7 +289,7 @@ mod tests {
     fn bad_options_and_logits_are_named() {
         for (options, word) in [
             (SamplingOptions { temperature: -0.1, ..options() }, "temperature=-0.1"),
-            (SamplingOptions { temperature: f32::NAN, ..options() }, "temperature=NaN"),
+            (SamplingOptions { temperature: f64::NAN, ..options() }, "temperature=NaN"),
             (SamplingOptions { top_p: 0.0, ..options() }, "top_p=0"),
             (SamplingOptions { top_p: 1.5, ..options() }, "top_p=1.5"),
             (SamplingOptions { min_p: -1.0, ..options() }, "min_p=-1"),
