@@ -108,7 +108,7 @@ def tree() -> list[Path]:
     folders: list[str] = []
     for line in found[1].splitlines():
         indent = len(line) - len(line.lstrip())
-        if indent > 8:
+        if indent > 8 or not line:
             continue  # the line before goes on
         names = re.split(r" {2,}", line.strip())[0].split()
         folders = folders[: indent // 2]
