@@ -27,7 +27,8 @@ pub(crate) fn text(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PyBackedStr
         .map_err(|e: PyErr| PyValueError::new_err(format!("{name} is not valid Unicode: {}", e.value(value.py()))))
 }
 
-fn type_name(value: &Bound<'_, PyAny>) -> String {
+/// Returns the name of a value's type.
+pub(crate) fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map_or_else(|_| "an object".to_owned(), |name| name.to_string())
 }
 

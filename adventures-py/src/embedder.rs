@@ -3,6 +3,7 @@
 use crate::boundary::{Process, run};
 use crate::convert::{locate, profile_value, texts};
 use crate::error::TruncationWarning;
+use crate::option;
 use adventures::{EmbedderOptions, Kind};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -46,12 +47,12 @@ impl Embedder {
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         model: &Bound<'_, PyAny>,
-        revision: Option<&str>,
-        device: &str,
-        threads: Option<usize>,
-        max_tokens: Option<usize>,
-        query_prefix: Option<String>,
-        passage_prefix: Option<String>,
+        #[pyo3(from_py_with = option::revision)] revision: Option<&str>,
+        #[pyo3(from_py_with = option::device)] device: &str,
+        #[pyo3(from_py_with = option::threads)] threads: Option<usize>,
+        #[pyo3(from_py_with = option::max_tokens_or_none)] max_tokens: Option<usize>,
+        #[pyo3(from_py_with = option::query_prefix)] query_prefix: Option<String>,
+        #[pyo3(from_py_with = option::passage_prefix)] passage_prefix: Option<String>,
     ) -> PyResult<Self> {
         let found = locate(model, revision, "embedder")?;
         let from_profile = |given: Option<String>, key: &str| match given {
@@ -118,7 +119,7 @@ impl Embedder {
         &self,
         py: Python<'py>,
         texts: &Bound<'py, PyAny>,
-        kind: &str,
+        #[pyo3(from_py_with = option::kind)] kind: &str,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let found = self.encode(py, texts, kind)?;
         if let Some(first) = found.truncated.first() {
@@ -134,7 +135,12 @@ impl Embedder {
     }
 
     #[pyo3(signature = (texts, kind="passage"))]
-    fn encode(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, kind: &str) -> PyResult<Embeddings> {
+    fn encode(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = option::kind)] kind: &str,
+    ) -> PyResult<Embeddings> {
         self.process.check("Embedder")?;
         let (texts, kind) = (self::texts(texts)?, self::kind(kind)?);
         let found = run(py, |cancel| self.inner.embed(&texts, kind, cancel))?;
@@ -147,7 +153,12 @@ impl Embedder {
     }
 
     #[pyo3(signature = (texts, kind="passage"))]
-    fn count_tokens(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, kind: &str) -> PyResult<Vec<usize>> {
+    fn count_tokens(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = option::kind)] kind: &str,
+    ) -> PyResult<Vec<usize>> {
         self.process.check("Embedder")?;
         let (texts, kind) = (self::texts(texts)?, self::kind(kind)?);
         run(py, |_| self.inner.count(&texts, kind))
@@ -158,8 +169,8 @@ impl Embedder {
         &self,
         py: Python<'_>,
         texts: &Bound<'_, PyAny>,
-        max_tokens: Option<usize>,
-        overlap: usize,
+        #[pyo3(from_py_with = option::max_tokens_or_none)] max_tokens: Option<usize>,
+        #[pyo3(from_py_with = option::overlap)] overlap: usize,
     ) -> PyResult<Vec<Vec<String>>> {
         self.process.check("Embedder")?;
         let texts = self::texts(texts)?;

@@ -2,6 +2,7 @@
 
 use crate::boundary::{Process, SIGNAL_PERIOD, guard, run};
 use crate::convert::{locate, text, texts};
+use crate::option;
 use adventures::{GenerateOptions, GeneratorOptions, Message, Next, SamplingOptions};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -44,12 +45,6 @@ pub(crate) struct GenerationStats {
     finish_reason: Option<&'static str>,
 }
 
-/// Returns a count that Python gave as any whole number.
-fn count(name: &str, value: i64) -> PyResult<usize> {
-    usize::try_from(value)
-        .map_err(|_| PyValueError::new_err(format!("{name}={value}: expected 0 or a positive number")))
-}
-
 /// Returns the messages of a conversation: a `str` is one question.
 fn messages(value: &Bound<'_, PyAny>) -> PyResult<Vec<Message>> {
     if value.is_instance_of::<PyString>() {
@@ -75,7 +70,8 @@ fn message(i: usize, turn: &Bound<'_, PyAny>) -> PyResult<Message> {
 
 /// Returns the stop texts of a `str`, an iterable of `str`, or None.
 fn stops(value: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<String>> {
-    Ok(value.map(texts).transpose()?.unwrap_or_default().iter().map(|stop| stop.to_string()).collect())
+    let stops = value.map(texts).transpose()?.unwrap_or_default();
+    Ok(stops.iter().map(|stop| (**stop).to_owned()).collect())
 }
 
 #[pymethods]
@@ -84,10 +80,10 @@ impl Generator {
     #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, context=None))]
     fn new(
         model: &Bound<'_, PyAny>,
-        revision: Option<&str>,
-        device: &str,
-        threads: Option<usize>,
-        context: Option<usize>,
+        #[pyo3(from_py_with = option::revision)] revision: Option<&str>,
+        #[pyo3(from_py_with = option::device)] device: &str,
+        #[pyo3(from_py_with = option::threads)] threads: Option<usize>,
+        #[pyo3(from_py_with = option::context)] context: Option<usize>,
     ) -> PyResult<Self> {
         let found = locate(model, revision, "generator")?;
         let options = GeneratorOptions { device: device.to_owned(), threads, context };
@@ -135,25 +131,19 @@ impl Generator {
         &self,
         py: Python<'_>,
         messages: &Bound<'_, PyAny>,
-        max_tokens: i64,
-        temperature: f32,
-        top_p: f32,
-        top_k: i64,
-        min_p: f32,
-        repeat_penalty: f32,
-        repeat_window: i64,
-        seed: Option<u64>,
+        #[pyo3(from_py_with = option::max_tokens)] max_tokens: usize,
+        #[pyo3(from_py_with = option::temperature)] temperature: f64,
+        #[pyo3(from_py_with = option::top_p)] top_p: f64,
+        #[pyo3(from_py_with = option::top_k)] top_k: usize,
+        #[pyo3(from_py_with = option::min_p)] min_p: f64,
+        #[pyo3(from_py_with = option::repeat_penalty)] repeat_penalty: f64,
+        #[pyo3(from_py_with = option::repeat_window)] repeat_window: usize,
+        #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
-        prefix: &str,
+        #[pyo3(from_py_with = option::prefix)] prefix: &str,
     ) -> PyResult<Generation> {
-        let (top_k, repeat_window) = (count("top_k", top_k)?, count("repeat_window", repeat_window)?);
         let sampling = SamplingOptions { temperature, top_p, top_k, min_p, repeat_penalty, repeat_window, seed };
-        let options = GenerateOptions {
-            max_tokens: count("max_tokens", max_tokens)?,
-            sampling,
-            stop: stops(stop)?,
-            prefix: prefix.to_owned(),
-        };
+        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: prefix.to_owned() };
         let messages = self::messages(messages)?;
         self.start(py, || self.inner.generate(&messages, options))
     }
@@ -164,24 +154,18 @@ impl Generator {
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
-        max_tokens: i64,
-        temperature: f32,
-        top_p: f32,
-        top_k: i64,
-        min_p: f32,
-        repeat_penalty: f32,
-        repeat_window: i64,
-        seed: Option<u64>,
+        #[pyo3(from_py_with = option::max_tokens)] max_tokens: usize,
+        #[pyo3(from_py_with = option::temperature)] temperature: f64,
+        #[pyo3(from_py_with = option::top_p)] top_p: f64,
+        #[pyo3(from_py_with = option::top_k)] top_k: usize,
+        #[pyo3(from_py_with = option::min_p)] min_p: f64,
+        #[pyo3(from_py_with = option::repeat_penalty)] repeat_penalty: f64,
+        #[pyo3(from_py_with = option::repeat_window)] repeat_window: usize,
+        #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Generation> {
-        let (top_k, repeat_window) = (count("top_k", top_k)?, count("repeat_window", repeat_window)?);
         let sampling = SamplingOptions { temperature, top_p, top_k, min_p, repeat_penalty, repeat_window, seed };
-        let options = GenerateOptions {
-            max_tokens: count("max_tokens", max_tokens)?,
-            sampling,
-            stop: stops(stop)?,
-            prefix: String::new(),
-        };
+        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: String::new() };
         let prompt = text(prompt, "the prompt")?;
         self.start(py, || self.inner.complete(&prompt, options))
     }
@@ -192,7 +176,12 @@ impl Generator {
     }
 
     #[pyo3(signature = (messages, *, prefix=""))]
-    fn count_prompt(&self, py: Python<'_>, messages: &Bound<'_, PyAny>, prefix: &str) -> PyResult<usize> {
+    fn count_prompt(
+        &self,
+        py: Python<'_>,
+        messages: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = option::prefix)] prefix: &str,
+    ) -> PyResult<usize> {
         let messages = self::messages(messages)?;
         py.detach(|| guard(|| Ok(self.inner.prompt(&messages, prefix)?.len())))
     }
@@ -224,15 +213,16 @@ impl Generation {
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
         self.process.check("Generation")?;
         loop {
+            // In front of each wait, not only of those in vain: a loop in C, as in `"".join(answer)`, never looks for signals
+            // itself, and a fast model never makes it wait.
+            if let Err(signal) = py.check_signals() {
+                self.close(py);
+                return Err(signal);
+            }
             match py.detach(|| self.wait(SIGNAL_PERIOD))? {
                 Next::Piece(piece) => return Ok(Some(piece)),
                 Next::End => return Ok(None),
-                Next::Waiting => {
-                    if let Err(signal) = py.check_signals() {
-                        self.close(py);
-                        return Err(signal);
-                    }
-                }
+                Next::Waiting => {}
             }
         }
     }

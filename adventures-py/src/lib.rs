@@ -5,6 +5,7 @@ mod convert;
 mod embedder;
 mod error;
 mod generator;
+mod option;
 
 use pyo3::prelude::*;
 

@@ -8,6 +8,18 @@ from typing import Any, Literal, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "AdventuresError",
+    "BusyError",
+    "Embedder",
+    "Embeddings",
+    "Generation",
+    "GenerationStats",
+    "Generator",
+    "TruncationWarning",
+    "__version__",
+]
+
 __version__: str
 
 class AdventuresError(Exception):
@@ -37,16 +49,19 @@ class Embeddings:
 class Embedder:
     """A sentence embedding model of the BERT family, on the CPU.
 
-    The encoder is our own: sequences are packed end to end, never padded, so a vector does not depend on what is embedded
-    beside it. One embedder serves any number of threads; the GIL is released while it computes, and Ctrl-C stops it.
+    The encoder is our own: sequences are packed end to end, never padded, so a vector does not depend on what is
+    embedded beside it. One embedder serves any number of threads; the GIL is released while it computes, and Ctrl-C
+    stops it.
 
     Args:
         model: A name of the catalogue (`adventures models list`), a Hugging Face id, or a directory with `config.json`,
             `tokenizer.json` and safetensors.
         revision: The branch, tag or commit of a Hugging Face id.
-        device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on the CPU.
+        device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on
+            the CPU.
         threads: How many threads compute; all that the container grants by default.
-        max_tokens: The longest text in tokens, prefix and special tokens included; what the checkpoint states by default.
+        max_tokens: The longest text in tokens, prefix and special tokens included; what the checkpoint states by
+            default.
         query_prefix: What is put before a query; by default what the catalogue or the checkpoint states.
         passage_prefix: What is put before a passage, likewise.
 
@@ -133,16 +148,19 @@ class GenerationStats:
     def seed(self) -> int:
         """What makes the same answer again."""
     @property
-    def finish_reason(self) -> Literal["stop", "stop_string", "length", "context", "closed"] | None:
-        """Why it ended: by the model's end token, by a stop string, by `max_tokens`, by a full context, or because it was
-        closed; None while it runs."""
+    def finish_reason(self) -> Literal["stop", "stop_string", "length", "context", "closed", "error"] | None:
+        """Why it ended; None while it runs.
+
+        By the model's end token, by a stop string, by `max_tokens`, by a full context, because it was closed, or
+        because it failed: then reading it raises the error, once.
+        """
 
 @final
 class Generation:
     """A running answer: an iterator, and an async iterator, of pieces of text.
 
-    Pieces are whole UTF-8 and together are exactly `text()`. The model runs on a thread of its own; `close()`, leaving a
-    `with` block, dropping the object and Ctrl-C stop it within one token.
+    Pieces are whole UTF-8 and together are exactly `text()`. The model runs on a thread of its own; `close()`, leaving
+    a `with` block, dropping the object and Ctrl-C stop it within one token.
     """
 
     def __iter__(self) -> Self: ...
@@ -167,20 +185,21 @@ class Generator:
     """A model that writes, on the CPU: GGUF (`llama`, `gemma3`, …) or a directory of safetensors (`gemma`, …).
 
     The decoder is our own; weights are used where they lie in the memory-mapped file. One generator serves any number
-    of threads, and each answer has a key-value cache of its own. Text in messages and prompts is data: what looks like a
-    control token in it is read as text.
+    of threads, and each answer has a key-value cache of its own. Text in messages and prompts is data: what looks like
+    a control token in it is read as text.
 
     Args:
-        model: A name of the catalogue (`adventures models list`), a Hugging Face id, a `.gguf` file, or a directory with
-            `config.json`, `tokenizer.json` and safetensors.
+        model: A name of the catalogue (`adventures models list`), a Hugging Face id, a `.gguf` file, or a directory
+            with `config.json`, `tokenizer.json` and safetensors.
         revision: The branch, tag or commit of a Hugging Face id.
-        device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on the CPU.
+        device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on
+            the CPU.
         threads: How many threads compute; all that the container grants by default.
         context: The most tokens of prompt and answer together; what the model was trained for by default.
 
     Raises:
         FileNotFoundError: The model, or a file of it, is not there.
-        NotImplementedError: The architecture, a tensor's type, the template or the device is not supported.
+        NotImplementedError: The architecture, a tensor's type or the device is not supported.
         ValueError: An argument or a file is not what it should be.
     """
 
@@ -254,7 +273,9 @@ class Generator:
 
         Raises:
             NotImplementedError: The model has no chat template.
-            ValueError: An option is out of range, or the prompt leaves no room in the context.
+            TypeError: An option is of another type; the error names the option and the value.
+            ValueError: An option is out of range, the chat template is broken or refuses the messages, or the prompt
+                leaves no room in the context.
         """
     def complete(
         self,

@@ -29,10 +29,12 @@ pub enum Finish {
     Context,
     /// It was closed.
     Closed,
+    /// It failed; the reader is told how.
+    Error,
 }
 
 impl Finish {
-    /// Returns `"stop"`, `"stop_string"`, `"length"`, `"context"` or `"closed"`.
+    /// Returns `"stop"`, `"stop_string"`, `"length"`, `"context"`, `"closed"` or `"error"`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -40,6 +42,7 @@ impl Finish {
             Self::Length => "length",
             Self::Context => "context",
             Self::Closed => "closed",
+            Self::Error => "error",
         }
     }
 }
@@ -176,17 +179,14 @@ impl Writer {
                 "internal error: {message}; this is a bug in adventures"
             ))))
         });
-        let mut stats = lock(&self.stats);
-        stats.seconds = self.started.elapsed().as_secs_f64();
-        match result {
-            Ok(finish) => {
-                stats.finish.get_or_insert(finish);
-            }
-            Err(error) => {
-                drop(stats);
-                // Nobody is left to tell where this fails.
-                let _ = self.sender.send(Err(error));
-            }
+        {
+            let mut stats = lock(&self.stats);
+            stats.seconds = self.started.elapsed().as_secs_f64();
+            stats.finish.get_or_insert(result.as_ref().copied().unwrap_or(Finish::Error));
+        }
+        if let Err(error) = result {
+            // Nobody is left to tell where this fails.
+            let _ = self.sender.send(Err(error));
         }
     }
 
@@ -202,12 +202,17 @@ impl Writer {
     fn generate(&self, job: Job) -> Result<Finish> {
         let Job { lm, tokenizer, prompt, prefix, mut sampler, stops, max_tokens, mut trim_start } = job;
         let mut run = lm.start();
+        // A table that is padded to a round number has more rows than there are tokens; what they say means nothing.
+        let known = |mut logits: Vec<f32>| {
+            logits.truncate(tokenizer.vocab_size());
+            logits
+        };
         let mut logits = Vec::new();
         for chunk in prompt.chunks(PREFILL_TOKENS) {
             if self.stopped() {
                 return Ok(Finish::Closed);
             }
-            logits = run.read(chunk)?.to_vec1::<f32>()?;
+            logits = known(run.read(chunk)?.to_vec1()?);
         }
         lock(&self.stats).prompt_seconds = self.started.elapsed().as_secs_f64();
         if !self.send(prefix) {
@@ -248,7 +253,7 @@ impl Writer {
             if run.len() == lm.context() {
                 return Ok(self.end(&mut text, &mut stop, Finish::Context));
             }
-            logits = run.read(&[id])?.to_vec1::<f32>()?;
+            logits = known(run.read(&[id])?.to_vec1()?);
         }
         unreachable!("max_tokens is at least 1; this is a bug")
     }

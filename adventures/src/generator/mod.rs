@@ -55,7 +55,8 @@ impl Default for GenerateOptions {
 pub struct Generator {
     lm: Arc<dyn CausalLm>,
     tokenizer: Arc<Tokenizer>,
-    template: Option<Template>,
+    /// What is wrong with the file's template, where something is: who completes raw prompts need not care.
+    template: Option<std::result::Result<Template, String>>,
     architecture: String,
     threads: usize,
 }
@@ -70,14 +71,14 @@ impl Generator {
         let (lm, tokenizer, source, architecture) = if path.is_dir() {
             let checkpoint = Arc::new(Checkpoint::open(path)?);
             let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
-            let source = checkpoint_template(&checkpoint)?;
+            let source = checkpoint_template(&checkpoint);
             let architecture =
                 checkpoint.config().get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
             (decoder::from_checkpoint(checkpoint, &decoder_options)?, tokenizer, source, architecture)
         } else {
             let gguf = Arc::new(Gguf::open(path)?);
             let tokenizer = Tokenizer::from_gguf(&gguf)?;
-            let source = gguf.metadata.find::<&str>("tokenizer.chat_template")?.map(str::to_owned);
+            let source = gguf.metadata.find::<&str>("tokenizer.chat_template").map(|source| source.map(str::to_owned));
             let architecture = gguf.metadata.str("general.architecture")?.to_owned();
             (decoder::from_gguf(gguf, &decoder_options)?, tokenizer, source, architecture)
         };
@@ -89,7 +90,11 @@ impl Generator {
                 lm.vocab_size()
             );
         }
-        let template = source.as_deref().map(Template::new).transpose()?;
+        let compile = |source: &str| Template::new(source).map_err(|e| format!("{}: {e}", path.display()));
+        let template = match source {
+            Ok(source) => source.as_deref().map(compile),
+            Err(e) => Some(Err(e.to_string())),
+        };
         Ok(Self { lm, tokenizer: Arc::new(tokenizer), template, architecture, threads })
     }
 
@@ -145,10 +150,14 @@ impl Generator {
         if messages.is_empty() {
             return invalid!("no messages: at least one is needed");
         }
-        let Some(template) = &self.template else {
-            return Err(Error::Unsupported(
-                "this model has no chat template, as base models have none; use complete()".into(),
-            ));
+        let template = match &self.template {
+            Some(Ok(template)) => template,
+            Some(Err(problem)) => return invalid!("{problem}"),
+            None => {
+                return Err(Error::Unsupported(
+                    "this model has no chat template, as base models have none; use complete()".into(),
+                ));
+            }
         };
         let shield = self.tokenizer.shield(messages.iter().map(|m| m.content.as_str()).chain([prefix]));
         let covered: Vec<Message> = messages.iter().map(|m| Message::new(m.role, shield.cover(&m.content))).collect();
@@ -194,14 +203,18 @@ fn checkpoint_template(checkpoint: &Checkpoint) -> Result<Option<String>> {
             .map(Some)
             .map_err(|e| Error::io(format!("reading {}", path.display()), e));
     }
+    let path = checkpoint.dir().join("tokenizer_config.json");
     let config = checkpoint.json("tokenizer_config.json")?.unwrap_or_default();
-    Ok(match config.get("chat_template") {
-        Some(Value::String(source)) => Some(source.clone()),
-        Some(Value::Array(named)) => named
-            .iter()
-            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
-            .and_then(|entry| entry.get("template")?.as_str())
-            .map(str::to_owned),
-        _ => None,
-    })
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(source)) => Ok(Some(source.clone())),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
+            match default.and_then(|entry| entry.get("template")?.as_str()) {
+                Some(source) => Ok(Some(source.to_owned())),
+                None => invalid!("{}: none of the chat templates is named \"default\"", path.display()),
+            }
+        }
+        Some(_) => invalid!("{}: chat_template is neither a text nor a list of named texts", path.display()),
+    }
 }

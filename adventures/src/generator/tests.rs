@@ -3,6 +3,8 @@
 use super::{Finish, GenerateOptions, Generator, GeneratorOptions, Next};
 use crate::error::Result;
 use crate::models::{CausalLm, Run};
+use crate::sampling::SamplingOptions;
+use crate::template::{Message, Role, Template};
 use crate::tokenizer::Tokenizer;
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
@@ -24,7 +26,8 @@ struct Reading {
     said: usize,
 }
 
-const VOCABULARY: usize = 32_000;
+/// More rows than the vocabulary has tokens, as models have whose tables are padded to a round number.
+const ROWS: usize = 32_064;
 
 struct Shared(Arc<Script>);
 
@@ -33,7 +36,7 @@ impl CausalLm for Shared {
         self.0.context
     }
     fn vocab_size(&self) -> usize {
-        VOCABULARY
+        ROWS
     }
     fn start(&self) -> Box<dyn Run> {
         Box::new(Reading { script: Arc::clone(&self.0), read: 0, said: 0 })
@@ -50,8 +53,10 @@ impl Run for Reading {
         assert!(next != Some(b'!'), "the script said so");
         // Byte tokens begin at 3; 2 is the end.
         let id = next.map_or(2, |byte| u32::from(byte) + 3);
-        let logits: Vec<f32> = (0..VOCABULARY as u32).map(|i| f32::from(u8::from(i == id))).collect();
-        Ok(Tensor::from_vec(logits, VOCABULARY, &Device::Cpu)?)
+        let mut logits: Vec<f32> = (0..ROWS as u32).map(|i| f32::from(u8::from(i == id))).collect();
+        // The rows of no token shout loudest.
+        logits[32_000..].fill(2.0);
+        Ok(Tensor::from_vec(logits, ROWS, &Device::Cpu)?)
     }
     fn len(&self) -> usize {
         self.read
@@ -185,7 +190,34 @@ fn a_panic_is_an_error_and_the_next_answer_works() {
     };
     assert!(error.contains("internal error: the script said so"), "{error}");
     assert!(matches!(generation.next(Duration::ZERO).unwrap(), Next::End));
+    assert_eq!(generation.stats().finish, Some(Finish::Error));
     assert_eq!(run(&generator, options(1, &[])).0.concat(), "a");
+}
+
+#[test]
+fn an_error_is_told_once_however_late_it_is_read() {
+    let Some((generator, _)) = generator("!", 100, Duration::ZERO) else { return };
+    let mut generation = generator.complete("", options(99, &[])).unwrap();
+    let start = Instant::now();
+    while generation.stats().finish.is_none() && start.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(generation.stats().finish, Some(Finish::Error));
+    assert!(generation.next(Duration::from_secs(5)).is_err());
+    assert!(matches!(generation.next(Duration::from_secs(5)).unwrap(), Next::End));
+    generation.close();
+    assert_eq!(generation.stats().finish, Some(Finish::Error), "closing hides no error");
+}
+
+#[test]
+fn a_token_that_the_tokenizer_does_not_have_is_never_said() {
+    let Some((generator, _)) = generator("ok", 100, Duration::ZERO) else { return };
+    assert_eq!(generator.vocab_size(), generator.tokenizer().vocab_size() + 64);
+    for temperature in [0.0, 1e-3] {
+        let sampling = SamplingOptions { temperature, seed: Some(1), ..SamplingOptions::default() };
+        let (pieces, finish) = run(&generator, GenerateOptions { sampling, ..options(99, &[]) });
+        assert_eq!((pieces.concat().as_str(), finish), ("ok", Finish::Stop));
+    }
 }
 
 #[test]
@@ -199,8 +231,43 @@ fn bad_options_are_refused_before_any_work() {
         assert!(generator.complete("", options).unwrap_err().to_string().contains(word), "{word}");
     }
     assert!(generator.generate(&[], options(9, &[])).unwrap_err().to_string().contains("no messages"));
-    let message = crate::template::Message::new(crate::template::Role::User, "x");
+    let message = Message::new(Role::User, "x");
     assert!(generator.generate(&[message], options(9, &[])).unwrap_err().to_string().contains("use complete()"));
     assert_eq!(reads.load(Ordering::SeqCst), 0);
     assert!(Generator::load("/nothing/here.gguf", &GeneratorOptions::default()).is_err());
+}
+
+#[test]
+fn a_broken_template_fails_who_uses_it_and_nobody_else() {
+    let Some((mut generator, _)) = generator("ok", 100, Duration::ZERO) else { return };
+    generator.template = Some(Template::new("{% if %}").map_err(|e| e.to_string()));
+    let message = Message::new(Role::User, "x");
+    let error = generator.generate(&[message], options(9, &[])).unwrap_err();
+    assert!(matches!(error, crate::Error::Invalid(_)), "{error:?}");
+    assert!(error.to_string().contains("the chat template cannot be read: syntax error"), "{error}");
+    assert_eq!(run(&generator, options(9, &[])).0.concat(), "ok");
+}
+
+/// A template in the manner of Llama 2: its last words are text, and an answer follows them without a control token between.
+const INSTRUCT: &str = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]\n{% else %}{{ m.content }}</s>\
+    {% endif %}{% endfor %}";
+
+#[test]
+fn a_prefix_is_read_as_the_beginning_of_an_answer() {
+    let Some((mut generator, _)) = generator("ok", 100, Duration::ZERO) else { return };
+    generator.template = Some(Ok(Template::new(INSTRUCT).unwrap()));
+    let question = Message::new(Role::User, "Which wood floats?");
+    for prefix in ["Balsa", " Balsa", "\nBalsa, oak", "</s>", "[/INST]", "s>", "é🐉"] {
+        let asked = generator.prompt(std::slice::from_ref(&question), prefix).unwrap();
+        let answered = [question.clone(), Message::new(Role::Assistant, prefix)];
+        // The same answer in full, with the end token that the template writes after it.
+        let mut whole = generator.prompt(&answered, "").unwrap();
+        assert_eq!(whole.pop(), Some(2));
+        assert_eq!(asked, whole, "{prefix:?}");
+        assert!(!asked.contains(&2), "{prefix:?} ends the answer");
+    }
+    // Both halves by themselves would be other tokens: the test sees a boundary where there is one.
+    let mut halves = generator.prompt(std::slice::from_ref(&question), "").unwrap();
+    halves.extend(generator.tokenizer.encode("Balsa").unwrap());
+    assert_ne!(generator.prompt(&[question], "Balsa").unwrap(), halves);
 }

@@ -103,7 +103,7 @@ impl Template {
         template
             .environment
             .template_from_str(&template.source)
-            .map_err(|e| Error::Unsupported(format!("the chat template cannot be read: {}", describe(&e))))?;
+            .map_err(|e| Error::Invalid(format!("the chat template cannot be read: {}", describe(&e))))?;
         Ok(template)
     }
 

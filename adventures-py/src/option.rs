@@ -1,0 +1,112 @@
+//! Readers of keyword arguments: what they refuse is refused by the argument's name and its value.
+//!
+//! PyO3's own conversions say "int too big to convert" and leave the reader to guess of what.
+
+use crate::convert::type_name;
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+/// Makes `fn name(value)` out of `read("name", value)`: PyO3 does not tell a reader which argument it reads.
+macro_rules! named {
+    ($($function:ident($name:literal) -> $type:ty = $read:path;)*) => { $(
+        pub(crate) fn $function(value: &Bound<'_, PyAny>) -> PyResult<$type> {
+            $read($name, value)
+        }
+    )* };
+}
+
+named! {
+    max_tokens("max_tokens") -> usize = count;
+    max_tokens_or_none("max_tokens") -> Option<usize> = count_or_none;
+    overlap("overlap") -> usize = count;
+    threads("threads") -> Option<usize> = count_or_none;
+    context("context") -> Option<usize> = count_or_none;
+    top_k("top_k") -> usize = count;
+    repeat_window("repeat_window") -> usize = count;
+    seed("seed") -> Option<u64> = whole_or_none;
+    temperature("temperature") -> f64 = number;
+    top_p("top_p") -> f64 = number;
+    min_p("min_p") -> f64 = number;
+    repeat_penalty("repeat_penalty") -> f64 = number;
+    query_prefix("query_prefix") -> Option<String> = owned_or_none;
+    passage_prefix("passage_prefix") -> Option<String> = owned_or_none;
+}
+
+pub(crate) fn revision<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str>> {
+    text_or_none("revision", value)
+}
+
+pub(crate) fn device<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    text("device", value)
+}
+
+pub(crate) fn kind<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    text("kind", value)
+}
+
+pub(crate) fn prefix<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    text("prefix", value)
+}
+
+fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    // Every platform of the wheel has 64 bits; elsewhere a larger number would not be a count of anything either.
+    Ok(usize::try_from(whole(name, value)?).unwrap_or(usize::MAX))
+}
+
+fn count_or_none(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    if value.is_none() { Ok(None) } else { count(name, value).map(Some) }
+}
+
+fn whole_or_none(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+    if value.is_none() { Ok(None) } else { whole(name, value).map(Some) }
+}
+
+fn whole(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    let expected = || format!("{name}={}: expected a whole number from 0 to {}", shown(value), u64::MAX);
+    value.extract::<u64>().map_err(|e| refused(&e, value, &expected()))
+}
+
+fn number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let expected = || format!("{name}={}: expected a number", shown(value));
+    let number = value.extract::<f64>().map_err(|e| refused(&e, value, &expected()))?;
+    if number.is_nan() {
+        return Err(PyValueError::new_err(expected()));
+    }
+    Ok(number)
+}
+
+/// Returns a refusal of the kind that the conversion's own error is of.
+fn refused(error: &PyErr, value: &Bound<'_, PyAny>, expected: &str) -> PyErr {
+    if error.is_instance_of::<PyOverflowError>(value.py()) {
+        return PyValueError::new_err(expected.to_owned());
+    }
+    PyTypeError::new_err(format!("{expected}, not {}", type_name(value)))
+}
+
+fn owned_or_none(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+    Ok(text_or_none(name, value)?.map(str::to_owned))
+}
+
+fn text_or_none<'a>(name: &str, value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str>> {
+    if value.is_none() { Ok(None) } else { text(name, value).map(Some) }
+}
+
+fn text<'a>(name: &str, value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    let expected =
+        || PyTypeError::new_err(format!("{name}={}: expected a str, not {}", shown(value), type_name(value)));
+    let text = value.cast::<PyString>().map_err(|_| expected())?;
+    text.to_str().map_err(|e| PyValueError::new_err(format!("{name} is not valid Unicode: {}", e.value(value.py()))))
+}
+
+/// Returns how Python writes `value`, cut where it is long. An object that does not say what it is, or says it with a
+/// lone surrogate, is named by its type.
+fn shown(value: &Bound<'_, PyAny>) -> String {
+    const LONGEST: usize = 60;
+    let written = value.repr().ok().and_then(|repr| repr.to_str().ok().map(str::to_owned));
+    let written = written.unwrap_or_else(|| format!("<{}>", type_name(value)));
+    match written.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &written[..end]),
+        None => written,
+    }
+}
