@@ -247,10 +247,47 @@ def test_an_expression_that_loses_rows(shop: Path) -> None:
         rows(shop, id="id", text=pl.col("advice").head(2))
 
 
-@pytest.mark.parametrize("predicate", ["missing = 1", "id = =", "; DROP TABLE x"])
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        "missing = 1",
+        "id = =",
+        "",
+        "; DROP TABLE x",
+        "id = 1; DROP TABLE x",
+        "id = 1 AN price > 2",
+        "id = 1 id = 2",
+        "id = 1\0",
+        "id = (SELECT max(id) FROM shop)",
+        "id = 'one'",
+    ],
+)
 def test_a_bad_predicate(shop: Path, predicate: str) -> None:
-    with pytest.raises(ValueError, match="cannot read the Delta table"):
+    with pytest.raises(ValueError, match=f"cannot read the Delta table .* where {re.escape(repr(predicate))}: "):
         list(RowSource.of(open_table(shop), id="id", text="{advice}", where=predicate).batches())
+
+
+@pytest.mark.parametrize(
+    "predicate", ["id = 1)", "id = 1) AN price > 2 OR (id = 2", ")", "advice = ':)' OR id = 1) AND ("]
+)
+def test_a_predicate_that_closes_what_it_did_not_open(shop: Path, predicate: str) -> None:
+    with pytest.raises(ValueError, match=f"a bracket that closes nothing: {re.escape(repr(predicate))}"):
+        RowSource.of(open_table(shop), id="id", text="{advice}", where=predicate)
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        "id = 1 -- the first :)",
+        "id = 1 OR id = 1",
+        "(id = 1)",
+        "id /* the key) */ = 1",
+        "advice <> ':)' AND id = 1",
+        "advice <> 'it''s :)' AND (id IN (1))",
+    ],
+)
+def test_a_predicate_is_all_that_is_written(shop: Path, predicate: str) -> None:
+    assert rows(shop, id="id", text="{advice}", where=predicate) == {"1": "boots"}
 
 
 def test_nested_columns_are_neither_key_nor_text(tmp_path: Path) -> None:
@@ -270,7 +307,7 @@ def test_paths_that_are_no_table(tmp_path: Path, shop: Path) -> None:
         open_table((tmp_path / "no").as_uri())
     with pytest.raises(ValueError, match="at version 9"):
         open_table(shop, version=9)
-    for version in (-1, True, "1"):
+    for version in (-1, True, "1", 2**70):
         with pytest.raises(ValueError, match="version must be a number from 0 on"):
             open_table(shop, version=version)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no Delta table at ftp://host/table"):

@@ -442,6 +442,48 @@ class TestOpen:
             Library.open(tmp_path / "l", embedder="e5")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="the path of the library is empty"):
             Library.open("", embedder=words)
+        for path in ("a\0b", tmp_path / "a\nb"):
+            with pytest.raises(ValueError, match=r"the path of the library has a control character: '.*a\\(x00|n)b'"):
+                Library.open(path, embedder=words)
+        assert list(tmp_path.iterdir()) == []
+        for path in (None, 3, b"library"):
+            with pytest.raises(
+                TypeError, match=r"path of the library must be a string or a path, not (NoneType|int|byt)"
+            ):
+                Library.open(path, embedder=words)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="the table name must be a string, not int"):
+            Library.open(tmp_path / "l", embedder=words, table=3)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="embedder must be an Embedder, not int"):
+            Library.open(tmp_path / "l", embedder=3)  # type: ignore[arg-type]
+        for uri in ("nowhere://library", "db://library"):
+            with pytest.raises(ValueError, match=f"cannot open a library at {uri}: "):
+                Library.open(uri, embedder=words)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"delta": None}, "delta must be a path, a URI or a DeltaTable, not NoneType"),
+            ({"delta": b"delta"}, "delta must be a path, a URI or a DeltaTable, not bytes"),
+            ({"id": None}, "id must be a list of columns, not NoneType"),
+            ({"metadata": 3}, "metadata must be a list of columns, not int"),
+            ({"where": {"n": 1}}, "where must be a SQL predicate, a string, not dict"),
+        ],
+    )
+    def test_sync_with_arguments_of_another_kind(
+        self, library: Library, delta: Path, arguments: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(TypeError, match=message):
+            library.sync(**{"delta": delta, **COLUMNS, **arguments})
+
+    @pytest.mark.parametrize("path", ["", "a\0"])
+    def test_what_is_no_path_of_a_table(self, library: Library, path: str) -> None:
+        with pytest.raises(ValueError, match="delta must be a path, a URI or a DeltaTable, not '"):
+            library.sync(path, **COLUMNS)
+
+    def test_any_k(self, library: Library, delta: Path) -> None:
+        library.sync(delta, **COLUMNS)
+        for k in (50, 10**9, 10**30):
+            assert len(library.search("row 3", k)) == len(library.search("row 3", k, hybrid=True)) == 50
 
     def test_what_is_no_unicode(self, tmp_path: Path, library: Library, delta: Path, words: WordEmbedder) -> None:
         half = "\ud800"

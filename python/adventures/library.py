@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hit", "Library", "Skip", "Source", "SyncReport"]
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -61,14 +62,15 @@ class Library:
             FileNotFoundError: There is no library and no embedder to make one with.
             ValueError: Its vectors were made by another model; the table name is bad; what is there is no library.
         """
+        if not isinstance(table, str):
+            raise TypeError(f"the table name must be a string, not {type(table).__name__}")
         if not _NAME.fullmatch(table):
             raise ValueError(f"the table name {table!r} must be of letters, digits, '_' and '-', 63 at most")
         if isinstance(embedder, str):
             raise TypeError(f"embedder must be an Embedder, not the name {embedder!r}: give Embedder({embedder!r})")
-        place = os.fspath(path)
-        if not place:
-            raise ValueError("the path of the library is empty")
-        check_unicode(place, "the path of the library")
+        if embedder is not None and not hasattr(embedder, "encode"):
+            raise TypeError(f"embedder must be an Embedder, not {type(embedder).__name__}")
+        place = _place(path)
         if "://" not in place and Path(place).exists() and not Path(place).is_dir():
             raise ValueError(f"cannot open a library at {place}: it is a file")
         library = cls(Store(place, table), embedder)
@@ -214,7 +216,7 @@ class Library:
             return []
         vector = embedder.embed([query], kind="query")[0]
         find = _search.hybrid if hybrid else _search.dense
-        return find(snapshot, Query(query, vector, where), k)
+        return find(snapshot, Query(query, vector, where), min(k, snapshot.rows))
 
     def _needed(self, verb: str) -> Embedder:
         if self._embedder is None:
@@ -237,6 +239,19 @@ class Library:
                 check_model(self._store, snapshot.record, self._embedder)
             self._snapshot = snapshot
         return snapshot
+
+
+def _place(path: str | PathLike[str]) -> str:
+    place = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(place, str):
+        raise TypeError(f"the path of the library must be a string or a path, not {type(path).__name__}")
+    if not place:
+        raise ValueError("the path of the library is empty")
+    check_unicode(place, "the path of the library")
+    if _CONTROL.search(place):
+        # LanceDB refuses these too, after the folder was made.
+        raise ValueError(f"the path of the library has a control character: {place!r}")
+    return place
 
 
 def _cut(embedder: Embedder, max_tokens: int | None, overlap: int | None) -> Cut:

@@ -69,7 +69,10 @@ class Store:
     def db(self) -> DBConnection:
         """The database; made on disk where it does not exist."""
         if self._db is None:
-            self._db = lancedb.connect(self.path)
+            try:
+                self._db = lancedb.connect(self.path)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ValueError(f"cannot open a library at {self.path}: {error}") from error
         return self._db
 
     def exists(self) -> bool:
