@@ -16,7 +16,7 @@ fn follows_transformers(name: &str) {
     let path = goldens.join(format!("{name}.json"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let golden: Value = serde_json::from_str(&text).expect("the file is JSON");
-    let checkpoint = Arc::new(Checkpoint::open(&goldens.join(name)).expect("the checkpoint opens"));
+    let checkpoint = Arc::new(Checkpoint::open(goldens.join(name)).expect("the checkpoint opens"));
     let lm = from_checkpoint(checkpoint, &DecoderOptions::default()).expect("the model loads");
     let ids: Vec<u32> = numbers(&golden["ids"]).iter().map(|id| *id as u32).collect();
     let want = golden["logits"].as_array().expect("a row per token");
