@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 /// How many tokens of a prompt are read between two looks at whether to go on.
 const PREFILL_TOKENS: usize = 128;
+/// The fewest that are read together where there are more before them: fewer would be computed in another order than in
+/// one reading of the whole prompt, which is what llama.cpp does.
+const FEWEST_TOKENS: usize = 8;
 /// How far the model may run ahead of its reader, in pieces: one, so that it stops with a reader that was interrupted.
 const PIECES_AHEAD: usize = 1;
 
@@ -208,11 +211,15 @@ impl Writer {
             logits
         };
         let mut logits = Vec::new();
-        for chunk in prompt.chunks(PREFILL_TOKENS) {
+        let mut rest = prompt.as_slice();
+        while !rest.is_empty() {
             if self.stopped() {
                 return Ok(Finish::Closed);
             }
-            logits = known(run.read(chunk)?.to_vec1()?);
+            let many = rest.len() >= PREFILL_TOKENS + FEWEST_TOKENS;
+            let (piece, later) = rest.split_at(if many { PREFILL_TOKENS } else { rest.len() });
+            logits = known(run.read(piece)?.to_vec1()?);
+            rest = later;
         }
         lock(&self.stats).prompt_seconds = self.started.elapsed().as_secs_f64();
         if !self.send(prefix) {
