@@ -267,6 +267,21 @@ class TestAnswer:
         with pytest.raises(TypeError, match="must be a Generator, not the name 'smollm2'"):
             Chat(shop, "smollm2")  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"library": "data/library"}, "library must be a Library, not str"),
+            ({"library": None}, "library must be a Library, not NoneType"),
+            ({"generator": None}, "generator must be a Generator, not NoneType"),
+            ({"min_similarity": "0.5"}, "min_similarity must be a number, not str"),
+            ({"max_tokens": "9"}, "max_tokens must be a whole number, not '9'"),
+        ],
+    )
+    def test_arguments_of_another_kind(self, shop: Library, changes: dict[str, Any], message: str) -> None:
+        given = {"library": shop, "generator": Scripted(), **changes}
+        with pytest.raises(TypeError, match=message):
+            Chat(given.pop("library"), given.pop("generator"), **given)
+
     def test_a_library_without_a_model(self, shop: Library) -> None:
         with pytest.raises(ValueError, match="cannot chat with"):
             Chat(Library.open(shop.path), Scripted())

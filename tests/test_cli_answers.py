@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,6 +102,22 @@ class TestChat:
         assert refusal == NOT_FOUND
         assert "no command /nope; there are" in result.stderr
         assert "/reset     forget the conversation" in result.stderr
+
+    def test_a_question_that_cannot_be_asked_ends_no_conversation(self, shop: str) -> None:
+        # A terminal of its own: on a pipe the first error ends the program.
+        primary, secondary = os.openpty()
+        command = [sys.executable, "-m", "adventures", "chat", "-l", shop]
+        process = subprocess.Popen(command, stdin=secondary, stdout=secondary, stderr=secondary)
+        os.close(secondary)
+        os.write(primary, b"why \xff\n" + f"{WALL}\n/quit\n".encode())
+        shown = b""
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while data := os.read(primary, 1 << 16):
+                shown += data
+        os.close(primary)
+        assert process.wait(60) == 0, shown
+        assert b"error: the query is not valid Unicode: 'why \\udcff'" in shown
+        assert b"Gecko Mitts" in shown
 
     def test_ends_with_its_input(self, shop: str) -> None:
         assert invoke("chat", "-l", shop, stdin="").exit_code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -479,6 +480,23 @@ class TestOpen:
     def test_what_is_no_path_of_a_table(self, library: Library, path: str) -> None:
         with pytest.raises(ValueError, match="delta must be a path, a URI or a DeltaTable, not '"):
             library.sync(path, **COLUMNS)
+
+    def test_damaged_files(self, tmp_path: Path, library: Library, delta: Path, words: WordEmbedder) -> None:
+        library.sync(delta, **COLUMNS)
+        data, versions = (Path(library.path) / "passages.lance" / name for name in ("data", "_versions"))
+        for file in data.iterdir():
+            file.write_bytes(file.read_bytes()[:50])
+        with pytest.raises(adv.AdventuresError, match=f"cannot read the library {re.escape(library.path)} .*: "):
+            Library.open(library.path, embedder=words).search("row")
+        for file in versions.iterdir():
+            file.write_bytes(b"x\n")
+        with pytest.raises(adv.AdventuresError, match=f"cannot read the library {re.escape(library.path)} .*: "):
+            Library.open(library.path, embedder=words)
+
+    def test_a_query_that_is_cut(self, library: Library, delta: Path) -> None:
+        library.sync(delta, **COLUMNS)
+        with pytest.warns(adv.TruncationWarning, match="the query is longer than the 64 tokens that words reads"):
+            assert library.search("row " * 65)
 
     def test_any_k(self, library: Library, delta: Path) -> None:
         library.sync(delta, **COLUMNS)

@@ -14,7 +14,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -220,6 +220,14 @@ class TestHubIds:
     def test_what_is_no_revision(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"a revision is a commit, tag or branch, not '\\ud800'"):
             locate(name, revision="\ud800")
+
+    @pytest.mark.parametrize("name", [None, 3, b"all-minilm-l6-v2"])
+    def test_a_name_of_another_kind(self, name: Any) -> None:
+        for seek in (locate, pull):
+            with pytest.raises(TypeError, match=f"a model is named by a string.*, not by {type(name).__name__}"):
+                seek(name)
+        with pytest.raises(TypeError, match="a revision is a string, not int"):
+            locate("a/b", revision=3)  # type: ignore[arg-type]
 
     def test_a_name_that_is_no_unicode(self) -> None:
         for seek in (locate, pull):

@@ -237,6 +237,7 @@ class TestSearch:
             "[1 TO 2]", "\n\t.", "item " * 3000,
         ],
     )  # fmt: skip
+    @pytest.mark.filterwarnings("ignore:the query is longer")
     def test_queries_that_look_like_syntax(self, shelf: Library, query: str) -> None:
         assert len(shelf.search(query, k=5, hybrid=True)) == 5
         assert len(shelf.search(query, k=5)) == 5

@@ -59,12 +59,22 @@ class Chat:
         min_similarity: float | None = None,
         **options: Any,
     ) -> None:
+        if not hasattr(library, "search"):
+            raise TypeError(f"library must be a Library, not {type(library).__name__}: open it with Library.open")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
-        if min_similarity is not None and not -1 <= min_similarity <= 1:
-            raise ValueError(f"min_similarity must be from -1 to 1, not {min_similarity!r}")
+        if min_similarity is not None:
+            if isinstance(min_similarity, bool) or not isinstance(min_similarity, (int, float)):
+                raise TypeError(f"min_similarity must be a number, not {type(min_similarity).__name__}")
+            if not -1 <= min_similarity <= 1:
+                raise ValueError(f"min_similarity must be from -1 to 1, not {min_similarity!r}")
         if isinstance(generator, str):
             raise TypeError(f"generator must be a Generator, not the name {generator!r}: give Generator({generator!r})")
+        if not hasattr(generator, "generate"):
+            raise TypeError(f"generator must be a Generator, not {type(generator).__name__}")
+        length = options.get("max_tokens")
+        if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
+            raise TypeError(f"max_tokens must be a whole number, not {length!r}")
         self.library = library
         self.generator = generator
         self.system = system

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from adventures import search as _search
 from adventures import sync as _sync
+from adventures._adventures import AdventuresError, TruncationWarning
 from adventures.census import Skip
 from adventures.delta import RowSource, open_table
 from adventures.filters import check_unicode
@@ -200,7 +202,11 @@ class Library:
             where: A filter built from values: `{"aisle": "frost", "price": {"lt": 20}, "kind": ["boots", "cloak"]}`;
                 see `adventures.filters.condition`.
 
+        Warns:
+            TruncationWarning: The query is longer than the model reads.
+
         Raises:
+            AdventuresError: The library's files are damaged or out of reach.
             ValueError: The query is empty, `k` is not positive, or `where` does not fit the library.
         """
         if not isinstance(query, str):
@@ -214,9 +220,18 @@ class Library:
         snapshot = self._current()
         if snapshot is None or not snapshot.rows:
             return []
-        vector = embedder.embed([query], kind="query")[0]
+        encoded = embedder.encode([query], kind="query")
+        if encoded.truncated:
+            message = (
+                f"the query is longer than the {embedder.max_tokens} tokens that {embedder.name} reads, and was cut"
+            )
+            warnings.warn(message, TruncationWarning, stacklevel=2)
+        vector = encoded.vectors[0]
         find = _search.hybrid if hybrid else _search.dense
-        return find(snapshot, Query(query, vector, where), min(k, snapshot.rows))
+        try:
+            return find(snapshot, Query(query, vector, where), min(k, snapshot.rows))
+        except RuntimeError as error:
+            raise AdventuresError(f"cannot read {self._store}: {error}") from error
 
     def _needed(self, verb: str) -> Embedder:
         if self._embedder is None:
@@ -232,6 +247,12 @@ class Library:
 
     def _current(self) -> Snapshot | None:
         """The published version, opened anew only when another was published."""
+        try:
+            return self._newest()
+        except RuntimeError as error:
+            raise AdventuresError(f"cannot read {self._store}: {error}") from error
+
+    def _newest(self) -> Snapshot | None:
         snapshot = self._snapshot
         if snapshot is None or self._store.published_version(snapshot.table) != snapshot.version:
             snapshot = self._store.snapshot()

@@ -31,7 +31,7 @@ _chat_options = options.every(
     click.option("--system", metavar="TEXT", help="Who answers, and how: the system text."),
     click.option(
         "--max-tokens",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 1_000_000),
         default=512,
         show_default=True,
         metavar="N",
@@ -46,7 +46,7 @@ _chat_options = options.every(
         help="How freely words are chosen; with 0 the same question has the same answer.",
     ),
     click.option(
-        "--seed", type=click.IntRange(min=0), metavar="N", help="Makes an answer with a temperature repeatable."
+        "--seed", type=click.IntRange(0, 2**64 - 1), metavar="N", help="Makes an answer with a temperature repeatable."
     ),
     options.embedder,
     options.device,
@@ -172,7 +172,14 @@ def converse(chat: Chat, ask: Callable[[str], Answer]) -> None:
             case _ if line.startswith("/"):
                 say(f"no command {line.split()[0]}; there are\n{_HELP}")
             case _:
-                answer = ask(line)
+                try:
+                    answer = ask(line)
+                except ValueError as error:
+                    if not at_terminal:
+                        raise
+                    # A question that is too long is no reason to lose the conversation.
+                    say(f"error: {error}")
+                    continue
                 try:
                     stream(answer)
                 except KeyboardInterrupt:

@@ -77,6 +77,8 @@ def check_revision(revision: str | None) -> None:
 
     Without the check it would become part of an address and of a folder's name.
     """
+    if revision is not None and not isinstance(revision, str):
+        raise TypeError(f"a revision is a string, not {type(revision).__name__}")
     if revision is not None and not (revision and revision.isprintable() and " " not in revision):
         raise ValueError(f"a revision is a commit, tag or branch, not {revision!r}")
 

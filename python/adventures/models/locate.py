@@ -63,7 +63,9 @@ def locate(spec: str | os.PathLike[str], *, revision: str | None = None, kind: K
         ValueError: The model is of another kind, the directory holds no model, a path is given a revision, or that is
             not the name of one.
     """
-    text = os.fspath(spec)
+    text = os.fspath(spec) if isinstance(spec, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise TypeError(f"a model is named by a string or a path, not by {type(spec).__name__}")
     if not text or "\0" in text:
         raise ValueError(f"a model is a catalogue name, a hub id, a directory or a .gguf file, not {text!r}")
     hub.check_revision(revision)

