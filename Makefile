@@ -54,7 +54,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix
 
 # What the tests expect, made anew by the reference implementations: torch, transformers, llama.cpp (4 GB of packages).
-goldens: $(VENV)/installed-dev
+goldens: models
 	$(PYTHON) -m venv $(CACHE)/goldens
 	$(CACHE)/goldens/bin/pip install --quiet --requirement tools/goldens-requirements.txt
 	PYTHON=$(CACHE)/goldens/bin/python tools/goldens.sh
