@@ -68,7 +68,7 @@ def _clear(folder: Path) -> None:
 def _fetch(wheel: Wheel, folder: Path, *, progress: bool) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder), wheel.requirement]
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
         out, err = Path(work) / "out.log", Path(work) / "err.log"
         with out.open("wb") as stdout, err.open("wb") as stderr:
             # pip puts what it downloads into its own temporary folder first.
