@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -269,8 +270,32 @@ class TestSkips:
         assert library.search("anything") == []
         library.sync(delta, **COLUMNS)
         assert len(contents(library)) == 50
-        library.sync(tmp_path / "empty", **COLUMNS)
+        write_deltalake(delta, table(0), mode="overwrite")
+        library.sync(delta, **COLUMNS)
         assert contents(library) == {}
+
+
+class TestTable:
+    def test_another_table_does_not_replace_the_rows(self, library: Library, tmp_path: Path, delta: Path) -> None:
+        library.sync(delta, **COLUMNS)
+        write_deltalake(tmp_path / "another", table(3))
+        with pytest.raises(ValueError, match=r"follows .*/delta/, and .*/another/ is another table.* 50 passages"):
+            library.sync(tmp_path / "another", **COLUMNS)
+        assert len(contents(library)) == 50
+
+    def test_a_table_that_was_moved_is_the_same(self, library: Library, tmp_path: Path, delta: Path) -> None:
+        library.sync(delta, **COLUMNS)
+        moved = delta.rename(tmp_path / "moved")
+        write_deltalake(moved, table(2, start=50), mode="append")
+        report = library.sync(moved, **COLUMNS)
+        assert (report.added, report.unchanged) == (2, 50)
+
+    def test_a_table_made_anew_at_its_place_is_followed(self, library: Library, delta: Path) -> None:
+        library.sync(delta, **COLUMNS)
+        shutil.rmtree(delta)
+        write_deltalake(delta, table(49))
+        report = library.sync(delta, **COLUMNS)
+        assert (report.deleted, report.unchanged) == (1, 49)
 
 
 class TestPassages:

@@ -74,13 +74,16 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, *, progre
 
     Raises:
         AdventuresError: LanceDB or the reconciliation failed.
-        ValueError: The Delta table cannot be read.
+        ValueError: The Delta table cannot be read, or the library follows another one.
     """
     started = time.monotonic()
     published = store.snapshot()
     described = _describe(source, cut)
     if published is not None and _same(published, described):
         return _nothing_to_do(published, started)
+
+    if published is not None:
+        _check_table(published, described)
 
     digester = Digester(cut.window, cut.overlap)
     census = Census.of(source, digester)
@@ -151,6 +154,16 @@ def _describe(source: RowSource, cut: Cut) -> dict[str, Any]:
         "max_tokens": cut.window,
         "overlap": cut.overlap,
     }
+
+
+def _check_table(published: Snapshot, described: dict[str, Any]) -> None:
+    """Lets a library follow its table where it was moved, or made anew at its place, but not become another's."""
+    source = published.source
+    if published.rows and all(source.get(key) not in (None, described[key]) for key in ("table", "table_id")):
+        raise ValueError(
+            f"the library follows {source['table']}, and {described['table']} is another table, whose rows would"
+            f" replace its {published.rows:,} passages; sync it to a library of its own"
+        )
 
 
 def _same(published: Snapshot, described: dict[str, Any]) -> bool:
