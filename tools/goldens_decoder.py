@@ -2,6 +2,8 @@
 
 - tests/goldens/tiny-gemma/: a checkpoint of Gemma's first architecture as its publisher lays it out: bfloat16, one
   key-value head, heads wider than the hidden size gives, a head tied to the embedding. The weights are random.
+- tests/goldens/tiny-*/: smaller checkpoints of the other families, each with the parts that set it apart: windows,
+  caps, biases, norms of queries and keys, two rotary bases, stretched positions. Their weights are random too.
 - tests/goldens/tiny-gemma.json: the logits `(tokens, vocabulary)` of a text in single precision, and greedy
   continuations of several texts.
 """
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import GemmaConfig, GemmaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, PreTrainedModel
 
 FOLDER = Path(__file__).parents[1] / "tests" / "goldens" / "tiny-gemma"
 HIDDEN, LAYERS, HEADS, HEAD_DIM, INNER, POSITIONS = 32, 3, 4, 16, 48, 128
@@ -26,6 +28,43 @@ VOCABULARY = [*SPECIAL, "▁", *string.ascii_lowercase, *string.digits, *".,:;!?
 READ = "the lantern is dim, the marsh is wide: take 2 ropes!"
 CONTINUED = ["a dragon sleeps on its gold", "why?", "the marsh at night, 10 miles wide"]
 STEPS = 32
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+STRETCHED = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+TWO_BASES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0},
+}
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 6}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": STRETCHED, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": 5},
+    "gemma2": {"sliding_window": 5, "layer_types": ALTERNATING, "tie_word_embeddings": True, **CAPS},
+    "gemma3_text": {"sliding_window": 5, "layer_types": ALTERNATING, "rope_parameters": TWO_BASES},
+    "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    "qwen3": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+}
+READ_SMALL = [(7 * i * i + 3 * i + 1) % SMALL["vocab_size"] for i in range(30)]
 # Ten times what another order of additions may change, so the next token is the same in any right implementation.
 MARGIN = 1e-3
 
@@ -129,7 +168,7 @@ def encode(text: str) -> list[int]:
     return [2, *(VOCABULARY.index(letter.replace(" ", "▁")) for letter in text)]
 
 
-def logits(model: GemmaForCausalLM, ids: list[int]) -> torch.Tensor:
+def logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """Returns the logits `(tokens, vocabulary)`, computed without a cache."""
     with torch.no_grad():
         return model(torch.tensor([ids]), use_cache=False).logits[0]
@@ -151,8 +190,31 @@ def continued(model: GemmaForCausalLM, text: str) -> dict[str, str]:
     return {"text": text, "continuation": "".join(VOCABULARY[id_] for id_ in ids[start:]).replace("▁", " ")}
 
 
+def write_family(name: str, settings: dict[str, Any]) -> None:
+    """Writes a small checkpoint of a family and its logits, `(tokens, vocabulary)`."""
+    folder = FOLDER.with_name(f"tiny-{name}")
+    config = AutoConfig.for_model(name, **{**SMALL, **settings})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    random = np.random.Generator(np.random.PCG64(len(name)))
+    for weight in dict(sorted(model.named_parameters())).values():
+        value = random.standard_normal(tuple(weight.shape)) * 0.3 + (1.0 if weight.ndim == 1 else 0.0)
+        weight.data = torch.from_numpy(value.astype(np.float32)).bfloat16().float()
+    golden = {
+        "transformers": transformers.__version__,
+        "ids": READ_SMALL,
+        "logits": [[round(value, 5) for value in row] for row in logits(model, READ_SMALL).tolist()],
+    }
+    model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "model.safetensors").chmod(0o644)
+    path = folder.with_suffix(".json")
+    path.write_text(json.dumps(golden, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Writes the files."""
+    for name, settings in FAMILIES.items():
+        write_family(name, settings)
     write_checkpoint()
     config = GemmaConfig.from_pretrained(FOLDER)
     # transformers 5 no longer reads `hidden_activation` of this architecture, and would take the exact GELU.

@@ -39,3 +39,33 @@ fn follows_transformers(name: &str) {
 fn gemma_follows_transformers() {
     follows_transformers("tiny-gemma");
 }
+
+#[test]
+fn llama_follows_transformers() {
+    follows_transformers("tiny-llama");
+}
+
+#[test]
+fn mistral_follows_transformers() {
+    follows_transformers("tiny-mistral");
+}
+
+#[test]
+fn gemma2_follows_transformers() {
+    follows_transformers("tiny-gemma2");
+}
+
+#[test]
+fn gemma3_text_follows_transformers() {
+    follows_transformers("tiny-gemma3_text");
+}
+
+#[test]
+fn qwen2_follows_transformers() {
+    follows_transformers("tiny-qwen2");
+}
+
+#[test]
+fn qwen3_follows_transformers() {
+    follows_transformers("tiny-qwen3");
+}
