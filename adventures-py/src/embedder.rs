@@ -174,8 +174,8 @@ impl Embedder {
     ) -> PyResult<Vec<Vec<String>>> {
         self.process.check("Embedder")?;
         let texts = self::texts(texts, "text")?;
-        run(py, |_| {
-            let pieces = self.inner.split(&texts, max_tokens, overlap)?;
+        run(py, |cancel| {
+            let pieces = self.inner.split(&texts, max_tokens, overlap, cancel)?;
             Ok(pieces.into_iter().map(|pieces| pieces.into_iter().map(str::to_owned).collect()).collect())
         })
     }
