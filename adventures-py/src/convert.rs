@@ -6,15 +6,15 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyDict, PyString};
 use std::path::PathBuf;
 
-/// Returns the texts of a `str` or an iterable of `str`, without copying them.
-pub(crate) fn texts(value: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
+/// Returns the texts of a `str` or an iterable of `str`, without copying them; `name` is what an error calls one of them.
+pub(crate) fn texts(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<PyBackedStr>> {
     if let Ok(one) = value.cast::<PyString>() {
-        return Ok(vec![text(one.as_any(), "the text")?]);
+        return Ok(vec![text(one.as_any(), &format!("the {name}"))?]);
     }
     let items = value.try_iter().map_err(|_| {
-        PyTypeError::new_err(format!("texts must be a str or an iterable of str, not {}", type_name(value)))
+        PyTypeError::new_err(format!("{name}s must be a str or an iterable of str, not {}", type_name(value)))
     })?;
-    items.enumerate().map(|(i, item)| text(&item?, &format!("text {i}"))).collect()
+    items.enumerate().map(|(i, item)| text(&item?, &format!("{name} {i}"))).collect()
 }
 
 /// Returns a `str` as UTF-8; `name` is what an error calls it.
@@ -30,6 +30,18 @@ pub(crate) fn text(value: &Bound<'_, PyAny>, name: &str) -> PyResult<PyBackedStr
 /// Returns the name of a value's type.
 pub(crate) fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map_or_else(|_| "an object".to_owned(), |name| name.to_string())
+}
+
+/// Returns how Python writes `value`, cut where it is long. An object that does not say what it is, or says it with a
+/// lone surrogate, is named by its type.
+pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
+    const LONGEST: usize = 60;
+    let written = value.repr().ok().and_then(|repr| repr.to_str().ok().map(str::to_owned));
+    let written = written.unwrap_or_else(|| format!("<{}>", type_name(value)));
+    match written.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &written[..end]),
+        None => written,
+    }
 }
 
 /// Where a model lies and what the catalogue says of it.

@@ -142,7 +142,7 @@ impl Embedder {
         #[pyo3(from_py_with = option::kind)] kind: &str,
     ) -> PyResult<Embeddings> {
         self.process.check("Embedder")?;
-        let (texts, kind) = (self::texts(texts)?, self::kind(kind)?);
+        let (texts, kind) = (self::texts(texts, "text")?, self::kind(kind)?);
         let found = run(py, |cancel| self.inner.embed(&texts, kind, cancel))?;
         let vectors = found.vectors.into_pyarray(py).reshape([texts.len(), self.inner.dim()])?;
         Ok(Embeddings {
@@ -160,7 +160,7 @@ impl Embedder {
         #[pyo3(from_py_with = option::kind)] kind: &str,
     ) -> PyResult<Vec<usize>> {
         self.process.check("Embedder")?;
-        let (texts, kind) = (self::texts(texts)?, self::kind(kind)?);
+        let (texts, kind) = (self::texts(texts, "text")?, self::kind(kind)?);
         run(py, |_| self.inner.count(&texts, kind))
     }
 
@@ -173,9 +173,9 @@ impl Embedder {
         #[pyo3(from_py_with = option::overlap)] overlap: usize,
     ) -> PyResult<Vec<Vec<String>>> {
         self.process.check("Embedder")?;
-        let texts = self::texts(texts)?;
-        run(py, |_| {
-            let pieces = self.inner.split(&texts, max_tokens, overlap)?;
+        let texts = self::texts(texts, "text")?;
+        run(py, |cancel| {
+            let pieces = self.inner.split(&texts, max_tokens, overlap, cancel)?;
             Ok(pieces.into_iter().map(|pieces| pieces.into_iter().map(str::to_owned).collect()).collect())
         })
     }

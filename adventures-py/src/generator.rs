@@ -1,7 +1,7 @@
 //! `adventures.Generator` and its streams.
 
 use crate::boundary::{Process, SIGNAL_PERIOD, guard, run};
-use crate::convert::{locate, text, texts};
+use crate::convert::{locate, shown, text, texts};
 use crate::option;
 use adventures::{GenerateOptions, GeneratorOptions, Message, Next, SamplingOptions};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -58,7 +58,7 @@ fn messages(value: &Bound<'_, PyAny>) -> PyResult<Vec<Message>> {
 
 fn message(i: usize, turn: &Bound<'_, PyAny>) -> PyResult<Message> {
     let turn = turn.cast::<PyMapping>().map_err(|_| {
-        PyTypeError::new_err(format!("message {i} must be {{\"role\": …, \"content\": …}}, not {turn}"))
+        PyTypeError::new_err(format!("message {i} must be {{\"role\": …, \"content\": …}}, not {}", shown(turn)))
     })?;
     let field = |name: &str| {
         let value = turn.get_item(name).map_err(|_| PyValueError::new_err(format!("message {i} has no {name:?}")))?;
@@ -70,7 +70,7 @@ fn message(i: usize, turn: &Bound<'_, PyAny>) -> PyResult<Message> {
 
 /// Returns the stop texts of a `str`, an iterable of `str`, or None.
 fn stops(value: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<String>> {
-    let stops = value.map(texts).transpose()?.unwrap_or_default();
+    let stops = value.map(|value| texts(value, "stop text")).transpose()?.unwrap_or_default();
     Ok(stops.iter().map(|stop| (**stop).to_owned()).collect())
 }
 

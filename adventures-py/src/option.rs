@@ -2,7 +2,7 @@
 //!
 //! PyO3's own conversions say "int too big to convert" and leave the reader to guess of what.
 
-use crate::convert::type_name;
+use crate::convert::{shown, type_name};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -97,16 +97,4 @@ fn text<'a>(name: &str, value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
         || PyTypeError::new_err(format!("{name}={}: expected a str, not {}", shown(value), type_name(value)));
     let text = value.cast::<PyString>().map_err(|_| expected())?;
     text.to_str().map_err(|e| PyValueError::new_err(format!("{name} is not valid Unicode: {}", e.value(value.py()))))
-}
-
-/// Returns how Python writes `value`, cut where it is long. An object that does not say what it is, or says it with a
-/// lone surrogate, is named by its type.
-fn shown(value: &Bound<'_, PyAny>) -> String {
-    const LONGEST: usize = 60;
-    let written = value.repr().ok().and_then(|repr| repr.to_str().ok().map(str::to_owned));
-    let written = written.unwrap_or_else(|| format!("<{}>", type_name(value)));
-    match written.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &written[..end]),
-        None => written,
-    }
 }

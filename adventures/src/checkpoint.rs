@@ -1,12 +1,13 @@
 //! A model's directory: `config.json`, `tokenizer.json` and safetensors, as the Hugging Face hub lays them out.
 
-use crate::error::{Error, Result, invalid, unsupported};
+use crate::error::{Error, Result, invalid, message, unsupported};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
@@ -81,19 +82,25 @@ impl Checkpoint {
         read_json(&self.dir.join(name))
     }
 
-    /// Returns the tokenizer of `tokenizer.json`, without truncation and padding.
+    /// Returns the tokenizer of `tokenizer.json`, without truncation and padding; fails where it cannot read an empty text.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.dir.join("tokenizer.json");
-        if !path.is_file() {
+        let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", path.display()));
+        let Some(bytes) = read(&path)? else {
             return Err(Error::NotFound(format!("{}: no tokenizer.json", self.dir.display())));
+        };
+        // The tokenizers crate panics over a broken decoder, and over a start token that is nowhere defined when it first adds
+        // it. Both happen here, where the file can be named.
+        let loaded = catch_unwind(|| -> std::result::Result<Tokenizer, tokenizers::Error> {
+            let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
+            tokenizer.with_truncation(None)?.with_padding(None);
+            tokenizer.encode("", true)?;
+            Ok(tokenizer)
+        });
+        match loaded {
+            Ok(loaded) => loaded.map_err(|e| bad(&e)),
+            Err(panic) => Err(bad(&format!("not a tokenizer: {}", message(&*panic)))),
         }
-        let mut tokenizer =
-            Tokenizer::from_file(&path).map_err(|e| Error::Tokenizer(format!("{}: {e}", path.display())))?;
-        tokenizer
-            .with_truncation(None)
-            .map_err(|e| Error::Tokenizer(format!("{}: {e}", path.display())))?
-            .with_padding(None);
-        Ok(tokenizer)
     }
 
     /// Returns whether there is a tensor of this name.
@@ -184,6 +191,14 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    let json =
+        serde_json::from_slice(&bytes).map_err(|e| Error::Invalid(format!("{}: not JSON: {e}", path.display())))?;
+    Ok(Some(json))
+}
+
+/// Returns the bytes of a file of a reasonable size, `None` where there is none.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let size = match std::fs::metadata(path) {
         Ok(metadata) => metadata.len(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -192,8 +207,5 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     if size > MAX_JSON_BYTES {
         return invalid!("{}: {size} bytes; at most {MAX_JSON_BYTES} are read", path.display());
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
-    let json =
-        serde_json::from_slice(&bytes).map_err(|e| Error::Invalid(format!("{}: not JSON: {e}", path.display())))?;
-    Ok(Some(json))
+    std::fs::read(path).map(Some).map_err(|e| Error::io(format!("reading {}", path.display()), e))
 }

@@ -18,6 +18,10 @@ use tokenizers::{Tokenizer, TruncationDirection};
 const WINDOW_TEXTS: usize = 4096;
 /// How many tokens go to the encoder in one call: bounds the memory, and how long a cancellation waits.
 const CALL_TOKENS: usize = 4096;
+/// A token of real text has some 4 bytes, so a beginning of this many for each token holds enough of them.
+const BYTES_PER_TOKEN: usize = 32;
+/// How many tokens before a cut may differ from those of the whole text: a word of BERT has at most 100.
+const MARGIN_TOKENS: usize = 128;
 
 /// What a text is to a retrieval model that treats questions and documents differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,18 +180,20 @@ impl Embedder {
     pub fn count(&self, texts: &[impl AsRef<str> + Sync], kind: Kind) -> Result<Vec<usize>> {
         let special = self.special_tokens();
         self.pool.install(|| {
-            texts.par_iter().map(|text| Ok(self.encode_text(text.as_ref(), kind)?.len() + special)).collect()
+            let count = |text: &str| Ok(self.encode_text(text, kind, usize::MAX)?.0.len() + special);
+            texts.par_iter().map(|text| count(text.as_ref())).collect()
         })
     }
 
     /// Cuts each text into pieces of at most `max_tokens` (`None`: what the model reads), neighbours sharing up to `overlap` tokens.
     ///
-    /// A text that fits is one piece, unchanged.
+    /// A text that fits is one piece, unchanged. Setting `cancel` ends the call with [`Error::Cancelled`].
     pub fn split<'a, S: AsRef<str> + Sync>(
         &self,
         texts: &'a [S],
         max_tokens: Option<usize>,
         overlap: usize,
+        cancel: &AtomicBool,
     ) -> Result<Vec<Vec<&'a str>>> {
         let limit = max_tokens.unwrap_or(self.max_tokens);
         if limit > self.max_tokens {
@@ -198,9 +204,16 @@ impl Embedder {
             return invalid!("max_tokens={limit}: prefix and special tokens alone take {taken}");
         };
         // The prefix ends in a space or is empty, so a piece has the same tokens with and without it.
-        let size = |piece: &str| self.tokenizer.encode_fast(piece, false).map_or(usize::MAX, |tokens| tokens.len());
-        self.pool
-            .install(|| texts.par_iter().map(|text| split::split(text.as_ref(), capacity, overlap, size)).collect())
+        let size = |piece: &str| {
+            // Everything fits somebody who has gone away: the splitter ends at once.
+            if cancel.load(Ordering::Relaxed) {
+                return 0;
+            }
+            self.encode_until(piece, capacity).map_or(usize::MAX, |(tokens, _)| tokens.len())
+        };
+        let split = |text: &'a S| split::split(text.as_ref(), capacity, overlap, size);
+        let pieces = self.pool.install(|| texts.par_iter().map(split).collect::<Result<_>>())?;
+        if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(pieces) }
     }
 
     /// Returns the unit vectors of `texts`, in their order.
@@ -268,7 +281,9 @@ impl Embedder {
     }
 
     /// Tokenizes prefix and text as sentence-transformers does: outer white space off, lower case where the model says so.
-    fn encode_text(&self, text: &str, kind: Kind) -> Result<tokenizers::Encoding> {
+    ///
+    /// `enough` and what is returned are those of [`Self::encode_until`].
+    fn encode_text(&self, text: &str, kind: Kind, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
         let prefix = self.prefix(kind);
         let whole;
         let mut text = if prefix.is_empty() {
@@ -282,16 +297,32 @@ impl Embedder {
             lower = text.to_lowercase();
             text = &lower;
         }
-        self.tokenizer.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))
+        self.encode_until(text, enough)
+    }
+
+    /// Returns the tokens of `text`, or its first `enough` tokens and some more, and whether there are others behind them.
+    ///
+    /// A text of megabytes is not tokenized to be cut to a few hundred tokens.
+    fn encode_until(&self, text: &str, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
+        let encode = |text| self.tokenizer.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()));
+        let certain = enough.saturating_add(MARGIN_TOKENS);
+        let beginning = beginning(text, certain.saturating_mul(BYTES_PER_TOKEN));
+        if beginning.len() < text.len() {
+            let tokens = encode(beginning)?;
+            if tokens.len() > certain {
+                return Ok((tokens, true));
+            }
+        }
+        Ok((encode(text)?, false))
     }
 
     fn tokens(&self, text: &str, kind: Kind, cancel: &AtomicBool) -> Result<Tokens> {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
-        let mut encoding = self.encode_text(text, kind)?;
         let room = self.max_tokens - self.special_tokens();
-        let truncated = encoding.len() > room;
+        let (mut encoding, more) = self.encode_text(text, kind, room)?;
+        let truncated = more || encoding.len() > room;
         encoding.truncate(room, 0, TruncationDirection::Right);
         let encoding =
             self.tokenizer.post_process(encoding, None, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
@@ -309,6 +340,16 @@ impl Embedder {
         }
         l2_normalize(out);
     }
+}
+
+/// Returns the first `bytes` bytes of `text` or a few less, up to white space where there is some near.
+fn beginning(text: &str, bytes: usize) -> &str {
+    let cut = split::head(text, bytes);
+    if cut.len() == text.len() {
+        return text;
+    }
+    let near = split::head(cut, cut.len().saturating_sub(1024)).len();
+    cut[near..].rfind(char::is_whitespace).map_or(cut, |at| &cut[..near + at])
 }
 
 /// Calls `f` with the numbers of a contiguous f32 tensor, copying them only where they are on another device.

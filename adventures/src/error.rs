@@ -47,6 +47,12 @@ impl Error {
     }
 }
 
+/// Returns what a panic said.
+pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
 /// `Err(Error::Invalid(format!(…)))`.
 macro_rules! invalid {
     ($($arg:tt)*) => { Err($crate::Error::Invalid(format!($($arg)*))) };

@@ -3,6 +3,10 @@
 use crate::error::{Error, Result, invalid};
 use text_splitter::{ChunkConfig, ChunkSizer, TextSplitter};
 
+/// How many bytes the splitter is shown at a time, at first. For each piece it looks for boundaries in all that is left: a megabyte
+/// without a space would take minutes.
+const WINDOW: usize = 1 << 14;
+
 /// Measures a text by a function.
 struct Sizer<F>(F);
 
@@ -27,7 +31,34 @@ pub(crate) fn split(text: &str, capacity: usize, overlap: usize, size: impl Fn(&
         .with_sizer(Sizer(size))
         .with_overlap(overlap)
         .map_err(|e| Error::Invalid(format!("overlap={overlap}: {e}")))?;
-    Ok(TextSplitter::new(config).chunks(text).collect())
+    let splitter = TextSplitter::new(config);
+    let mut pieces = Vec::new();
+    let (mut rest, mut window) = (text, WINDOW);
+    loop {
+        let seen = head(rest, window);
+        let found: Vec<(usize, &str)> = splitter.chunk_indices(seen).collect();
+        match found.split_last() {
+            // The last piece ends where the window does and not where the text would have it: it is cut again.
+            Some((&(start, _), whole)) if seen.len() < rest.len() && !whole.is_empty() => {
+                pieces.extend(whole.iter().map(|(_, piece)| piece));
+                rest = &rest[start..];
+            }
+            _ if seen.len() < rest.len() => window *= 2,
+            _ => {
+                pieces.extend(found.iter().map(|(_, piece)| piece));
+                return Ok(pieces);
+            }
+        }
+    }
+}
+
+/// Returns the first `bytes` bytes of `text`, or up to three less where a character would be cut.
+pub(crate) fn head(text: &str, bytes: usize) -> &str {
+    let mut end = bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 #[cfg(test)]
@@ -52,6 +83,30 @@ mod tests {
             }
             assert!(text[covered..].trim().is_empty());
         }
+    }
+
+    #[test]
+    fn windows_do_not_show() {
+        let text = "Eins zwei drei. Vier fünf sechs?\n\nSieben acht neun zehn!\n".repeat(4000);
+        assert!(text.len() > 3 * super::WINDOW);
+        let sizer = super::Sizer(words);
+        for overlap in [0, 5] {
+            let config = super::ChunkConfig::new(20).with_sizer(&sizer).with_overlap(overlap).expect("less than 20");
+            let at_once: Vec<&str> = super::TextSplitter::new(config).chunks(&text).collect();
+            assert!(split(&text, 20, overlap, words).expect("valid arguments") == at_once, "overlap {overlap}");
+        }
+    }
+
+    #[test]
+    fn a_text_without_a_boundary_is_cut_in_time() {
+        let text = "日".repeat(500_000);
+        let start = std::time::Instant::now();
+        let pieces = split(&text, 100, 0, |piece| piece.chars().count()).expect("valid arguments");
+        assert!(pieces.iter().all(|piece| piece.chars().count() == 100) && pieces.concat() == text);
+        assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+        // Every window fits, and only the whole text does not.
+        let one = split(&text, 1, 0, |piece| usize::from(piece.len() == text.len()) + 1).expect("valid arguments");
+        assert_eq!(one.concat(), text);
     }
 
     #[test]

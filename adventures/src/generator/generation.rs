@@ -1,7 +1,7 @@
 //! One answer: the model's thread on one side, a stream of text on the other.
 
 use super::stop::StopFinder;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, message};
 use crate::models::CausalLm;
 use crate::sampling::Sampler;
 use crate::tokenizer::{TextStream, Tokenizer};
@@ -176,8 +176,7 @@ struct Writer {
 impl Writer {
     fn work(self, job: Job) {
         let result = catch_unwind(AssertUnwindSafe(|| self.generate(job))).unwrap_or_else(|panic| {
-            let message = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-            let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            let message = message(&*panic);
             Err(Error::Model(candle_core::Error::Msg(format!(
                 "internal error: {message}; this is a bug in adventures"
             ))))

@@ -1,9 +1,10 @@
 //! Chat templates: the Jinja that a model's file carries, rendered under limits.
 //!
 //! The dialect is that of `transformers.apply_chat_template`: trimmed blocks, loop controls, Python's methods of strings and dicts,
-//! `raise_exception`, `strftime_now` and `tojson`. A template is part of a file that may be hostile: its steps, its depth and its
-//! output are bounded, and it can load nothing.
+//! `raise_exception`, `strftime_now` and `tojson`. A template is part of a file that may be hostile: its steps, its depth, its
+//! values (see [`growth`]) and its output are bounded, and it can load nothing.
 
+mod growth;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -94,17 +95,19 @@ impl Template {
             return invalid!("the chat template has {} bytes, at most {MAX_SOURCE} are allowed", source.len());
         }
         let mut environment = Environment::new();
-        environment.set_syntax(
-            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("two flags; this is a bug"),
-        );
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let syntax = syntax.expect("two flags; this is a bug");
+        environment.set_syntax(syntax.clone());
         environment.set_recursion_limit(64);
         python::install(&mut environment);
-        let template = Self { environment, source: source.to_owned() };
-        template
-            .environment
-            .template_from_str(&template.source)
-            .map_err(|e| Error::Invalid(format!("the chat template cannot be read: {}", describe(&e))))?;
-        Ok(template)
+        growth::install(&mut environment, MAX_OUTPUT);
+        let unreadable =
+            |e: minijinja::Error| Error::Invalid(format!("the chat template cannot be read: {}", describe(&e)));
+        // Once as it is, so that errors have its places, and once as it is run.
+        environment.template_from_str(source).map_err(unreadable)?;
+        let source = growth::wrap(source, syntax).map_err(unreadable)?;
+        environment.template_from_str(&source).map_err(unreadable)?;
+        Ok(Self { environment, source })
     }
 
     /// Returns the conversation as the model reads it, up to where it answers.
@@ -127,6 +130,8 @@ impl Template {
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(BASE_FUEL + FUEL_PER_MESSAGE * messages.len() as u64));
         let given: usize = messages.iter().map(|message| message.content.len()).sum();
+        let limit = MAX_OUTPUT + 2 * given;
+        growth::install(&mut environment, limit);
         let turns: Vec<Value> = messages
             .iter()
             .map(|message| context! { role => message.role.to_string(), content => message.content.as_str() })
@@ -139,7 +144,7 @@ impl Template {
             tools => (),
             documents => (),
         };
-        let mut output = Limited { bytes: Vec::new(), limit: MAX_OUTPUT + 2 * given, over: false };
+        let mut output = Limited { bytes: Vec::new(), limit, over: false };
         let result = environment
             .template_from_str(&self.source)
             .and_then(|template| template.render_captured_to(context, &mut output).map(|_| ()));

@@ -80,6 +80,44 @@ fn hostile_templates_come_to_an_end() {
 }
 
 #[test]
+fn values_that_grow_in_memory_are_bounded() {
+    let user = [(Role::User, "x")];
+    let twice =
+        |step: &str| format!("{{% set ns = namespace(x='ab') %}}{{% for i in range(60) %}}{step}{{% endfor %}}done");
+    for source in [
+        twice("{% set ns.x = ns.x ~ ns.x %}"),
+        twice("{% set ns.x = (ns.x) + (ns.x) %}"),
+        twice("{% if loop.first or ('a' ~ ns.x) %}{% set ns.x = [ns.x ~ (ns.x)][0] %}{% endif %}"),
+        twice("{% set ns.x = {'k': ns.x * 2}.k %}"),
+        twice("{% set ns.x = (ns.x if ns.x else '') ~ ns.x | trim %}"),
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}done"
+            .to_owned(),
+        "{{ ('a' * 10 ** 9) | length }}".to_owned(),
+        "{% set y = 'a' * 2 ** 20 %}{% for i in range(999) %}{% set z = y ~ '' %}{% endfor %}".to_owned(),
+        format!("{{% set x = 'ab' %}}{}", "{% set x = x ~ x %}".repeat(60)),
+        "{% macro f(x, n) %}{{ f(x ~ x, n - 1) if n else '' }}{% endmacro %}{{ f('ab', 60) }}".to_owned(),
+    ] {
+        let error = render(&source, &user).unwrap_err().to_string();
+        let bounded = error.contains("builds values of more than") || error.contains("is too large");
+        assert!(bounded || error.contains("recursion limit"), "{source}: {error}");
+    }
+}
+
+#[test]
+fn bounds_change_no_value() {
+    let source = "{{ 1 + 2 * 3 - (4 + 5) * -2 }}|{{ 'a' ~ 'b' + 'c' | upper ~ 1 ~ (1 + 1) }}|{{ not ('a' + 'b' == 'a' ~ 'b') }}|\
+        {{ ([1] + [2] * 2) | join(',') }}|{{ 'x' * 3 if 1 + 1 is even else 'y' }}|{{ ('é' + 'ü')[1:] }}|\
+        {{ 'u' ~ {'a' + 'b': 1 + 1}['a' ~ 'b'] }}|{% set x = 'p' ~ 'q' %}{{ x }}|{{ 2 + 3 ** 2 * 2 }}|{{ -(1 + 2) }}|\
+        {% for i in [1] + [2] if i + 1 > 2 %}{{ i }}{% endfor %}|{{-  ' l' ~ 'r ' -}} |{{ range(1 + 1, 2 * 2) | sum }}|\
+        {% macro f(a, b='m' ~ 'n') %}{{ a + b }}{% endmacro %}{{ f('k' ~ 'l') + f(a='o', b='p' + 'q') }}";
+    let mut plain = minijinja::Environment::new();
+    super::python::install(&mut plain);
+    let expected = plain.render_str(source, ()).unwrap();
+    assert!(expected.starts_with("25|abC12|"), "{expected}");
+    assert_eq!(render(source, &[(Role::User, "u")]).unwrap(), expected);
+}
+
+#[test]
 fn content_is_never_a_template() {
     let text = "{{ 7 * 7 }} {% for i in range(3) %}x{% endfor %} {# gone? #}";
     assert!(render(CHATML, &[(Role::User, text)]).unwrap().contains(text));

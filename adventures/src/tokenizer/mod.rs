@@ -16,7 +16,7 @@ mod tests;
 pub(crate) use special::Shield;
 pub(crate) use stream::TextStream;
 
-use crate::error::Result;
+use crate::error::{Result, invalid};
 use huggingface::Huggingface;
 use sentencepiece::SentencePiece;
 use special::Matcher;
@@ -63,6 +63,9 @@ impl Pieces {
         &self.bytes[start..end]
     }
 }
+
+/// The longest text that is tokenized, some million words: no model reads as many, and each byte takes a hundred of memory.
+const MAX_TEXT: usize = 16 << 20;
 
 /// Returns the byte that a token such as `<0x0A>` stands for.
 fn byte_token(text: &str) -> Option<u8> {
@@ -130,6 +133,9 @@ impl Tokenizer {
     }
 
     fn encode_run(&self, run: &str, at_start: bool, ids: &mut Vec<u32>) -> Result<()> {
+        if run.len() > MAX_TEXT {
+            return invalid!("the text has {} bytes, at most {MAX_TEXT} are tokenized at a time", run.len());
+        }
         let mut start = 0;
         for found in self.literal.find(run) {
             self.encode_plain(&run[start..found.start], at_start && start == 0, ids)?;

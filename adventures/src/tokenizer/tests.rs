@@ -253,6 +253,17 @@ fn small_vocabularies() {
 }
 
 #[test]
+fn a_text_that_no_model_reads_is_refused() {
+    let tokenizer =
+        read(&minimal("gpt2").str("tokenizer.ggml.pre", "gpt-2").strs("tokenizer.ggml.merges", &["a b"])).unwrap();
+    let text = "a ".repeat(MAX_TEXT / 2 + 1);
+    let shield = tokenizer.shield(["x"]);
+    for error in [tokenizer.encode(&text), tokenizer.encode_prompt(&text), tokenizer.encode_rendered(&text, &shield)] {
+        assert!(error.unwrap_err().to_string().contains("the text has 16777218 bytes, at most 16777216"));
+    }
+}
+
+#[test]
 fn broken_vocabularies_are_refused() {
     let fails = |builder: &Builder, expected: &str| {
         let message = read(builder).expect_err("the vocabulary is wrong").to_string();
