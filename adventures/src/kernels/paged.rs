@@ -251,6 +251,8 @@ fn attend_rows<V: Vector, N: Number, const S: usize, const R: usize, const P: us
 }
 
 /// The products of `R` rows with `P` of the cache, which come in segments of equal length.
+///
+/// Vectors are handled in loops, not in closures: these have no instructions enabled, and would call each intrinsic.
 #[inline(always)]
 fn products<'a, 'b, V: Vector, N: Number, const S: usize, const R: usize, const P: usize>(
     segments: Range<usize>,
@@ -266,12 +268,16 @@ fn products<'a, 'b, V: Vector, N: Number, const S: usize, const R: usize, const 
         let (a_blocks, b_blocks) = (a.map(|a| a.as_chunks::<LANES>().0), b.map(|b| b.as_chunks::<LANES>().0));
         let steps = length / (LANES * S);
         for step in 0..steps {
-            for s in 0..S {
-                let a: [V; R] = std::array::from_fn(|r| V::load(&a_blocks[r][step * S + s]));
-                let b: [V; P] = std::array::from_fn(|p| N::load(&b_blocks[p][step * S + s]));
+            for (s, sums) in sums.iter_mut().enumerate() {
+                let block = step * S + s;
+                let mut b = [V::zero(); P];
+                for p in 0..P {
+                    b[p] = N::load(&b_blocks[p][block]);
+                }
                 for r in 0..R {
+                    let a = V::load(&a_blocks[r][block]);
                     for p in 0..P {
-                        sums[s][r][p] = sums[s][r][p].add_product(a[r], b[p]);
+                        sums[r][p] = sums[r][p].add_product(a, b[p]);
                     }
                 }
             }
@@ -284,8 +290,9 @@ fn products<'a, 'b, V: Vector, N: Number, const S: usize, const R: usize, const 
             }
         }
     }
-    std::array::from_fn(|r| {
-        std::array::from_fn(|p| {
+    let mut out = [[0.0; P]; R];
+    for r in 0..R {
+        for p in 0..P {
             let mut width = S;
             while width > 1 {
                 width /= 2;
@@ -293,9 +300,10 @@ fn products<'a, 'b, V: Vector, N: Number, const S: usize, const R: usize, const 
                     sums[s][r][p] = sums[s][r][p].add(sums[s + width][r][p]);
                 }
             }
-            (f64::from(sums[0][r][p].total()) + rest[r][p]) as f32
-        })
-    })
+            out[r][p] = (f64::from(sums[0][r][p].total()) + rest[r][p]) as f32;
+        }
+    }
+    out
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -377,22 +385,25 @@ mod x86 {
 
         #[inline(always)]
         fn load(x: &[f32; LANES]) -> Self {
-            Self([0, 8].map(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(i)) }))
+            Self(unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] })
         }
 
         #[inline(always)]
         fn load_half(x: &[f16; LANES]) -> Self {
-            Self([0, 8].map(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(i).cast())) }))
+            let half = |i: usize| unsafe { x.as_ptr().add(i) }.cast();
+            Self(unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(half(0))), _mm256_cvtph_ps(_mm_loadu_si128(half(8)))] })
         }
 
         #[inline(always)]
         fn add_product(self, a: Self, b: Self) -> Self {
-            Self(std::array::from_fn(|i| unsafe { _mm256_fmadd_ps(a.0[i], b.0[i], self.0[i]) }))
+            let ([a, c], [b, d], [x, y]) = (a.0, b.0, self.0);
+            Self(unsafe { [_mm256_fmadd_ps(a, b, x), _mm256_fmadd_ps(c, d, y)] })
         }
 
         #[inline(always)]
         fn add(self, other: Self) -> Self {
-            Self(std::array::from_fn(|i| unsafe { _mm256_add_ps(self.0[i], other.0[i]) }))
+            let ([a, b], [c, d]) = (self.0, other.0);
+            Self(unsafe { [_mm256_add_ps(a, c), _mm256_add_ps(b, d)] })
         }
 
         #[inline(always)]

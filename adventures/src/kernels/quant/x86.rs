@@ -8,13 +8,14 @@ use super::rounded::Rounded;
 use super::rows::{ROWS, Sums, Unpacked};
 use crate::kernels::LANES;
 use std::arch::x86_64::{
-    __m128, __m128i, __m256, __m256i, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtepi32_ps, _mm_cvtph_ps,
-    _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_fmadd_ps, _mm_fnmadd_ps, _mm_loadu_ps, _mm_movehdup_ps, _mm_movehl_ps,
-    _mm_mul_ps, _mm_set1_ps, _mm_setzero_ps, _mm_storeu_ps, _mm_sub_ps, _mm256_abs_epi8, _mm256_add_epi32,
-    _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_dpwssd_epi32,
-    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi32,
+    __m128, __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtepi32_ps,
+    _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_fmadd_ps, _mm_fnmadd_ps, _mm_loadu_ps,
+    _mm_movehdup_ps, _mm_movehl_ps, _mm_mul_ps, _mm_prefetch, _mm_set1_ps, _mm_setzero_ps, _mm_storeu_ps, _mm_sub_ps,
+    _mm256_abs_epi8, _mm256_add_epi32, _mm256_castps128_ps256, _mm256_castps256_ps128, _mm256_castsi256_si128,
+    _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_dpwssd_epi32, _mm256_extractf128_ps, _mm256_extracti128_si256,
+    _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_mul_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi32,
     _mm256_storeu_ps, _mm256_sub_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi64, _mm256_xor_si256,
     _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
@@ -34,9 +35,23 @@ impl Halves for F16c {
     }
 }
 
+/// Half precision as it is, in the low bits: four numbers are converted at once.
+struct Bits;
+
+impl Halves for Bits {
+    #[inline(always)]
+    fn to_f32(bits: u16) -> f32 {
+        f32::from_bits(u32::from(bits))
+    }
+}
+
 macro_rules! entry {
     // `together`: activation rows whose sums fit the registers beside each other.
-    ($name:ident, $features:literal, $vnni:literal, $together:literal, $format:ident, $fill:ident, $products:ident) => {
+    // `alone`: the products with one activation row, without a detour over memory.
+    (
+        $name:ident, $features:literal, $vnni:literal, $together:literal,
+        $format:ident, $fill:ident, $products:ident $(, $alone:ident)?
+    ) => {
         #[target_feature(enable = $features)]
         pub(super) fn $name<F: $format>(
             &mut self,
@@ -46,10 +61,15 @@ macro_rules! entry {
             rows: Range<usize>,
             store: &mut impl FnMut(usize, &Sums),
         ) {
-            self.$fill::<F, F16c>(weights, row_bytes);
             // SAFETY: the instructions are enabled here.
             #[allow(unsafe_code)]
             unsafe {
+                $(
+                    if rows.len() == 1 && weights.len() == ROWS * row_bytes {
+                        return Self::$alone::<F, $vnni>(weights, row_bytes, x, rows.start, store);
+                    }
+                )?
+                self.$fill::<F, F16c>(weights, row_bytes);
                 let mut r = rows.start;
                 while r + $together <= rows.end {
                     self.$products::<F, $together, $vnni>(x, r, store);
@@ -65,7 +85,7 @@ macro_rules! entry {
 }
 
 impl Unpacked {
-    entry!(avx2_blocks, "avx2,fma,f16c", false, 2, Block, fill_blocks, products_of_blocks);
+    entry!(avx2_blocks, "avx2,fma,f16c", false, 2, Block, fill_blocks, products_of_blocks, product_of_blocks);
     entry!(avx2_super, "avx2,fma,f16c", false, 2, SuperBlock, fill_super, products_of_super);
     entry!(
         vnni_blocks,
@@ -74,7 +94,8 @@ impl Unpacked {
         4,
         Block,
         fill_blocks,
-        products_of_blocks
+        products_of_blocks,
+        product_of_blocks
     );
     entry!(
         vnni_super,
@@ -85,6 +106,62 @@ impl Unpacked {
         fill_super,
         products_of_super
     );
+
+    /// The products of four weight rows with activation row `r`: weights stay in registers.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+    unsafe fn product_of_blocks<F: Block, const VNNI: bool>(
+        weights: &[u8],
+        row_bytes: usize,
+        x: &Rounded,
+        r: usize,
+        store: &mut impl FnMut(usize, &Sums),
+    ) {
+        let blocks = row_bytes / F::BYTES;
+        let bytes = x.bytes[r * x.width..][..x.width].as_chunks::<32>().0;
+        let scales = &x.scale[r * blocks..][..blocks];
+        let weighted = &x.weighted[r * blocks..][..blocks];
+        assert!(weights.len() == ROWS * row_bytes && bytes.len() == blocks, "rows are equally wide; this is a bug");
+        // SAFETY: the callers enable the instructions; blocks are read within the rows, whose sizes were just checked.
+        unsafe {
+            let mut sums = [_mm256_setzero_ps(); ROWS];
+            let mut minima = _mm_setzero_ps();
+            for b in 0..blocks {
+                let bytes = load_signed(bytes.get_unchecked(b));
+                let offset = offset_products::<F, VNNI>(bytes);
+                // Four rows are read side by side, which the CPU does not foresee: the next four are asked for in order.
+                let next = weights.as_ptr().wrapping_add(2 * weights.len() + b * ROWS * F::BYTES);
+                for line in (0..ROWS * F::BYTES).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
+                }
+                let mut dots = [_mm256_setzero_ps(); ROWS];
+                let (mut own, mut min) = (0, 0);
+                for (i, product) in dots.iter_mut().enumerate() {
+                    let at = i * row_bytes + b * F::BYTES;
+                    let mut u = [0; 32];
+                    let halves = F::unpack::<Bits>(weights.get_unchecked(at..at + F::BYTES), &mut u);
+                    own |= u64::from(halves.0.to_bits()) << (16 * i);
+                    min |= u64::from(halves.1.to_bits()) << (16 * i);
+                    *product = _mm256_cvtepi32_ps(dot::<F, VNNI>(load(&u), bytes, offset));
+                }
+                let own = _mm_cvtph_ps(_mm_cvtsi64_si128(own.cast_signed()));
+                let scale = _mm256_castps128_ps256(_mm_mul_ps(own, _mm_set1_ps(*scales.get_unchecked(b))));
+                for i in 0..ROWS {
+                    let scale = _mm256_permutevar8x32_ps(scale, _mm256_set1_epi32(i as i32));
+                    sums[i] = _mm256_fmadd_ps(scale, dots[i], sums[i]);
+                }
+                if F::MIN {
+                    let min = _mm_cvtph_ps(_mm_cvtsi64_si128(min.cast_signed()));
+                    minima = _mm_fmadd_ps(min, _mm_set1_ps(*weighted.get_unchecked(b)), minima);
+                }
+            }
+            let mut out = numbers(minima);
+            for i in 0..ROWS {
+                out[i] += add_lanes(sums[i]);
+            }
+            store(r, &out);
+        }
+    }
 
     #[inline(always)]
     #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
@@ -225,11 +302,12 @@ impl Unpacked {
                 }
             }
             for r in 0..R {
-                let out = if F::ORDER == Order::Lanes {
-                    std::array::from_fn(|i| add_lanes(lanes[i][r]))
-                } else {
-                    numbers(_mm_sub_ps(sums[r], minima[r]))
-                };
+                let mut out = numbers(_mm_sub_ps(sums[r], minima[r]));
+                if F::ORDER == Order::Lanes {
+                    for i in 0..ROWS {
+                        out[i] = add_lanes(lanes[i][r]);
+                    }
+                }
                 store(first + r, &out);
             }
         }
@@ -306,7 +384,10 @@ impl Dense<'_> {
             // SAFETY: a block has sixteen numbers; no alignment is asked for.
             #[allow(unsafe_code)]
             unsafe {
-                let x: [_; X] = std::array::from_fn(|r| _mm512_loadu_ps(xs[r].0[b].as_ptr()));
+                let mut x = [_mm512_setzero_ps(); X];
+                for r in 0..X {
+                    x[r] = _mm512_loadu_ps(xs[r].0[b].as_ptr());
+                }
                 for i in 0..ROWS {
                     let w = _mm512_loadu_ps(rows[i].0[b].as_ptr());
                     for r in 0..X {
