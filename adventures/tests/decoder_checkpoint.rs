@@ -2,9 +2,31 @@
 
 use adventures::checkpoint::Checkpoint;
 use adventures::models::decoder::{DecoderOptions, from_checkpoint};
+use adventures::models::{CausalLm, Run};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+const NAMES: [&str; 7] =
+    ["tiny-gemma", "tiny-gemma2", "tiny-gemma3_text", "tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"];
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
+}
+
+fn load(name: &str) -> Arc<dyn CausalLm> {
+    let checkpoint = Arc::new(Checkpoint::open(goldens().join(name)).expect("the checkpoint opens"));
+    from_checkpoint(checkpoint, &DecoderOptions::default()).expect("the model loads")
+}
+
+fn read(run: &mut dyn Run, ids: &[u32]) -> Vec<f32> {
+    run.read(ids).expect("it reads").to_vec1().expect("f32")
+}
+
+/// A text of the tiny vocabularies.
+fn text(length: usize, seed: u32) -> Vec<u32> {
+    (0..length as u32).map(|i| (i * i * 5 + i * 11 + seed * 7) % 40).collect()
+}
 
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
@@ -12,19 +34,17 @@ fn numbers(value: &Value) -> Vec<f64> {
 
 /// Reads the text in each of `pieces` at a time; each piece's last logits are compared.
 fn follows_transformers(name: &str) {
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
-    let path = goldens.join(format!("{name}.json"));
+    let path = goldens().join(format!("{name}.json"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let golden: Value = serde_json::from_str(&text).expect("the file is JSON");
-    let checkpoint = Arc::new(Checkpoint::open(goldens.join(name)).expect("the checkpoint opens"));
-    let lm = from_checkpoint(checkpoint, &DecoderOptions::default()).expect("the model loads");
+    let lm = load(name);
     let ids: Vec<u32> = numbers(&golden["ids"]).iter().map(|id| *id as u32).collect();
     let want = golden["logits"].as_array().expect("a row per token");
     assert_eq!(ids.len(), want.len());
     for piece in [1, 2, 7, ids.len()] {
         let mut run = lm.start();
         for part in ids.chunks(piece) {
-            let logits: Vec<f32> = run.read(part).expect("it reads").to_vec1().expect("f32");
+            let logits = read(run.as_mut(), part);
             let want = numbers(&want[run.len() - 1]);
             assert_eq!(logits.len(), want.len());
             for (i, (got, want)) in logits.iter().zip(want).enumerate() {
@@ -68,4 +88,68 @@ fn qwen2_follows_transformers() {
 #[test]
 fn qwen3_follows_transformers() {
     follows_transformers("tiny-qwen3");
+}
+
+#[test]
+fn a_rewound_run_is_as_a_fresh_one() {
+    for name in NAMES {
+        let lm = load(name);
+        let (beginning, wrong, right) = (text(9, 1), text(20, 2), text(17, 3));
+        let mut run = lm.start();
+        read(run.as_mut(), &beginning);
+        read(run.as_mut(), &wrong);
+        run.rewind(beginning.len()).expect("it rewinds");
+        assert_eq!(run.len(), beginning.len());
+        let rewound = read(run.as_mut(), &right);
+        let mut fresh = lm.start();
+        read(fresh.as_mut(), &beginning);
+        assert_eq!(rewound, read(fresh.as_mut(), &right), "{name}");
+        assert!(run.rewind(27).is_err(), "only 26 tokens have been read");
+    }
+}
+
+#[test]
+fn runs_do_not_disturb_each_other() {
+    let lm = load("tiny-gemma3_text");
+    let alone = |seed: u32| -> Vec<Vec<f32>> {
+        let mut run = lm.start();
+        text(20, seed).chunks(3).map(|part| read(run.as_mut(), part)).collect()
+    };
+    // Side by side in one thread, a piece of each in turn.
+    let mut runs: Vec<_> = (0..40).map(|seed| (lm.start(), text(20, seed), Vec::new())).collect();
+    for piece in 0..7 {
+        for (run, text, logits) in &mut runs {
+            logits.push(read(run.as_mut(), &text[3 * piece..(3 * piece + 3).min(20)]));
+        }
+    }
+    for (seed, (_, _, logits)) in runs.into_iter().enumerate() {
+        assert_eq!(logits, alone(seed as u32), "run {seed}");
+    }
+    // And from threads of their own.
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|seed| scope.spawn(move || (seed, alone(seed)))).collect();
+        for thread in threads {
+            let (seed, logits) = thread.join().expect("it computes");
+            assert_eq!(logits, alone(seed), "thread {seed}");
+        }
+    });
+}
+
+#[test]
+fn what_does_not_fit_changes_nothing() {
+    let lm = load("tiny-mistral");
+    let (mut run, mut other) = (lm.start(), lm.start());
+    assert_eq!(lm.context(), 64);
+    read(run.as_mut(), &text(60, 1));
+    read(other.as_mut(), &text(60, 1));
+    for (ids, message) in [
+        (vec![], "no tokens"),
+        (vec![3, 40], "token 40 is outside of the vocabulary of 40"),
+        (vec![1; 5], "5 tokens after 60 do not fit the context of 64"),
+    ] {
+        let error = run.read(&ids).expect_err("it is refused").to_string();
+        assert!(error.contains(message), "{error}");
+        assert_eq!(run.len(), 60);
+    }
+    assert_eq!(read(run.as_mut(), &[1, 2, 3, 4]), read(other.as_mut(), &[1, 2, 3, 4]));
 }
