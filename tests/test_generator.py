@@ -49,6 +49,28 @@ def test_text_after_some_pieces_is_still_the_whole(smollm2: adv.Generator) -> No
     assert answer.text() == smollm2.generate(QUESTION, max_tokens=20).text()
 
 
+def test_a_prompt_that_begins_alike_is_not_read_twice(smollm2: adv.Generator) -> None:
+    rules = "You keep a shop by the river. " * 60
+    questions = [f"{rules}What floats on water, number {n}?" for n in range(2)]
+    fresh = adv.Generator("smollm2-135m-instruct")
+    expected = fresh.generate(questions[1], max_tokens=30)
+    text = expected.text()
+    assert expected.stats.cached_tokens == 0
+    smollm2.generate(questions[0], max_tokens=30).text()
+    for _ in range(2):
+        answer = smollm2.generate(questions[1], max_tokens=30)
+        assert answer.text() == text
+        cached, prompt = answer.stats.cached_tokens, answer.stats.prompt_tokens
+        assert cached % 128 == 0
+        assert prompt - 160 < cached < prompt
+    # An answer side by side with another begins anew, and is the same.
+    with smollm2.generate(questions[0], max_tokens=30) as first:
+        next(first)
+        beside = smollm2.generate(questions[1], max_tokens=30)
+        assert beside.text() == text
+        assert beside.stats.cached_tokens == 0
+
+
 def test_prefix_begins_the_answer(smollm2: adv.Generator) -> None:
     answer = smollm2.generate(QUESTION, max_tokens=20, prefix="Wood,")
     assert answer.text().startswith("Wood,")

@@ -38,6 +38,7 @@ pub(crate) struct Generation {
 #[pyclass(frozen, get_all, module = "adventures")]
 pub(crate) struct GenerationStats {
     prompt_tokens: usize,
+    cached_tokens: usize,
     generated_tokens: usize,
     prompt_seconds: f64,
     seconds: f64,
@@ -275,6 +276,7 @@ impl Generation {
         let stats = py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).stats());
         GenerationStats {
             prompt_tokens: stats.prompt_tokens,
+            cached_tokens: stats.cached_tokens,
             generated_tokens: stats.generated_tokens,
             prompt_seconds: stats.prompt_seconds,
             seconds: stats.seconds,
@@ -300,8 +302,9 @@ impl Generation {
 impl GenerationStats {
     fn __repr__(&self) -> String {
         format!(
-            "GenerationStats(prompt_tokens={}, generated_tokens={}, prompt_seconds={:.3}, seconds={:.3}, seed={}, finish_reason={})",
+            "GenerationStats(prompt_tokens={}, cached_tokens={}, generated_tokens={}, prompt_seconds={:.3}, seconds={:.3}, seed={}, finish_reason={})",
             self.prompt_tokens,
+            self.cached_tokens,
             self.generated_tokens,
             self.prompt_seconds,
             self.seconds,

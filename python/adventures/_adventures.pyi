@@ -136,6 +136,9 @@ class GenerationStats:
     def prompt_tokens(self) -> int:
         """How many tokens the prompt has."""
     @property
+    def cached_tokens(self) -> int:
+        """How many of them were not read again, as the last answer's prompt began with them too."""
+    @property
     def generated_tokens(self) -> int:
         """How many tokens were generated, the end token not counted."""
     @property

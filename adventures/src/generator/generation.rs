@@ -1,10 +1,12 @@
 //! One answer: the model's thread on one side, a stream of text on the other.
 
+use super::kept::Kept;
 use super::stop::StopFinder;
 use crate::error::{Error, Result, message};
-use crate::models::CausalLm;
+use crate::models::{CausalLm, Run};
 use crate::sampling::Sampler;
 use crate::tokenizer::{TextStream, Tokenizer};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -18,6 +20,17 @@ const PREFILL_TOKENS: usize = 128;
 const FEWEST_TOKENS: usize = 8;
 /// How far the model may run ahead of its reader, in pieces: one, so that it stops with a reader that was interrupted.
 const PIECES_AHEAD: usize = 1;
+
+/// The pieces that a prompt of `length` tokens is read in.
+pub(super) fn pieces(length: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let many = length - start >= PREFILL_TOKENS + FEWEST_TOKENS;
+        let piece = start..if many { start + PREFILL_TOKENS } else { length };
+        start = piece.end;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +68,8 @@ impl Finish {
 pub struct GenerationStats {
     /// How many tokens the prompt has.
     pub prompt_tokens: usize,
+    /// How many of them were not read again, as the last answer's prompt began with them too.
+    pub cached_tokens: usize,
     /// How many tokens were generated, the end token not counted.
     pub generated_tokens: usize,
     /// How long the prompt took to read, in seconds.
@@ -89,6 +104,7 @@ pub struct Generation {
 /// What the model's thread works with.
 pub(super) struct Job {
     pub(super) lm: Arc<dyn CausalLm>,
+    pub(super) kept: Arc<Kept>,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) prompt: Vec<u32>,
     /// Text that the answer begins with and the prompt ends with.
@@ -104,6 +120,7 @@ impl Generation {
     pub(super) fn start(job: Job) -> Result<Self> {
         let stats = GenerationStats {
             prompt_tokens: job.prompt.len(),
+            cached_tokens: 0,
             generated_tokens: 0,
             prompt_seconds: 0.0,
             seconds: 0.0,
@@ -202,23 +219,31 @@ impl Writer {
     }
 
     fn generate(&self, job: Job) -> Result<Finish> {
-        let Job { lm, tokenizer, prompt, prefix, mut sampler, stops, max_tokens, mut trim_start } = job;
-        let mut run = lm.start();
+        let (kept, prompt) = (Arc::clone(&job.kept), job.prompt.clone());
+        let mut run = kept.take(job.lm.as_ref(), &prompt);
+        lock(&self.stats).cached_tokens = run.len();
+        let finish = self.answer(job, run.as_mut())?;
+        if run.len() >= prompt.len() {
+            kept.put(prompt, run);
+        }
+        Ok(finish)
+    }
+
+    /// Reads what `run` has not read of the prompt, and writes.
+    fn answer(&self, job: Job, run: &mut dyn Run) -> Result<Finish> {
+        let Job { lm, tokenizer, prompt, prefix, mut sampler, stops, max_tokens, mut trim_start, .. } = job;
+        let cached = run.len();
         // A table that is padded to a round number has more rows than there are tokens; what they say means nothing.
         let known = |mut logits: Vec<f32>| {
             logits.truncate(tokenizer.vocab_size());
             logits
         };
         let mut logits = Vec::new();
-        let mut rest = prompt.as_slice();
-        while !rest.is_empty() {
+        for piece in pieces(prompt.len()).skip_while(|piece| piece.start < cached) {
             if self.stopped() {
                 return Ok(Finish::Closed);
             }
-            let many = rest.len() >= PREFILL_TOKENS + FEWEST_TOKENS;
-            let (piece, later) = rest.split_at(if many { PREFILL_TOKENS } else { rest.len() });
-            logits = known(run.read(piece)?.to_vec1()?);
-            rest = later;
+            logits = known(run.read(&prompt[piece])?.to_vec1()?);
         }
         lock(&self.stats).prompt_seconds = self.started.elapsed().as_secs_f64();
         if !self.send(prefix) {

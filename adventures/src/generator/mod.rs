@@ -1,6 +1,7 @@
 //! Messages to a stream of text: template, tokenize, read, sample, detokenize.
 
 mod generation;
+mod kept;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use crate::sampling::{Sampler, SamplingOptions};
 use crate::template::{Message, Template, Tokens};
 use crate::tokenizer::Tokenizer;
 use generation::Job;
+use kept::Kept;
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +56,7 @@ impl Default for GenerateOptions {
 /// A model that writes. Shared freely between threads; each answer has a key-value cache of its own.
 pub struct Generator {
     lm: Arc<dyn CausalLm>,
+    kept: Arc<Kept>,
     tokenizer: Arc<Tokenizer>,
     /// What is wrong with the file's template, where something is: who completes raw prompts need not care.
     template: Option<std::result::Result<Template, String>>,
@@ -95,7 +98,7 @@ impl Generator {
             Ok(source) => source.as_deref().map(compile),
             Err(e) => Some(Err(e.to_string())),
         };
-        Ok(Self { lm, tokenizer: Arc::new(tokenizer), template, architecture, threads })
+        Ok(Self { lm, kept: Arc::default(), tokenizer: Arc::new(tokenizer), template, architecture, threads })
     }
 
     /// Returns the most tokens that prompt and answer may have together.
@@ -184,6 +187,7 @@ impl Generator {
         }
         Generation::start(Job {
             lm: Arc::clone(&self.lm),
+            kept: Arc::clone(&self.kept),
             tokenizer: Arc::clone(&self.tokenizer),
             prompt,
             prefix,

@@ -80,6 +80,7 @@ fn generator(text: &str, context: usize, pause: Duration) -> Option<(Generator, 
     let script = Script { text: text.as_bytes().to_vec(), reads: Arc::clone(&reads), context, pause };
     let generator = Generator {
         lm: Arc::new(Shared(Arc::new(script))),
+        kept: Arc::default(),
         tokenizer: Arc::new(Tokenizer::from_gguf(&gguf).unwrap()),
         template: None,
         architecture: "script".into(),

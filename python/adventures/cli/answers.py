@@ -128,7 +128,7 @@ def open_chat(
 
 def _stats(answer: Answer) -> dict[str, object] | None:
     """Returns what the generation took; `None` where no model ran."""
-    names = ("prompt_tokens", "generated_tokens", "prompt_seconds", "seconds", "finish_reason")
+    names = ("prompt_tokens", "cached_tokens", "generated_tokens", "prompt_seconds", "seconds", "finish_reason")
     return {name: getattr(answer.stats, name) for name in names} if answer.stats else None
 
 

@@ -2,22 +2,21 @@
 //!
 //! Registers of 256 bits in both: eight lanes are what llama.cpp's order of additions has.
 
-use super::dense::{Dense, Element, total};
+mod dense;
+
 use super::format::{Block, Halves, Order, SuperBlock};
 use super::rounded::Rounded;
 use super::rows::{ROWS, Sums, Unpacked};
-use crate::kernels::LANES;
 use std::arch::x86_64::{
     __m128, __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtepi32_ps,
     _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_fmadd_ps, _mm_fnmadd_ps, _mm_loadu_ps,
     _mm_movehdup_ps, _mm_movehl_ps, _mm_mul_ps, _mm_prefetch, _mm_set1_ps, _mm_setzero_ps, _mm_storeu_ps, _mm_sub_ps,
     _mm256_abs_epi8, _mm256_add_epi32, _mm256_castps128_ps256, _mm256_castps256_ps128, _mm256_castsi256_si128,
     _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_dpwssd_epi32, _mm256_extractf128_ps, _mm256_extracti128_si256,
-    _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_mul_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
+    _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
     _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi32,
-    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi64, _mm256_xor_si256,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm256_sub_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi64, _mm256_xor_si256,
 };
 use std::ops::Range;
 
@@ -310,103 +309,6 @@ impl Unpacked {
                 }
                 store(first + r, &out);
             }
-        }
-    }
-}
-
-impl Dense<'_> {
-    /// As `plain`, with AVX2 and FMA.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn avx2<E: Element>(
-        self,
-        weights: &[u8],
-        unpacked: &mut Vec<f32>,
-        store: &mut impl FnMut(usize, &Sums),
-    ) {
-        self.unpack::<E>(weights, unpacked);
-        let rows: [_; ROWS] = std::array::from_fn(|i| self.weights(unpacked, i));
-        for r in 0..self.count() {
-            let x = self.row(r);
-            let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-            for (b, x) in x.0.iter().enumerate() {
-                for half in 0..2 {
-                    // SAFETY: each half of a block has eight numbers; no alignment is asked for.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        let x = _mm256_loadu_ps(x[8 * half..].as_ptr());
-                        for i in 0..ROWS {
-                            let w = _mm256_loadu_ps(rows[i].0[b][8 * half..].as_ptr());
-                            sums[i][half] = _mm256_fmadd_ps(w, x, sums[i][half]);
-                        }
-                    }
-                }
-            }
-            let sums = std::array::from_fn(|i| {
-                let mut lanes = [0.0; LANES];
-                for half in 0..2 {
-                    // SAFETY: each half has eight numbers; no alignment is asked for.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        _mm256_storeu_ps(lanes[8 * half..].as_mut_ptr(), sums[i][half]);
-                    }
-                }
-                total(&lanes, rows[i].1, x.1)
-            });
-            store(r, &sums);
-        }
-    }
-
-    /// As `plain`, with AVX-512.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) fn avx512<E: Element>(
-        self,
-        weights: &[u8],
-        unpacked: &mut Vec<f32>,
-        store: &mut impl FnMut(usize, &Sums),
-    ) {
-        self.unpack::<E>(weights, unpacked);
-        let mut r = 0;
-        while r + 4 <= self.count() {
-            self.avx512_rows::<4>(unpacked, r, store);
-            r += 4;
-        }
-        for r in r..self.count() {
-            self.avx512_rows::<1>(unpacked, r, store);
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    fn avx512_rows<const X: usize>(self, unpacked: &[f32], first: usize, store: &mut impl FnMut(usize, &Sums)) {
-        let rows: [_; ROWS] = std::array::from_fn(|i| self.weights(unpacked, i));
-        let xs: [_; X] = std::array::from_fn(|r| self.row(first + r));
-        let mut sums = [[_mm512_setzero_ps(); X]; ROWS];
-        for b in 0..self.width / LANES {
-            // SAFETY: a block has sixteen numbers; no alignment is asked for.
-            #[allow(unsafe_code)]
-            unsafe {
-                let mut x = [_mm512_setzero_ps(); X];
-                for r in 0..X {
-                    x[r] = _mm512_loadu_ps(xs[r].0[b].as_ptr());
-                }
-                for i in 0..ROWS {
-                    let w = _mm512_loadu_ps(rows[i].0[b].as_ptr());
-                    for r in 0..X {
-                        sums[i][r] = _mm512_fmadd_ps(w, x[r], sums[i][r]);
-                    }
-                }
-            }
-        }
-        for r in 0..X {
-            let out = std::array::from_fn(|i| {
-                let mut lanes = [0.0; LANES];
-                // SAFETY: the array has sixteen numbers.
-                #[allow(unsafe_code)]
-                unsafe {
-                    _mm512_storeu_ps(lanes.as_mut_ptr(), sums[i][r]);
-                }
-                total(&lanes, rows[i].1, xs[r].1)
-            });
-            store(first + r, &out);
         }
     }
 }
