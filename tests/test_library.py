@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -200,6 +201,19 @@ class TestSync:
         assert len(contents(library)) == 65
         assert library.table.stats()["fragment_stats"]["num_fragments"] <= 12
         assert library.search("row 114 of the ledger", hybrid=True)[0].source.version == 15
+
+    @pytest.mark.parametrize("name", ["josé", "日本 #1", "a%20b", "~[x]?"])
+    def test_any_folder(self, tmp_path: Path, delta: Path, words: WordEmbedder, name: str) -> None:
+        place = tmp_path / "home" / name
+        library = Library.open(place, embedder=words)
+        library.sync(delta, **COLUMNS)
+        library.sync(delta, **COLUMNS, where="id < 40")
+        # LanceDB makes a folder of a percent-encoded name beside ours, which in /home it may not.
+        assert [path.name for path in (tmp_path / "home").iterdir()] == [name]
+        kept = library.table
+        del library
+        gc.collect()
+        assert kept.count_rows() == len(Library.open(place, embedder=words)) == 40
 
     def test_two_tables_in_one_database(self, tmp_path: Path, delta: Path, words: WordEmbedder) -> None:
         one = Library.open(tmp_path / "db", embedder=words, table="one")

@@ -8,6 +8,9 @@ commits as they come.
 from __future__ import annotations
 
 import json
+import re
+import tempfile
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +36,8 @@ _FOREVER = timedelta(days=36_500)
 # Rows outside an index are scanned, and every sync adds a file: both cost little until there are many.
 _FRAGMENTS = 10
 _UNINDEXED = 10_000
+# Of other characters LanceDB writes %xx in places: to tag a version in /home/josé it makes a folder in /home/jos%C3%A9.
+_PLAIN = re.compile(r"[A-Za-z0-9_./ -]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class Store:
         """The database; made on disk where it does not exist."""
         if self._db is None:
             try:
-                self._db = lancedb.connect(self.path)
+                self._db = _connect(self.path)
             except (OSError, RuntimeError, ValueError) as error:
                 raise ValueError(f"cannot open a library at {self.path}: {error}") from error
         return self._db
@@ -162,6 +167,21 @@ class Store:
             table.tags.create(TAG, table.version)
         elif published != table.version:
             table.tags.update(TAG, table.version)
+
+
+def _connect(path: str) -> DBConnection:
+    """Returns the database at a path; one that LanceDB would misspell, by a link of another name."""
+    whole = Path(path).absolute()
+    if "://" in path or _PLAIN.fullmatch(str(whole)):
+        return lancedb.connect(path)
+    whole.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.TemporaryDirectory(prefix="adventures-")
+    link = Path(folder.name) / "library"
+    link.symlink_to(whole)
+    db = lancedb.connect(str(link))
+    # Every table holds its database, so the link goes with the last of them.
+    weakref.finalize(db, folder.cleanup)
+    return db
 
 
 def _needs_upkeep(table: Table) -> bool:
