@@ -99,7 +99,7 @@ VALUES = {
     "price": st.floats(-1, 20) | st.integers(-1, 20),
     "day": st.dates(dt.date(2023, 12, 25), dt.date(2024, 2, 5)),
     "at": st.datetimes(dt.datetime(2023, 12, 25), dt.datetime(2024, 2, 5), timezones=st.just(dt.UTC)),
-    "cost": st.decimals(0, 1, places=2),
+    "cost": st.decimals(-1, 10**12, places=2) | st.decimals(0, 1, places=4) | st.integers(-1, 1),
 }
 
 
@@ -134,6 +134,7 @@ class TestFilters:
             ({"id": 7}, lambda row: row["id"] == 7),
             ({"id": {"in": []}}, lambda row: False),
             ({"id": 7.0}, lambda row: row["id"] == 7),
+            ({"cost": [decimal.Decimal("0.0701"), decimal.Decimal("0.07"), 10**9]}, lambda row: row["id"] == 7),
             ({"price": np.float64(2.5).item()}, lambda row: row["price"] == 2.5),
         ],
     )
@@ -161,6 +162,12 @@ class TestFilters:
             ({"count": 2**40}, "which it cannot hold"),
             ({"count": math.nan}, "not a finite number"),
             ({"price": math.inf}, "not a finite number"),
+            ({"price": 10**400}, "of type double with 10+, which it cannot hold"),
+            ({"count": 10**400}, "of type int32 with 10+, which it cannot hold"),
+            ({"cost": 10**400}, "of type decimal.* with 10+, which has too many digits"),
+            ({"cost": decimal.Decimal("1e-37")}, "too many digits"),
+            ({"cost": decimal.Decimal("-1e999999")}, "too many digits"),
+            ({"at": dt.datetime.min.replace(tzinfo=dt.timezone(dt.timedelta(hours=1)))}, "UTC has no year for"),
             ({"flag": 1}, "of type bool with 1"),
             ({"day": dt.datetime(2024, 1, 1)}, "of type date32"),
             ({"at": dt.datetime(2024, 1, 1)}, "only one has a time zone"),

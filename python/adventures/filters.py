@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -14,6 +15,8 @@ import pyarrow as pa
 _COMPARISONS = {"eq": "=", "ne": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 # What a Python string can hold and UTF-8 cannot: half of a UTF-16 pair, or a byte of an argument that was no text.
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# The most that Arrow's widest common decimal holds.
+_DECIMAL_DIGITS = 38
 _OPERATORS = (*_COMPARISONS, "in", "contains")
 
 
@@ -126,26 +129,45 @@ def _literal(name: str, kind: pa.DataType, value: object) -> str:
 
 
 def _number(name: str, kind: pa.DataType, value: float | Decimal) -> str | None:
-    if not math.isfinite(value):
+    # isfinite looks at a float: of what is more than one can be, it makes an overflow or infinity.
+    if not (value.is_finite() if isinstance(value, Decimal) else isinstance(value, int) or math.isfinite(value)):
         raise ValueError(f"where compares the column {name!r} with {value}, which is not a finite number")
     if pa.types.is_integer(kind):
-        if value != int(value):
-            raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, not a whole number")
         bits = kind.bit_width - (1 if pa.types.is_signed_integer(kind) else 0)
         low = -(2**bits) if pa.types.is_signed_integer(kind) else 0
-        if not low <= int(value) < 2**bits:
+        if not low <= value < 2**bits:
             raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, which it cannot hold")
+        if value != int(value):
+            raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, not a whole number")
         return str(int(value))
     if pa.types.is_floating(kind):
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, which it cannot hold")
         return f"CAST('{float(value)!r}' AS {'FLOAT' if kind.bit_width == 32 else 'DOUBLE'})"
     if pa.types.is_decimal(kind):
         exact = value if isinstance(value, Decimal) else Decimal(str(value))
-        return f"CAST('{exact:f}' AS DECIMAL({kind.precision}, {kind.scale}))"
+        whole, fraction = _digits(exact)
+        # The two are compared in a type that holds both.
+        if max(whole, kind.precision - kind.scale) + max(fraction, kind.scale) > _DECIMAL_DIGITS:
+            raise ValueError(
+                f"where compares the column {name!r} of type {kind} with {value!r}, which has too many digits"
+            )
+        # A type of its own: in the column's, 1.499 would become 1.50, and equal to that.
+        return f"CAST('{exact:f}' AS DECIMAL({whole + fraction}, {fraction}))"
     return None
+
+
+def _digits(value: Decimal) -> tuple[int, int]:
+    """The digits that a number has before the point, at least one, and after it."""
+    exponent = value.as_tuple().exponent
+    return max(value.adjusted() + 1, 1), max(-exponent, 0) if isinstance(exponent, int) else 0
 
 
 def _timestamp(name: str, kind: pa.TimestampType[Any, Any], value: datetime) -> str:
     if (kind.tz is None) != (value.tzinfo is None):
         raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}: only one has a time zone")
-    moment = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    try:
+        moment = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    except OverflowError:
+        raise ValueError(f"where compares the column {name!r} with {value!r}, which UTC has no year for") from None
     return f"timestamp '{moment.isoformat(sep=' ')}'"
