@@ -25,7 +25,8 @@ def condition(where: Mapping[str, object] | None, schema: pa.Schema) -> str | No
 
     An entry is `column: value` (equal), `column: [values]` (any of them), `column: None` (null), or
     `column: {operator: value, …}` with the operators eq, ne, gt, gte, lt, lte, in, and contains (of a list column).
-    Columns are those of the source table that the library keeps: key and metadata.
+    Columns are those of the source table that the library keeps: key and metadata. A date or time may be a text in
+    ISO 8601, which is how JSON and command lines spell it.
 
     Raises:
         TypeError: The filter is no mapping.
@@ -121,6 +122,8 @@ def _literal(name: str, kind: pa.DataType, value: object) -> str:
         literal = _number(name, kind, value)
         if literal is not None:
             return literal
+    if isinstance(value, str):
+        value = _moment(kind, value)
     if isinstance(kind, pa.TimestampType) and isinstance(value, datetime):
         return _timestamp(name, kind, value)
     if types.is_date(kind) and isinstance(value, date) and not isinstance(value, datetime):
@@ -161,6 +164,16 @@ def _digits(value: Decimal) -> tuple[int, int]:
     """The digits that a number has before the point, at least one, and after it."""
     exponent = value.as_tuple().exponent
     return max(value.adjusted() + 1, 1), max(-exponent, 0) if isinstance(exponent, int) else 0
+
+
+def _moment(kind: pa.DataType, text: str) -> date | str:
+    """What a text in ISO 8601 says, for a column of dates or times; else the text."""
+    try:
+        if pa.types.is_date(kind):
+            return date.fromisoformat(text)
+        return datetime.fromisoformat(text) if pa.types.is_timestamp(kind) else text
+    except ValueError:
+        return text
 
 
 def _timestamp(name: str, kind: pa.TimestampType[Any, Any], value: datetime) -> str:

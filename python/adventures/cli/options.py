@@ -78,7 +78,7 @@ where = click.option(
     multiple=True,
     metavar="CONDITION",
     help="Keep only passages whose row fulfils this: COLUMN=VALUE, or !=, <, <=, >, >=. Repeat it for more. A value is "
-    'read as JSON where it is (12, true, null, ["a", "b"]), as text where it is not.',
+    'read as JSON where it is (12, true, null, ["a", "b"]), as text where it is not; a date is 2024-01-31.',
 )
 
 
