@@ -116,6 +116,8 @@ class TestUsage:
             (["ask", "why"], "Missing option '-l' / '--library'"),
             (["search", "why", "-l", "x", "-k", "0"], "0 is not in the range 1<=x<=1000000"),
             (["search", "why", "-l", "x", "--where", "price"], "'price' is not COLUMN=VALUE"),
+            (["search", "why", "-l", "x", "-w", "a!=1", "-w", "a!=2"], "a!= comes twice"),
+            (["search", "why", "-l", "x", "-w", "a=1", "-w", "a = 2"], 'a= comes twice; for either, a=["a", "b"]'),
             (["sync", "--delta", "x", "-l", "y", "--text", "{a}"], "Missing option '--id'"),
             (["ask", "why", "-l", "x", "--seed", str(2**64)], "is not in the range 0<=x<=18446744073709551615"),
             (["ask", "why", "-l", "x", "--max-tokens", str(2**64)], "is not in the range 1<=x<=1000000"),
@@ -327,6 +329,7 @@ class TestLibrary:
             (["a=x=y"], {"a": {"eq": "x=y"}}),
             (["a="], {"a": {"eq": ""}}),
             (["a='; DROP TABLE"], {"a": {"eq": "'; DROP TABLE"}}),
+            (["a=NaN", "b=-Infinity"], {"a": {"eq": "NaN"}, "b": {"eq": "-Infinity"}}),
         ],
     )
     def test_where(self, conditions: list[str], expected: dict[str, Any] | None) -> None:

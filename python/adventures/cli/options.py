@@ -105,12 +105,21 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
         if match is None:
             raise click.BadParameter(f"{condition!r} is not COLUMN=VALUE", param_hint="--where")
         try:
-            value = json.loads(match["value"])
+            value = json.loads(match["value"], parse_constant=_no_constant)
         except ValueError:
             value = match["value"].strip()
         operator = "in" if isinstance(value, list) and match["operator"] == "=" else _OPERATORS[match["operator"]]
-        filters.setdefault(match["column"].strip(), {})[operator] = value
+        column = match["column"].strip()
+        if operator in filters.setdefault(column, {}):
+            either = f'; for either, {column}=["a", "b"]' if operator == "eq" else ""
+            raise click.BadParameter(f"{column}{match['operator']} comes twice{either}", param_hint="--where")
+        filters[column][operator] = value
     return filters or None
+
+
+def _no_constant(name: str) -> None:
+    """Refuses NaN and Infinity, which only Python takes for JSON."""
+    raise ValueError(name)
 
 
 def open_library(path: str, spec: str | None, *, device: str, threads: int | None, new: bool = False) -> Library:
