@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -310,6 +312,14 @@ class TestLibrary:
         assert sorted(hit["metadata"]["price"] for hit in hits) == [15, 38]
         assert hits[0]["source"]["row"] in ({"scenario": "a long road"}, {"scenario": "a dark cave"})
 
+    def test_json_is_json(self, tmp_path: Path) -> None:
+        odd = {"id": [1], "text": ["boots"], "ratio": [math.nan], "ratios": [[1.5, math.inf]], "raw": [b"\x00\xff"]}
+        write_deltalake(tmp_path / "t", pa.table(odd))
+        invoke("sync", "--delta", str(tmp_path / "t"), "-l", str(tmp_path / "l"), "--id", "id", "--text", "{text}")
+        result = invoke("search", "boots", "-l", str(tmp_path / "l"), "--json")
+        hit = json.loads(result.stdout, parse_constant=pytest.fail)
+        assert hit["metadata"] == {"ratio": None, "ratios": [1.5, None], "raw": "00ff"}
+
     def test_nothing_found(self, library: Path) -> None:
         result = invoke("search", "boots", "-l", str(library), "--where", "price>1000")
         assert (result.exit_code, result.stdout, result.stderr) == (0, "", "nothing found\n")
@@ -389,6 +399,20 @@ class TestProcess:
         command = f"set -o pipefail; echo rope | {sys.executable} -m adventures embed {redirection}"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (code, message)
+
+    def test_a_conversation_without_stdin(self, library: Path) -> None:
+        command = f"{sys.executable} -m adventures chat -l '{library}' <&-"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "error: stdin is closed\n")
+
+    def test_a_terminal_is_not_told_what_to_do(self) -> None:
+        leader, terminal = pty.openpty()
+        with start("eval", "no\x1b]0;set\x07", stderr=terminal) as process:
+            assert process.wait(timeout=60) == 1
+        os.close(terminal)
+        shown = os.read(leader, 1000).decode()
+        os.close(leader)
+        assert shown.startswith("error: no data set at no\ufffd]0;set\ufffd: ")
 
     def test_utf8_in_any_locale(self) -> None:
         process = start("embed", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"})

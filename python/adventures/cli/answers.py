@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from adventures.cli import options
 from adventures.cli.libraries import credit_line, source_line
-from adventures.cli.program import argument_or_stdin, put, put_json, say
+from adventures.cli.program import argument_or_stdin, open_stream, put, put_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,7 +144,7 @@ def stream(answer: Answer) -> None:
 
 def converse(chat: Chat, ask: Callable[[str], Answer]) -> None:
     """Reads questions and commands from stdin until it ends, and answers them."""
-    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    at_terminal = open_stream("stdin").isatty() and open_stream("stdout").isatty()
     if at_terminal:
         import readline  # noqa: F401 (gives input() line editing and its history)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -133,22 +134,37 @@ def open_stream(name: Literal["stdin", "stdout"]) -> TextIO:
 
 
 def say(text: str) -> None:
-    """Prints a line to stderr."""
-    click.echo(text, err=True)
+    """Prints a line to stderr; to a terminal without control characters."""
+    click.echo(_shown(text, sys.stderr), err=True)
 
 
 def put(text: str, *, end: str = "\n") -> None:
     """Prints data to stdout at once; to a terminal without control characters."""
     stdout = open_stream("stdout")
-    if stdout.isatty():
-        text = _CONTROL.sub("\ufffd", text)
-    stdout.write(text + end)
+    stdout.write(_shown(text, stdout) + end)
     stdout.flush()
 
 
+def _shown(text: str, stream: TextIO | None) -> str:
+    return _CONTROL.sub("\ufffd", text) if stream and stream.isatty() else text
+
+
 def put_json(value: object) -> None:
-    """Prints a value to stdout as one line of JSON."""
-    put(json.dumps(value, ensure_ascii=False, default=str))
+    """Prints a value to stdout as one line of JSON; a number that is not finite is null, bytes are hexadecimal."""
+    put(json.dumps(_jsonable(value), ensure_ascii=False, default=str))
+
+
+def _jsonable(value: object) -> object:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case bytes():
+            return value.hex()
+        case dict():
+            return {key: _jsonable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_jsonable(item) for item in value]
+    return value
 
 
 def put_table(rows: Sequence[Sequence[str]]) -> None:
