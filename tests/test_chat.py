@@ -289,14 +289,19 @@ class TestAnswer:
     @pytest.mark.parametrize(
         ("question", "message"),
         [
+            (None, "the query must be a string, not NoneType"),
             ("", "the query is empty"),
             ("  \n", "the query is empty"),
-            ("why \ud800?", r"the query is not valid Unicode: 'why \\ud800\?'"),
+            ("why \ud800?", r"the query is not valid Unicode: '.*why \\ud800\?'"),
         ],
     )
-    def test_no_question(self, shop: Library, question: str, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            Chat(shop, Scripted()).ask(question)
+    def test_no_question(self, shop: Library, question: Any, message: str) -> None:
+        chat = Chat(shop, Scripted())
+        with pytest.raises((TypeError, ValueError), match=message):
+            chat.ask(question)
+        chat.ask("a lamp for my dark cave please").text()
+        with pytest.raises((TypeError, ValueError), match=message):
+            chat.ask(question)
 
 
 class TestConversation:

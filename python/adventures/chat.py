@@ -129,7 +129,8 @@ class Chat:
 
     def _search(self, question: str, where: Mapping[str, object] | None) -> list[Hit]:
         """The hits of a question; of one that leans on the question before, together with that."""
-        if self._topic and _leans(question):
+        # What is no question leans on nothing: the library refuses it.
+        if self._topic and isinstance(question, str) and question.strip() and _leans(question):
             return self.library.search(f"{self._topic} {question}", self.k, hybrid=self.hybrid, where=where)
         hits = self.library.search(question, self.k, hybrid=self.hybrid, where=where)
         self._topic = question
