@@ -215,6 +215,15 @@ class TestSync:
         gc.collect()
         assert kept.count_rows() == len(Library.open(place, embedder=words)) == 40
 
+    def test_the_home_folder(
+        self, tmp_path: Path, delta: Path, words: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.chdir(tmp_path)
+        Library.open("~/library", embedder=words).sync(delta, **COLUMNS)
+        assert len(Library.open("~/library")) == len(Library.open(tmp_path / "home" / "library")) == 50
+        assert not Path("~").exists()
+
     def test_two_tables_in_one_database(self, tmp_path: Path, delta: Path, words: WordEmbedder) -> None:
         one = Library.open(tmp_path / "db", embedder=words, table="one")
         two = Library.open(tmp_path / "db", embedder=words, table="two")

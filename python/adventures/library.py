@@ -56,7 +56,8 @@ class Library:
         """Returns the library at a path; a new, empty one where there is none, which its first sync puts on disk.
 
         Args:
-            path: A folder, or a URI that LanceDB opens. It may hold several libraries, each a table.
+            path: A folder (`~` is the home folder), or a URI that LanceDB opens. It may hold several libraries, each
+                a table.
             embedder: The model that the passages are, or will be, embedded with. Only `search` and `sync` need it.
             table: The name of the table: letters, digits, `_` and `-`.
 
@@ -272,7 +273,8 @@ def _place(path: str | PathLike[str]) -> str:
     if _CONTROL.search(place):
         # LanceDB refuses these too, after the folder was made.
         raise ValueError(f"the path of the library has a control character: {place!r}")
-    return place
+    # LanceDB would expand a "~", and leave the lock in a folder of that name.
+    return os.path.expanduser(place)  # noqa: PTH111 (a URI stays one)
 
 
 def _cut(embedder: Embedder, max_tokens: int | None, overlap: int | None) -> Cut:
