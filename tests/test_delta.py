@@ -103,6 +103,15 @@ def test_metadata_defaults_to_all_other_columns(shop: Path) -> None:
     assert first(shop, id="id", text="{scenario}", metadata=[]).metadata is None
 
 
+def test_column_names_that_look_like_patterns(tmp_path: Path) -> None:
+    columns = {"id": [1], "*": ["star"], "^i.*$": ["caret"], "a.b": ["dot"], "Ünï 日": ["wide"]}
+    write_deltalake(tmp_path / "t", pa.table(columns))
+    batch = first(tmp_path / "t", id="id", text="{*} {^i.*$} {a.b} {Ünï 日}", metadata=["^i.*$", "*"])
+    assert (batch.ids, batch.texts) == (["1"], ["star caret dot wide"])
+    assert batch.values == [(1, "caret", "star")]
+    assert batch.metadata.to_pylist() == [{"^i.*$": "caret", "*": "star"}]
+
+
 def test_a_predicate_leaves_rows_out(shop: Path) -> None:
     assert set(rows(shop, id="id", text="{advice}")) == {"1", "2", "3"}
     source = RowSource.of(open_table(shop), id="id", text="{advice}", where="price > 5")

@@ -201,7 +201,8 @@ class RowSource:
             texts=_texts(frame, self.text),
             key=self._struct(batch, self.id),
             metadata=self._struct(batch, self.metadata) if self.metadata else None,
-            values=frame.select(names).rows(),
+            # Not select(), to which a column named "*" is all of them, and "^a.*$" a pattern.
+            values=frame[names].rows(),
         )
 
     def _struct(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.StructArray:
