@@ -189,6 +189,23 @@ class TestDataset:
         with pytest.raises(ValueError, match=r"x\.zip:corpus\.jsonl cannot be read: Bad CRC-32"):
             Dataset.read(path)
 
+    @pytest.mark.parametrize(
+        ("method", "header"), [(zipfile.ZIP_DEFLATED, 0), (zipfile.ZIP_BZIP2, 9), (zipfile.ZIP_LZMA, 9)]
+    )
+    def test_a_damaged_file_in_a_zip(self, tmp_path: Path, method: int, header: int) -> None:
+        folder = write(tmp_path / "shop")
+        path = tmp_path / "x.zip"
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for file in folder.rglob("*.*"):
+                archive.write(file, file.relative_to(folder).as_posix())
+            entry = archive.getinfo("corpus.jsonl")
+        data = bytearray(path.read_bytes())
+        start = entry.header_offset + 30 + len("corpus.jsonl")
+        data[start + header : start + entry.compress_size] = b"\xff" * (entry.compress_size - header)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"x\.zip:corpus\.jsonl cannot be read: "):
+            Dataset.read(path)
+
     def test_the_demo(self) -> None:
         data = Dataset.demo()
         assert len(data.documents) >= 300

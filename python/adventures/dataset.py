@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import zipfile
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 # A line is one document. The limit keeps a file without line ends, or a zip bomb, from filling the memory.
 _LONGEST_LINE = 64 << 20
+# What the decompressors of a zip raise: bzip2's is an OSError.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -111,7 +115,7 @@ class _Zip:
         try:
             with self.archive.open(self.prefix + name) as file:
                 yield file
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except (*_DAMAGED, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{self.label(name)} cannot be read: {error}") from error
 
 
