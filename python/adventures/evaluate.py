@@ -68,12 +68,6 @@ class Scores:
     seconds: float
 
 
-def rank(scores: Mapping[str, float]) -> list[str]:
-    """Returns document ids in trec_eval's order: best score first, and of equal scores the greater id first."""
-    # trec_eval keeps scores as C floats, so what differs in double precision only is a tie to it.
-    return sorted(sorted(scores, reverse=True), key=lambda document: -float(np.float32(scores[document])))
-
-
 def measure(ranking: Sequence[str], judgements: Mapping[str, int], *, recall_at: Sequence[int] = RECALL_AT) -> Measures:
     """Returns the measures of one query's ranking, best document first; all 0 where nothing is relevant."""
     relevant = {document for document, grade in judgements.items() if grade > 0}
