@@ -20,7 +20,7 @@ def minilm() -> adv.Embedder:
 
 
 @pytest.fixture(scope="session")
-def smollm() -> adv.Generator:
+def smollm2() -> adv.Generator:
     """The real SmolLM2-135M-Instruct."""
     return adv.Generator("smollm2-135m-instruct")
 
@@ -33,9 +33,3 @@ def stock(tmp_path_factory: pytest.TempPathFactory, minilm: adv.Embedder) -> adv
     library = adv.Library.open(path / "library", embedder=minilm)
     library.sync(path / "delta", id="scenario", text=demo.TEXT)
     return library
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> adv.Generator:
-    """The real SmolLM2-135M-Instruct."""
-    return adv.Generator("smollm2-135m-instruct")
