@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -773,6 +774,14 @@ for line in sys.stdin:
 
 class TestOthers:
     """More than one reader, writer or thread."""
+
+    def test_a_file_system_without_locks(self, library: Library, delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with pytest.raises(OSError, match="No locks available"):
+            library.sync(delta, **COLUMNS)
 
     def test_two_writers(self, library: Library, delta: Path, tmp_path: Path) -> None:
         started, release = threading.Event(), threading.Event()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,25 +22,14 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         BusyError: Somebody else holds it.
+        OSError: The file system has no locks, or the file cannot be made.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            _lock(file)
-        except OSError as error:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise BusyError(f"{what} is being written by another sync; wait for it to end ({path})") from error
         yield
     finally:
         os.close(file)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: int) -> None:
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock(file: int) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
