@@ -153,6 +153,7 @@ class TestDataset:
                 {"qrels": "query-id\tcorpus-id\tscore\nq1\td1\thigh\n"},
                 r"line 2: the score must be a whole number, not 'high'",
             ),
+            ({"qrels": "q1\td1\t1.5\nq2\td2\t1\n"}, r"line 1: the score must be a whole number, not '1\.5'"),
             ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, r"line 2: 'q1' and 'd1' are judged twice, differently"),
             ({"qrels": "query-id\tcorpus-id\tscore\n"}, r"test\.tsv has no judgements"),
         ],

@@ -197,7 +197,7 @@ def _judgements(source: _Folder | _Zip, name: str) -> dict[str, dict[str, int]]:
         try:
             value = int(grade)
         except ValueError:
-            if index == 0:  # the heading, which some copies lack
+            if index == 0 and not re.search(r"\d", grade):  # the heading, which some copies lack
                 continue
             raise ValueError(f"{place}: the score must be a whole number, not {grade!r}") from None
         if judgements.setdefault(query, {}).setdefault(document, value) != value:
