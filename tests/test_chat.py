@@ -204,6 +204,7 @@ class TestAnswer:
         chat = Chat(shop, Scripted(), min_similarity=0.9)
         answer_ = chat.ask("boots")
         assert (answer_.found, answer_.sources, answer_.dropped, answer_.stats) == (False, [], 0, None)
+        assert answer_.logprobs is None
         assert len(answer_.hits) == 4
         assert "".join(answer_) == NOT_FOUND == answer_.text()
         assert answer_.citations == []
@@ -485,6 +486,13 @@ class TestRealPair:
             assert answer_.stats is not None
             assert answer_.stats.finish_reason == "stop"
             assert answer_.stats.generated_tokens > 5
+
+    def test_options_reach_the_generator(self, stock: Library, smollm: adv.Generator) -> None:
+        answer_ = Chat(stock, smollm, max_tokens=8, logprobs=1, frequency_penalty=0.1).ask(demo.ASK[0])
+        answer_.text()
+        assert answer_.stats is not None
+        assert answer_.logprobs is not None
+        assert len(answer_.logprobs) == answer_.stats.generated_tokens == 8
 
     def test_the_same_question_has_the_same_answer(self, chat: Chat) -> None:
         texts = []

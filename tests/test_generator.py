@@ -104,6 +104,98 @@ def test_repeat_penalty_and_top_k_matter(smollm2: adv.Generator) -> None:
     assert smollm2.complete(prompt, max_tokens=20, temperature=2.0, top_k=1, seed=3).text() == plain
 
 
+def test_penalties_and_typical_p_matter(smollm2: adv.Generator) -> None:
+    prompt = "the cat and the cat and the cat and"
+    plain = smollm2.complete(prompt, max_tokens=20).text()
+    assert plain.count("cat") > 3
+    for option in ("frequency_penalty", "presence_penalty"):
+        penalized = smollm2.complete(prompt, max_tokens=20, **{option: 2.0}).text()
+        assert penalized != plain
+        # What stands in the prompt only is not penalized.
+        assert penalized.split()[:2] == plain.split()[:2]
+    hot = {"max_tokens": 20, "temperature": 1.5, "seed": 1}
+    assert smollm2.generate(QUESTION, typical_p=0.3, **hot).text() != smollm2.generate(QUESTION, **hot).text()
+
+
+def test_bias_bans_and_forces(smollm2: adv.Generator) -> None:
+    prompt = "Paris is the capital of"
+    plain = smollm2.complete(prompt, max_tokens=1).text()
+    (likeliest,) = smollm2.tokenize(plain)
+    (italy,) = smollm2.tokenize(" Italy")
+    inf = float("inf")
+    assert smollm2.complete(prompt, max_tokens=1, logit_bias={likeliest: -inf}).text() not in {plain, ""}
+    assert smollm2.complete(prompt, max_tokens=1, logit_bias={np.int64(italy): 50}).text() == " Italy"
+    forced = smollm2.complete(prompt, max_tokens=3, temperature=1.0, logit_bias={italy: inf})
+    assert forced.text() == " Italy" * 3
+    with pytest.raises(ValueError, match="logit_bias: all 49152 tokens of the vocabulary are banned"):
+        smollm2.complete(prompt, logit_bias=dict.fromkeys(range(49152), -inf))
+
+
+def test_logprobs_of_a_greedy_answer(smollm2: adv.Generator) -> None:
+    prompt = "Four dragons: 🐉, 🐲,"
+    answer = smollm2.complete(prompt, max_tokens=24, logprobs=5)
+    first = next(answer)
+    early = answer.logprobs
+    assert early
+    assert b"".join(token.bytes for token in early).startswith(first.encode())
+    text = answer.text()
+    tokens = answer.logprobs
+    assert tokens is not None
+    assert len(tokens) == answer.stats.generated_tokens
+    assert all(a is b for a, b in zip(early, tokens, strict=False))
+    assert b"".join(token.bytes for token in tokens).decode(errors="replace") == text
+    assert smollm2.detokenize(token.id for token in tokens) == text
+    for token in tokens:
+        logprobs = [other.logprob for other in token.alternatives]
+        assert len(logprobs) == len({other.id for other in token.alternatives}) == 5
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert 0 < np.exp(logprobs).sum() <= 1
+        best = token.alternatives[0]
+        assert (best.id, best.bytes, best.logprob) == (token.id, token.bytes, token.logprob)
+        assert best.alternatives == ()
+    assert repr(tokens[0]).startswith(f"TokenLogprob(id={tokens[0].id}, bytes={tokens[0].bytes!r}, logprob=-")
+    with pytest.raises(AttributeError):
+        tokens[0].id = 7  # type: ignore[misc]
+    assert smollm2.complete(prompt, max_tokens=24).text() == text
+
+
+def test_logprobs_are_the_model_s_own_whatever_is_chosen(smollm2: adv.Generator) -> None:
+    def first(**options: Any) -> adv.TokenLogprob:
+        answer = smollm2.complete("Paris is the capital of", max_tokens=1, **options)
+        answer.text()
+        return answer.logprobs[0]
+
+    plain = first(logprobs=20)
+    for other in plain.alternatives:
+        forced = first(logprobs=0, logit_bias={other.id: float("inf")}, temperature=2.0)
+        assert (forced.id, forced.logprob, forced.alternatives) == (other.id, other.logprob, ())
+    hot = first(logprobs=20, temperature=1.5, top_k=9, repeat_penalty=1.3, seed=1)
+    assert [other.logprob for other in hot.alternatives] == [other.logprob for other in plain.alternatives]
+    unasked = smollm2.complete("Paris", max_tokens=1)
+    unasked.text()
+    assert unasked.logprobs is None
+
+
+def test_tokens_of_a_text_and_back(smollm2: adv.Generator) -> None:
+    for text in ("", "Paris is the capital", "a é 日本 🐉\n\n", "<|im_end|> is text"):
+        ids = smollm2.tokenize(text)
+        assert len(ids) == smollm2.count_tokens(text)
+        assert smollm2.detokenize(ids) == smollm2.detokenize(np.array(ids, dtype=np.int64)) == text
+    end = next(i for i in range(10) if smollm2.detokenize([i]) == "")
+    assert end not in smollm2.tokenize("<|im_end|><|endoftext|><|im_start|>")
+    assert smollm2.detokenize(smollm2.tokenize("🐉")[:1]) == "\ufffd"
+    for ids, error, message in (
+        ([0, 49152], ValueError, r"ids\[1\]=49152: the vocabulary has 49152 tokens"),
+        ([-1], ValueError, r"ids\[0\]=-1: expected the id of a token"),
+        ("12", TypeError, r"ids\[0\]='1': expected the id of a token, not str"),
+        (7, TypeError, "ids=7: expected an iterable of token ids, not int"),
+    ):
+        with pytest.raises(error, match=message):
+            smollm2.detokenize(ids)
+    with pytest.raises(TypeError, match="the text is int, not str"):
+        smollm2.tokenize(7)  # type: ignore[arg-type]
+
+
 def test_close_and_with_stop_it(smollm2: adv.Generator) -> None:
     answer = smollm2.generate("Tell a very long story.", max_tokens=2000)
     next(answer)
@@ -312,6 +404,22 @@ def test_runs_into_the_end_of_its_context() -> None:
         ("x", {"min_p": float("-inf")}, ValueError, "min_p=-inf"),
         ("x", {"repeat_penalty": float("nan")}, ValueError, "repeat_penalty=nan"),
         ("x", {"repeat_penalty": [1]}, TypeError, "repeat_penalty=.1.: expected a number, not list"),
+        ("x", {"typical_p": 0.0}, ValueError, "typical_p=0"),
+        ("x", {"typical_p": None}, TypeError, "typical_p=None: expected a number, not NoneType"),
+        ("x", {"frequency_penalty": 2.5}, ValueError, "frequency_penalty=2.5: expected a number from -2 to 2"),
+        ("x", {"frequency_penalty": float("nan")}, ValueError, "frequency_penalty=nan"),
+        ("x", {"presence_penalty": -3}, ValueError, "presence_penalty=-3"),
+        ("x", {"presence_penalty": "1"}, TypeError, "presence_penalty='1': expected a number, not str"),
+        ("x", {"logit_bias": [1]}, TypeError, "logit_bias=.1.: expected a mapping of token ids to numbers, not list"),
+        ("x", {"logit_bias": {-1: 0}}, ValueError, r"logit_bias\[-1\]: expected the id of a token"),
+        ("x", {"logit_bias": {2**40: 0}}, ValueError, r"logit_bias\[1099511627776\]: expected the id of a token"),
+        ("x", {"logit_bias": {"a": 0}}, TypeError, r"logit_bias\['a'\]: expected the id of a token, not str"),
+        ("x", {"logit_bias": {49152: 0}}, ValueError, r"logit_bias\[49152\]=0: the vocabulary has 49152 tokens"),
+        ("x", {"logit_bias": {5: "x"}}, TypeError, r"logit_bias\[5\]='x': expected a number, not str"),
+        ("x", {"logit_bias": {5: float("nan")}}, ValueError, r"logit_bias\[5\]=nan: expected a number"),
+        ("x", {"logprobs": 21}, ValueError, "logprobs=21: expected a number of alternatives from 0 to 20"),
+        ("x", {"logprobs": -1}, ValueError, "logprobs=-1: expected a whole number"),
+        ("x", {"logprobs": 0.5}, TypeError, "logprobs=0.5: expected a whole number"),
         ("x", {"prefix": 7}, TypeError, "prefix=7: expected a str, not int"),
         ("x", {"prefix": "\ud800"}, ValueError, "prefix is not valid Unicode"),
         ("word " * 9000, {}, ValueError, "this model reads 8192"),

@@ -2,11 +2,13 @@
 
 use crate::boundary::{Process, SIGNAL_PERIOD, guard, run};
 use crate::convert::{locate, shown, text, texts};
+use crate::logprob::TokenLogprob;
 use crate::option;
 use adventures::{GenerateOptions, GeneratorOptions, Message, Next, SamplingOptions};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyMapping, PyString};
+use pyo3::types::{PyDict, PyList, PyMapping, PyString};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -31,6 +33,8 @@ pub(crate) struct Generation {
     inner: Mutex<adventures::Generation>,
     /// All that was read so far, for `text`.
     read: Mutex<String>,
+    /// All that were read so far.
+    logprobs: Py<PyList>,
     process: Process,
 }
 
@@ -126,7 +130,7 @@ impl Generator {
         "cpu"
     }
 
-    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repeat_penalty=1.0, repeat_window=64, seed=None, stop=None, prefix=""))]
+    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prefix=""))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn generate(
         &self,
@@ -137,19 +141,36 @@ impl Generator {
         #[pyo3(from_py_with = option::top_p)] top_p: f64,
         #[pyo3(from_py_with = option::top_k)] top_k: usize,
         #[pyo3(from_py_with = option::min_p)] min_p: f64,
+        #[pyo3(from_py_with = option::typical_p)] typical_p: f64,
         #[pyo3(from_py_with = option::repeat_penalty)] repeat_penalty: f64,
         #[pyo3(from_py_with = option::repeat_window)] repeat_window: usize,
+        #[pyo3(from_py_with = option::frequency_penalty)] frequency_penalty: f64,
+        #[pyo3(from_py_with = option::presence_penalty)] presence_penalty: f64,
+        #[pyo3(from_py_with = option::logit_bias)] logit_bias: Option<BTreeMap<u32, f64>>,
         #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
         #[pyo3(from_py_with = option::prefix)] prefix: &str,
     ) -> PyResult<Generation> {
-        let sampling = SamplingOptions { temperature, top_p, top_k, min_p, repeat_penalty, repeat_window, seed };
-        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: prefix.to_owned() };
+        let sampling = SamplingOptions {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            typical_p,
+            repeat_penalty,
+            repeat_window,
+            frequency_penalty,
+            presence_penalty,
+            logit_bias: logit_bias.unwrap_or_default(),
+            seed,
+        };
+        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: prefix.to_owned(), logprobs };
         let messages = self::messages(messages)?;
         self.start(py, || self.inner.generate(&messages, options))
     }
 
-    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repeat_penalty=1.0, repeat_window=64, seed=None, stop=None))]
+    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn complete(
         &self,
@@ -160,15 +181,41 @@ impl Generator {
         #[pyo3(from_py_with = option::top_p)] top_p: f64,
         #[pyo3(from_py_with = option::top_k)] top_k: usize,
         #[pyo3(from_py_with = option::min_p)] min_p: f64,
+        #[pyo3(from_py_with = option::typical_p)] typical_p: f64,
         #[pyo3(from_py_with = option::repeat_penalty)] repeat_penalty: f64,
         #[pyo3(from_py_with = option::repeat_window)] repeat_window: usize,
+        #[pyo3(from_py_with = option::frequency_penalty)] frequency_penalty: f64,
+        #[pyo3(from_py_with = option::presence_penalty)] presence_penalty: f64,
+        #[pyo3(from_py_with = option::logit_bias)] logit_bias: Option<BTreeMap<u32, f64>>,
         #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
     ) -> PyResult<Generation> {
-        let sampling = SamplingOptions { temperature, top_p, top_k, min_p, repeat_penalty, repeat_window, seed };
-        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: String::new() };
+        let sampling = SamplingOptions {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            typical_p,
+            repeat_penalty,
+            repeat_window,
+            frequency_penalty,
+            presence_penalty,
+            logit_bias: logit_bias.unwrap_or_default(),
+            seed,
+        };
+        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: String::new(), logprobs };
         let prompt = text(prompt, "the prompt")?;
         self.start(py, || self.inner.complete(&prompt, options))
+    }
+
+    fn tokenize(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        let text = self::text(text, "the text")?;
+        py.detach(|| guard(|| self.inner.tokenizer().encode(&text)))
+    }
+
+    fn detokenize(&self, py: Python<'_>, #[pyo3(from_py_with = option::ids)] ids: Vec<u32>) -> PyResult<String> {
+        py.detach(move || guard(|| self.inner.tokenizer().decode(&ids)))
     }
 
     fn count_tokens(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -201,7 +248,8 @@ impl Generator {
     ) -> PyResult<Generation> {
         self.process.check("Generator")?;
         let inner = py.detach(|| guard(f))?;
-        Ok(Generation { inner: Mutex::new(inner), read: Mutex::default(), process: self.process })
+        let logprobs = PyList::empty(py).unbind();
+        Ok(Generation { inner: Mutex::new(inner), read: Mutex::default(), logprobs, process: self.process })
     }
 }
 
@@ -269,6 +317,21 @@ impl Generation {
     ) {
         let _ = (exc_type, exc_value, traceback);
         self.close(py);
+    }
+
+    #[getter]
+    fn logprobs<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
+        let read = self.logprobs.bind(py);
+        let skip = read.len();
+        let new = py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).logprobs(skip));
+        let Some(new) = new else { return Ok(None) };
+        let new: Vec<TokenLogprob> =
+            new.into_iter().map(|token| TokenLogprob::new(py, token)).collect::<PyResult<_>>()?;
+        // Another thread may have read the first of them meanwhile.
+        for token in new.into_iter().skip(read.len() - skip) {
+            read.append(token)?;
+        }
+        Ok(Some(read.get_slice(0, read.len())))
     }
 
     #[getter]

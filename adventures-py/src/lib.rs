@@ -5,6 +5,7 @@ mod convert;
 mod embedder;
 mod error;
 mod generator;
+mod logprob;
 mod option;
 
 use pyo3::prelude::*;
@@ -18,6 +19,8 @@ mod _adventures {
     use crate::error::{AdventuresError, BusyError, TruncationWarning};
     #[pymodule_export]
     use crate::generator::{Generation, GenerationStats, Generator};
+    #[pymodule_export]
+    use crate::logprob::TokenLogprob;
     use pyo3::prelude::*;
 
     #[pymodule_init]

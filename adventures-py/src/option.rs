@@ -5,7 +5,8 @@
 use crate::convert::{shown, type_name};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyMapping, PyString};
+use std::collections::BTreeMap;
 
 /// Makes `fn name(value)` out of `read("name", value)`: PyO3 does not tell a reader which argument it reads.
 macro_rules! named {
@@ -24,11 +25,15 @@ named! {
     context("context") -> Option<usize> = count_or_none;
     top_k("top_k") -> usize = count;
     repeat_window("repeat_window") -> usize = count;
+    logprobs("logprobs") -> Option<usize> = count_or_none;
     seed("seed") -> Option<u64> = whole_or_none;
     temperature("temperature") -> f64 = number;
     top_p("top_p") -> f64 = number;
     min_p("min_p") -> f64 = number;
+    typical_p("typical_p") -> f64 = number;
     repeat_penalty("repeat_penalty") -> f64 = number;
+    frequency_penalty("frequency_penalty") -> f64 = number;
+    presence_penalty("presence_penalty") -> f64 = number;
     query_prefix("query_prefix") -> Option<String> = owned_or_none;
     passage_prefix("passage_prefix") -> Option<String> = owned_or_none;
 }
@@ -47,6 +52,41 @@ pub(crate) fn kind<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
 
 pub(crate) fn prefix<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
     text("prefix", value)
+}
+
+/// Returns the biases of a mapping of token ids to numbers.
+pub(crate) fn logit_bias(value: &Bound<'_, PyAny>) -> PyResult<Option<BTreeMap<u32, f64>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let mapping = value.cast::<PyMapping>().map_err(|_| {
+        let (shown, type_name) = (shown(value), type_name(value));
+        PyTypeError::new_err(format!("logit_bias={shown}: expected a mapping of token ids to numbers, not {type_name}"))
+    })?;
+    let bias = mapping.items()?.iter().map(|item| {
+        let (key, bias): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+        let id = token(&format!("logit_bias[{}]", shown(&key)), &key)?;
+        Ok((id, number(&format!("logit_bias[{id}]"), &bias)?))
+    });
+    bias.collect::<PyResult<_>>().map(Some)
+}
+
+/// Returns the ids of an iterable.
+pub(crate) fn ids(value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    let items = value.try_iter().map_err(|_| {
+        let (shown, type_name) = (shown(value), type_name(value));
+        PyTypeError::new_err(format!("ids={shown}: expected an iterable of token ids, not {type_name}"))
+    })?;
+    let ids = items.enumerate().map(|(i, item)| {
+        let item = item?;
+        token(&format!("ids[{i}]={}", shown(&item)), &item)
+    });
+    ids.collect()
+}
+
+/// Returns a token's id; `place` is where it stands.
+fn token(place: &str, value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    value.extract().map_err(|e| refused(&e, value, &format!("{place}: expected the id of a token")))
 }
 
 fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {

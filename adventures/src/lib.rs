@@ -17,6 +17,8 @@ pub mod tokenizer;
 pub use device::{device, threads};
 pub use embedder::{Embedder, EmbedderOptions, Embeddings, Kind, Pooling};
 pub use error::{Error, Result};
-pub use generator::{Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next};
+pub use generator::{
+    Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next, TokenLogprob,
+};
 pub use sampling::SamplingOptions;
 pub use template::{Message, Role};

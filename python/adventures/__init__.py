@@ -25,6 +25,7 @@ from adventures._adventures import (
     Generation,
     GenerationStats,
     Generator,
+    TokenLogprob,
     TruncationWarning,
     __version__,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Library",
     "Source",
     "SyncReport",
+    "TokenLogprob",
     "TruncationWarning",
     "__version__",
 ]

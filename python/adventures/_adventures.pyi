@@ -16,6 +16,7 @@ __all__ = [
     "Generation",
     "GenerationStats",
     "Generator",
+    "TokenLogprob",
     "TruncationWarning",
     "__version__",
 ]
@@ -159,6 +160,23 @@ class GenerationStats:
         """
 
 @final
+class TokenLogprob:
+    """A token and its log probability as the model said it: at temperature 1, before any bias, penalty or filter."""
+
+    @property
+    def id(self) -> int:
+        """The token."""
+    @property
+    def bytes(self) -> bytes:
+        """What it stands for, which need not be whole characters; nothing for a control token."""
+    @property
+    def logprob(self) -> float:
+        """The natural logarithm of its probability; finite."""
+    @property
+    def alternatives(self) -> tuple[TokenLogprob, ...]:
+        """Which tokens were most likely in its place, the first most; none where it is itself such an alternative."""
+
+@final
 class Generation:
     """A running answer: an iterator, and an async iterator, of pieces of text.
 
@@ -179,6 +197,13 @@ class Generation:
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
     def _poll(self) -> str | None: ...
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """How likely each token generated so far was; None where `logprobs` was not asked for.
+
+        One for each of `stats.generated_tokens`, those of a stop string, which the text lacks, among them. The model
+        may be a piece ahead of what was read.
+        """
     @property
     def stats(self) -> GenerationStats:
         """What the answer has cost so far."""
@@ -251,10 +276,15 @@ class Generator:
         top_p: float = 1.0,
         top_k: int = 0,
         min_p: float = 0.0,
+        typical_p: float = 1.0,
         repeat_penalty: float = 1.0,
         repeat_window: int = 64,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        logprobs: int | None = None,
         prefix: str = "",
     ) -> Generation:
         """Starts the answer to a conversation, through the model's chat template.
@@ -264,14 +294,22 @@ class Generator:
         Args:
             messages: `[{"role": "system" | "user" | "assistant", "content": str}, …]`; a `str` is one question.
             max_tokens: The most tokens to generate.
-            temperature: Divides the logits; 0 takes the most likely token every time.
+            temperature: Divides the logits; 0 takes the most likely token every time, whatever `top_p`, `top_k`,
+                `min_p` and `typical_p` are.
             top_p: Keeps the most likely tokens whose probabilities add up to this.
             top_k: Keeps this many of the most likely tokens; 0 keeps all.
             min_p: Keeps tokens at least this share as likely as the most likely one.
+            typical_p: Keeps the tokens whose information is nearest to the entropy, until their probabilities add up
+                to this (Meister et al. 2023).
             repeat_penalty: Makes recent tokens less likely; 1 changes nothing.
             repeat_window: How many tokens are recent, prompt included.
+            frequency_penalty: Taken from the logit of a token for each time that it was generated; from -2 to 2.
+            presence_penalty: Taken from the logit of a token once, if it was generated; from -2 to 2.
+            logit_bias: Added to the logits of tokens, by id: `-inf` bans a token, `inf` bans all that do not have it.
             seed: Makes the random choices repeatable.
             stop: Texts that end the answer; they are not part of it.
+            logprobs: Keeps the log probability of each token with this many alternatives, at most 20, for
+                `Generation.logprobs`.
             prefix: What the answer begins with: part of the prompt, and of the output.
 
         Raises:
@@ -289,12 +327,27 @@ class Generator:
         top_p: float = 1.0,
         top_k: int = 0,
         min_p: float = 0.0,
+        typical_p: float = 1.0,
         repeat_penalty: float = 1.0,
         repeat_window: int = 64,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        logprobs: int | None = None,
     ) -> Generation:
         """Starts the continuation of a text, without a template; the options are those of `generate`."""
+    def tokenize(self, text: str) -> list[int]:
+        """Returns the token ids of a text, among them never a control token."""
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """Returns the text of token ids; control tokens have none, and what is not UTF-8 becomes U+FFFD.
+
+        A vocabulary that writes a space before the first word of a text gives it back with that space.
+
+        Raises:
+            ValueError: An id is out of the vocabulary; the error names its place.
+        """
     def count_tokens(self, text: str) -> int:
         """Returns how many tokens a text has."""
     def count_prompt(self, messages: str | Iterable[Mapping[str, str]], *, prefix: str = "") -> int:

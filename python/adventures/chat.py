@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-    from adventures._adventures import Generation, GenerationStats, Generator
+    from adventures._adventures import Generation, GenerationStats, Generator, TokenLogprob
     from adventures.library import Hit, Library
 
 NOT_FOUND = "The library holds nothing on that."
@@ -187,6 +187,11 @@ class Answer:
     def stats(self) -> GenerationStats | None:
         """What the generation took; None where no model ran."""
         return None if self._generation is None else self._generation.stats
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """`Generation.logprobs`, of the text as the model wrote it; None where no model ran or nobody asked."""
+        return None if self._generation is None else self._generation.logprobs
 
     def text(self) -> str:
         """Returns the whole answer; waits for what is not written yet."""

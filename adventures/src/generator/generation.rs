@@ -1,6 +1,7 @@
 //! One answer: the model's thread on one side, a stream of text on the other.
 
 use super::kept::Kept;
+use super::logprob::{Logits, TokenLogprob};
 use super::stop::StopFinder;
 use crate::error::{Error, Result, message};
 use crate::models::{CausalLm, Run};
@@ -98,7 +99,15 @@ pub enum Next {
 pub struct Generation {
     pieces: Option<Receiver<Result<String>>>,
     cancel: Arc<AtomicBool>,
-    stats: Arc<Mutex<GenerationStats>>,
+    progress: Arc<Mutex<Progress>>,
+}
+
+/// How far the model has come.
+#[derive(Debug)]
+struct Progress {
+    stats: GenerationStats,
+    /// One for each token generated; `None` where nobody asked.
+    logprobs: Option<Vec<TokenLogprob>>,
 }
 
 /// What the model's thread works with.
@@ -112,6 +121,8 @@ pub(super) struct Job {
     pub(super) sampler: Sampler,
     pub(super) stops: Vec<String>,
     pub(super) max_tokens: usize,
+    /// With how many alternatives log probabilities are kept.
+    pub(super) logprobs: Option<usize>,
     /// Whether a space before the first word belongs to the vocabulary and not to the answer.
     pub(super) trim_start: bool,
 }
@@ -127,15 +138,16 @@ impl Generation {
             seed: job.sampler.seed(),
             finish: None,
         };
-        let stats = Arc::new(Mutex::new(stats));
+        let progress = Arc::new(Mutex::new(Progress { stats, logprobs: job.logprobs.map(|_| Vec::new()) }));
         let cancel = Arc::new(AtomicBool::new(false));
         let (sender, pieces) = sync_channel(PIECES_AHEAD);
-        let writer = Writer { sender, cancel: Arc::clone(&cancel), stats: Arc::clone(&stats), started: Instant::now() };
+        let writer =
+            Writer { sender, cancel: Arc::clone(&cancel), progress: Arc::clone(&progress), started: Instant::now() };
         std::thread::Builder::new()
             .name("generation".into())
             .spawn(move || writer.work(job))
             .map_err(|e| Error::io("starting the thread of a generation", e))?;
-        Ok(Self { pieces: Some(pieces), cancel, stats })
+        Ok(Self { pieces: Some(pieces), cancel, progress })
     }
 
     /// Waits for more text, at most `timeout`.
@@ -162,13 +174,21 @@ impl Generation {
         self.cancel.store(true, Ordering::Relaxed);
         // The model's thread may be waiting for room; without a reader it stops waiting.
         self.pieces = None;
-        let mut stats = lock(&self.stats);
-        stats.finish.get_or_insert(Finish::Closed);
+        lock(&self.progress).stats.finish.get_or_insert(Finish::Closed);
     }
 
     /// Returns what the answer has cost so far.
     pub fn stats(&self) -> GenerationStats {
-        *lock(&self.stats)
+        lock(&self.progress).stats
+    }
+
+    /// Returns how likely each of the tokens generated so far was, but the first `skip`; `None` where
+    /// [`GenerateOptions::logprobs`](super::GenerateOptions::logprobs) did not ask for it.
+    ///
+    /// They are as many as [`GenerationStats::generated_tokens`]: those of a stop string, which the text lacks, are among them,
+    /// and the model may be ahead of its reader.
+    pub fn logprobs(&self, skip: usize) -> Option<Vec<TokenLogprob>> {
+        lock(&self.progress).logprobs.as_ref().map(|all| all.iter().skip(skip).cloned().collect())
     }
 }
 
@@ -178,15 +198,15 @@ impl Drop for Generation {
     }
 }
 
-fn lock(stats: &Mutex<GenerationStats>) -> std::sync::MutexGuard<'_, GenerationStats> {
-    stats.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(progress: &Mutex<Progress>) -> std::sync::MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The model's side of the stream.
 struct Writer {
     sender: SyncSender<Result<String>>,
     cancel: Arc<AtomicBool>,
-    stats: Arc<Mutex<GenerationStats>>,
+    progress: Arc<Mutex<Progress>>,
     started: Instant,
 }
 
@@ -199,7 +219,7 @@ impl Writer {
             ))))
         });
         {
-            let mut stats = lock(&self.stats);
+            let stats = &mut lock(&self.progress).stats;
             stats.seconds = self.started.elapsed().as_secs_f64();
             stats.finish.get_or_insert(result.as_ref().copied().unwrap_or(Finish::Error));
         }
@@ -221,7 +241,7 @@ impl Writer {
     fn generate(&self, job: Job) -> Result<Finish> {
         let (kept, prompt) = (Arc::clone(&job.kept), job.prompt.clone());
         let mut run = kept.take(job.lm.as_ref(), &prompt);
-        lock(&self.stats).cached_tokens = run.len();
+        lock(&self.progress).stats.cached_tokens = run.len();
         let finish = self.answer(job, run.as_mut())?;
         if run.len() >= prompt.len() {
             kept.put(prompt, run);
@@ -231,7 +251,7 @@ impl Writer {
 
     /// Reads what `run` has not read of the prompt, and writes.
     fn answer(&self, job: Job, run: &mut dyn Run) -> Result<Finish> {
-        let Job { lm, tokenizer, prompt, prefix, mut sampler, stops, max_tokens, mut trim_start, .. } = job;
+        let Job { lm, tokenizer, prompt, prefix, mut sampler, stops, max_tokens, logprobs, mut trim_start, .. } = job;
         let cached = run.len();
         // A table that is padded to a round number has more rows than there are tokens; what they say means nothing.
         let known = |mut logits: Vec<f32>| {
@@ -245,10 +265,11 @@ impl Writer {
             }
             logits = known(run.read(&prompt[piece])?.to_vec1()?);
         }
-        lock(&self.stats).prompt_seconds = self.started.elapsed().as_secs_f64();
+        lock(&self.progress).stats.prompt_seconds = self.started.elapsed().as_secs_f64();
         if !self.send(prefix) {
             return Ok(Finish::Closed);
         }
+        let prompt_tokens = prompt.len();
         let mut history = prompt;
         let mut text = TextStream::default();
         let mut stop = StopFinder::new(stops);
@@ -256,15 +277,20 @@ impl Writer {
             if self.stopped() {
                 return Ok(Finish::Closed);
             }
-            let id = sampler.sample(&mut logits, &history)?;
+            let said = logprobs.map(|n| (n, Logits::new(&logits)));
+            let id = sampler.sample(&mut logits, &history, prompt_tokens)?;
             if tokenizer.is_end(id) {
                 return Ok(self.end(&mut text, &mut stop, Finish::Stop));
             }
             history.push(id);
+            let logprob = said.map(|(n, logits)| logits.logprob(id, n, &tokenizer));
             {
-                let mut stats = lock(&self.stats);
-                stats.generated_tokens = generated;
-                stats.seconds = self.started.elapsed().as_secs_f64();
+                let mut progress = lock(&self.progress);
+                progress.stats.generated_tokens = generated;
+                progress.stats.seconds = self.started.elapsed().as_secs_f64();
+                if let Some(all) = &mut progress.logprobs {
+                    all.extend(logprob);
+                }
             }
             let mut bytes = tokenizer.bytes(id);
             if trim_start && !bytes.is_empty() {

@@ -2,11 +2,13 @@
 
 mod generation;
 mod kept;
+mod logprob;
 mod stop;
 #[cfg(test)]
 mod tests;
 
 pub use generation::{Finish, Generation, GenerationStats, Next};
+pub use logprob::TokenLogprob;
 
 use crate::checkpoint::Checkpoint;
 use crate::device;
@@ -45,11 +47,22 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// What the answer begins with: part of the prompt, and of the output.
     pub prefix: String,
+    /// With how many alternatives the log probability of each token is kept, at most 20; `None` keeps none.
+    pub logprobs: Option<usize>,
 }
+
+/// The most alternatives to a token that are kept.
+const MAX_LOGPROBS: usize = 20;
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_tokens: 512, sampling: SamplingOptions::default(), stop: Vec::new(), prefix: String::new() }
+        Self {
+            max_tokens: 512,
+            sampling: SamplingOptions::default(),
+            stop: Vec::new(),
+            prefix: String::new(),
+            logprobs: None,
+        }
     }
 }
 
@@ -171,12 +184,15 @@ impl Generator {
     }
 
     fn start(&self, prompt: Vec<u32>, options: GenerateOptions, trim_start: bool) -> Result<Generation> {
-        let GenerateOptions { max_tokens, sampling, stop, prefix } = options;
+        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs } = options;
         if max_tokens == 0 {
             return invalid!("max_tokens=0: at least one token is generated");
         }
         if stop.iter().any(String::is_empty) {
             return invalid!("stop: an empty text would end every answer before it begins");
+        }
+        if let Some(n) = logprobs.filter(|n| *n > MAX_LOGPROBS) {
+            return invalid!("logprobs={n}: expected a number of alternatives from 0 to {MAX_LOGPROBS}");
         }
         if prompt.len() >= self.context() {
             return invalid!(
@@ -191,9 +207,10 @@ impl Generator {
             tokenizer: Arc::clone(&self.tokenizer),
             prompt,
             prefix,
-            sampler: Sampler::new(sampling)?,
+            sampler: Sampler::new(sampling, self.tokenizer.vocab_size())?,
             stops: stop,
             max_tokens,
+            logprobs,
             trim_start,
         })
     }

@@ -1,5 +1,6 @@
 //! Streams over a small scripted model: what it says next depends on what it has read.
 
+use super::logprob::Logits;
 use super::{Finish, GenerateOptions, Generator, GeneratorOptions, Next};
 use crate::error::Result;
 use crate::models::{CausalLm, Run};
@@ -29,6 +30,16 @@ struct Reading {
 /// More rows than the vocabulary has tokens, as models have whose tables are padded to a round number.
 const ROWS: usize = 32_064;
 
+/// What the script's model says before the token `id`; the rows of no token shout loudest.
+fn logits(id: u32) -> Vec<f32> {
+    let logit = |i| match i {
+        i if i == id => 1.0,
+        32_000.. => 2.0,
+        i => -((i % 1000) as f32) / 500.0,
+    };
+    (0..ROWS as u32).map(logit).collect()
+}
+
 struct Shared(Arc<Script>);
 
 impl CausalLm for Shared {
@@ -53,10 +64,7 @@ impl Run for Reading {
         assert!(next != Some(b'!'), "the script said so");
         // Byte tokens begin at 3; 2 is the end.
         let id = next.map_or(2, |byte| u32::from(byte) + 3);
-        let mut logits: Vec<f32> = (0..ROWS as u32).map(|i| f32::from(u8::from(i == id))).collect();
-        // The rows of no token shout loudest.
-        logits[32_000..].fill(2.0);
-        Ok(Tensor::from_vec(logits, ROWS, &Device::Cpu)?)
+        Ok(Tensor::from_vec(logits(id), ROWS, &Device::Cpu)?)
     }
     fn len(&self) -> usize {
         self.read
@@ -222,11 +230,69 @@ fn a_token_that_the_tokenizer_does_not_have_is_never_said() {
 }
 
 #[test]
+fn log_probabilities_are_those_of_the_softmax_whatever_was_chosen() {
+    let Some((generator, _)) = generator("aé", 100, Duration::ZERO) else { return };
+    let start = |sampling, n| {
+        let mut generation =
+            generator.complete("", GenerateOptions { sampling, logprobs: n, ..options(99, &[]) }).unwrap();
+        while !matches!(generation.next(Duration::from_secs(5)).unwrap(), Next::End) {}
+        generation
+    };
+    let [a, c3, a9, z] = [b'a', 0xC3, 0xA9, b'z'].map(|byte| u32::from(byte) + 3);
+    // The z is chosen first and penalized then; it is chosen again in place of the banned second byte of é.
+    let sampling = SamplingOptions {
+        logit_bias: [(a9, f64::NEG_INFINITY), (z, 2.5)].into(),
+        frequency_penalty: 2.0,
+        ..SamplingOptions::default()
+    };
+    let generation = start(sampling.clone(), Some(4));
+    let got = generation.logprobs(0).unwrap();
+    assert_eq!(got.len(), generation.stats().generated_tokens, "the end token is not counted");
+    assert_eq!(generation.logprobs(1).unwrap(), got[1..]);
+    assert_eq!(got.iter().map(|token| token.id).collect::<Vec<_>>(), [z, c3, z]);
+    assert_eq!(got.iter().map(|token| token.bytes.as_slice()).collect::<Vec<_>>(), [&b"z"[..], &[0xC3], b"z"]);
+    for (token, said) in got.iter().zip([a, c3, a9]) {
+        let logits = &logits(said)[..32_000];
+        let total: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        let alternatives: Vec<u32> = token.alternatives.iter().map(|other| other.id).collect();
+        assert_eq!(alternatives, [said, 0, 1000, 2000], "of equals the lower id");
+        for one in token.alternatives.iter().chain([token]) {
+            let want = (f64::from(logits[one.id as usize]).exp() / total).ln();
+            assert!((one.logprob - want).abs() < 1e-9, "{one:?}: {want}");
+        }
+        assert!(token.alternatives.iter().all(|other| other.alternatives.is_empty()));
+    }
+    assert!(start(sampling.clone(), Some(0)).logprobs(0).unwrap().iter().all(|token| token.alternatives.is_empty()));
+    assert_eq!(start(sampling, None).logprobs(0), None);
+}
+
+#[test]
+fn log_probabilities_of_infinite_logits_are_numbers() {
+    let Some((generator, _)) = generator("", 100, Duration::ZERO) else { return };
+    let logprob = |logits: &[f32], id| Logits::new(logits).logprob(id, 0, generator.tokenizer()).logprob;
+    let infinite = [f32::INFINITY, f32::NEG_INFINITY, 0.0];
+    assert_eq!(logprob(&infinite, 0), 0.0);
+    assert!(logprob(&infinite, 1) < logprob(&infinite, 2) && logprob(&infinite, 1).is_finite());
+}
+
+#[test]
 fn bad_options_are_refused_before_any_work() {
     let Some((generator, reads)) = generator("x", 100, Duration::ZERO) else { return };
     for (options, word) in [
         (options(0, &[]), "max_tokens=0"),
         (options(9, &[""]), "an empty text would end every answer"),
+        (
+            GenerateOptions { logprobs: Some(21), ..options(9, &[]) },
+            "logprobs=21: expected a number of alternatives from 0 to 20",
+        ),
+        // The model has a row for it, the vocabulary has no token.
+        (
+            GenerateOptions {
+                sampling: SamplingOptions { logit_bias: [(32_000, 1.0)].into(), ..SamplingOptions::default() },
+                ..options(9, &[])
+            },
+            "logit_bias[32000]=1: the vocabulary has 32000 tokens",
+        ),
         (GenerateOptions { prefix: "Take".into(), ..options(9, &[]) }, "prefix=\"Take\""),
     ] {
         assert!(generator.complete("", options).unwrap_err().to_string().contains(word), "{word}");

@@ -157,11 +157,17 @@ impl Tokenizer {
     }
 
     /// Returns the text of `ids`; control tokens have none, and bytes that are not UTF-8 become U+FFFD.
-    pub fn decode(&self, ids: &[u32]) -> String {
+    ///
+    /// Fails where an id is out of the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let vocab_size = self.vocab_size();
+        if let Some(place) = ids.iter().position(|id| *id as usize >= vocab_size) {
+            return invalid!("ids[{place}]={}: the vocabulary has {vocab_size} tokens, 0 the first", ids[place]);
+        }
         let mut stream = TextStream::default();
         let mut text: String = ids.iter().map(|id| stream.push(self.bytes(*id))).collect();
         text.push_str(&stream.finish());
-        text
+        Ok(text)
     }
 
     /// Returns the bytes that `id` stands for; none for a control token or an id out of the vocabulary.

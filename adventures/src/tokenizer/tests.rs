@@ -65,7 +65,7 @@ fn real_vocabularies_read_text_as_llama_cpp_does() {
             assert_eq!(read, ids(&golden[name]), "{name}: {text:?}");
             // SentencePiece writes a space as ▁ and cannot tell the two apart afterwards.
             let expected = if name.starts_with("gemma") { text.replace('▁', " ") } else { text.to_owned() };
-            assert_eq!(tokenizer.decode(&read), expected, "{name}");
+            assert_eq!(tokenizer.decode(&read).unwrap(), expected, "{name}");
         }
     }
 }
@@ -244,7 +244,11 @@ fn small_vocabularies() {
     assert_eq!(spm.encode("ab").unwrap(), [6, 5]);
     assert_eq!(spm.encode("a a").unwrap(), [7, 7]);
     assert_eq!(spm.encode_prompt("a").unwrap(), [1, 7]);
-    assert_eq!(spm.decode(&[1, 7, 5, 2]), " aab");
+    assert_eq!(spm.decode(&[1, 7, 5, 2]).unwrap(), " aab");
+    let size = spm.vocab_size() as u32;
+    assert!(spm.decode(&[size - 1]).is_ok());
+    let error = spm.decode(&[1, size]).unwrap_err().to_string();
+    assert_eq!(error, format!("ids[1]={size}: the vocabulary has {size} tokens, 0 the first"));
     assert_eq!(spm.encode("").unwrap(), [0u32; 0]);
     let bpe =
         read(&minimal("gpt2").str("tokenizer.ggml.pre", "gpt-2").strs("tokenizer.ggml.merges", &["a b"])).unwrap();
