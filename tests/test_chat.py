@@ -487,8 +487,8 @@ class TestRealPair:
             assert answer_.stats.finish_reason == "stop"
             assert answer_.stats.generated_tokens > 5
 
-    def test_options_reach_the_generator(self, stock: Library, smollm: adv.Generator) -> None:
-        answer_ = Chat(stock, smollm, max_tokens=8, logprobs=1, frequency_penalty=0.1).ask(demo.ASK[0])
+    def test_options_reach_the_generator(self, stock: Library, smollm2: adv.Generator) -> None:
+        answer_ = Chat(stock, smollm2, max_tokens=8, logprobs=1, frequency_penalty=0.1).ask(demo.ASK[0])
         answer_.text()
         assert answer_.stats is not None
         assert answer_.logprobs is not None
