@@ -62,6 +62,7 @@ CITATIONS = [
     ("Cut off [see", "Cut off [see", []),
     ("Nested [[1]] and [[9]].", "Nested [[1]] and [].", [1]),
     ("Half [9[1].", "Half [1].", [1]),
+    ("Nested [[9]9] and [[9]1] and [[1]9].", "Nested [9 and [1 and [[1]9].", [1]),
     ("A list [a, b] and [x](http://e.org/[1]).", "A list [a, b] and [x](http://e.org/[1]).", [1]),
     ("Empty [] [ ].", "Empty [] [ ].", []),
     ("An array[2] and array[7].", "An array[2] and array.", [2]),

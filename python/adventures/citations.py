@@ -30,6 +30,8 @@ class CitationFilter:
         self._count = count
         self._held = ""
         self._begun = False
+        # What came out since a bracket was opened; none where none is open.
+        self._inside: str | None = None
         self._cited: list[int] = []
 
     @property
@@ -81,7 +83,9 @@ class CitationFilter:
             return self._drop(at)
         blanks, self._held = self._held[:at], ""
         self._cited += [number for number in dict.fromkeys(numbers) if number not in self._cited]
-        return self._emit(blanks + "".join(f"[{number}]" for number in dict.fromkeys(numbers)))
+        text = self._emit(blanks) + "".join(f"[{number}]" for number in dict.fromkeys(numbers))
+        self._begun, self._inside = True, None
+        return text
 
     def _drop(self, at: int) -> str:
         # A line end is more than a blank before a number, and stays.
@@ -96,7 +100,19 @@ class CitationFilter:
         if not self._begun:
             text = text.lstrip()
             self._begun = bool(text)
-        return text
+        return "".join(character for character in text if self._passes(character))
+
+    def _passes(self, character: str) -> bool:
+        """Where a citation went from inside a bracket, as in "[[9]9]", what is left must not become one."""
+        if character in _OPEN:
+            self._inside = ""
+        elif character in _CLOSE:
+            if self._inside is not None and _GROUP.fullmatch(self._inside):
+                return False
+            self._inside = None
+        elif self._inside is not None:
+            self._inside = self._inside + character if len(self._inside) < _LONGEST else None
+        return True
 
 
 def _bracket(held: str) -> int:
