@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens that go through the layers together: enough to hide the unpacking of weights, few enough to stay in cache.
+/// Whole fours, so that rows are grouped as in one product of all of them.
 const CHUNK: usize = 256;
 /// Rows that one thread takes at a time where rows are independent.
 const ROWS: usize = 8;
