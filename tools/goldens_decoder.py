@@ -3,7 +3,7 @@
 - tests/goldens/tiny-gemma/: a checkpoint of Gemma's first architecture as its publisher lays it out: bfloat16, one
   key-value head, heads wider than the hidden size gives, a head tied to the embedding. The weights are random.
 - tests/goldens/tiny-*/: smaller checkpoints of the other families, each with the parts that set it apart: windows,
-  caps, biases, norms of queries and keys, two rotary bases, stretched positions. Their weights are random too.
+  caps, biases, norms of queries and keys, two rotary bases, stretched positions, layers without. Their weights are random too.
 - tests/goldens/tiny-gemma.json: the logits `(tokens, vocabulary)` of a text in single precision, and greedy
   continuations of several texts.
 """
@@ -63,6 +63,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 5, "layer_types": ALTERNATING, "rope_parameters": TWO_BASES},
     "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "qwen3": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    "smollm3": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "no_rope_layer_interval": 2},
 }
 READ_SMALL = [(7 * i * i + 3 * i + 1) % SMALL["vocab_size"] for i in range(30)]
 # Ten times what another order of additions may change, so the next token is the same in any right implementation.

@@ -7,8 +7,16 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const NAMES: [&str; 7] =
-    ["tiny-gemma", "tiny-gemma2", "tiny-gemma3_text", "tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"];
+const NAMES: [&str; 8] = [
+    "tiny-gemma",
+    "tiny-gemma2",
+    "tiny-gemma3_text",
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-smollm3",
+];
 
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
@@ -88,6 +96,11 @@ fn qwen2_follows_transformers() {
 #[test]
 fn qwen3_follows_transformers() {
     follows_transformers("tiny-qwen3");
+}
+
+#[test]
+fn smollm3_follows_transformers() {
+    follows_transformers("tiny-smollm3");
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub(super) struct Family {
     pub(super) global_every: Option<usize>,
     /// The rotary base of layers with a window, where it is not that of the others.
     pub(super) local_base: Option<f32>,
+    /// One layer of this many has no rotary positions (NoPE, <https://arxiv.org/abs/2305.19466>), where files do not say which.
+    pub(super) unturned_every: Option<usize>,
 }
 
 const LLAMA: Family = Family {
@@ -44,6 +46,7 @@ const LLAMA: Family = Family {
     norms_less_one: false,
     global_every: None,
     local_base: None,
+    unturned_every: None,
 };
 
 const GEMMA: Family = Family {
@@ -66,7 +69,7 @@ const QWEN2: Family = Family { name: "qwen2", gguf_pairs: Pairs::Halves, qkv_bia
 const QWEN3: Family = Family { name: "qwen3", qkv_bias: false, qk_norm: true, ..QWEN2 };
 
 /// The families, by the name in their files.
-const FAMILIES: [Family; 8] = [
+const FAMILIES: [Family; 9] = [
     LLAMA,
     Family { name: "mistral", ..LLAMA },
     GEMMA,
@@ -75,6 +78,7 @@ const FAMILIES: [Family; 8] = [
     Family { name: "gemma3_text", ..GEMMA3 },
     QWEN2,
     QWEN3,
+    Family { name: "smollm3", unturned_every: Some(4), ..LLAMA },
 ];
 
 impl Family {
@@ -90,6 +94,12 @@ impl Family {
     pub(super) fn local_layers(&self, layers: usize, global_every: Option<usize>) -> Vec<bool> {
         let every = global_every.or(self.global_every);
         (0..layers).map(|i| every.is_none_or(|n| n == 0 || i % n < n - 1)).collect()
+    }
+
+    /// Which layers have no rotary positions, where the file gives no list.
+    pub(super) fn unturned_layers(&self, layers: usize, every: Option<usize>) -> Vec<bool> {
+        let every = every.or(self.unturned_every).filter(|n| *n > 0);
+        (0..layers).map(|i| every.is_some_and(|n| (i + 1).is_multiple_of(n))).collect()
     }
 }
 
@@ -150,6 +160,8 @@ pub(super) struct Config {
     pub(super) half: bool,
     /// Which layers have the window and the local positions.
     pub(super) local_layers: Vec<bool>,
+    /// Which layers have no rotary positions.
+    pub(super) unturned_layers: Vec<bool>,
 }
 
 /// No decoder comes near: bounds that keep products of sizes from overflowing.

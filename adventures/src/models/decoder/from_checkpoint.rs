@@ -114,12 +114,13 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<(Config, bool)> {
         window,
         half: false,
         local_layers: local_layers(fields, family, layers, window)?,
+        unturned_layers: unturned_layers(fields, family, layers)?,
     };
     config.check(&place)?;
     if fields.flag("use_bidirectional_attention")? == Some(true) {
         return unsupported!("{place}: \"use_bidirectional_attention\"");
     }
-    Ok((config, fields.flag("tie_word_embeddings")?.unwrap_or(gemma)))
+    Ok((config, fields.flag("tie_word_embeddings")?.unwrap_or(gemma || family.name == "smollm3")))
 }
 
 /// The first Gemma checkpoints say "gelu" but were trained with its tanh approximation; `hidden_activation` was added to
@@ -142,7 +143,7 @@ fn window(fields: Fields<'_>, family: &Family) -> Result<Option<usize>> {
     let window = fields.size("sliding_window")?;
     Ok(match family.name {
         "llama" | "gemma" => None,
-        "qwen2" | "qwen3" if fields.flag("use_sliding_window")? != Some(true) => None,
+        "qwen2" | "qwen3" | "smollm3" if fields.flag("use_sliding_window")? != Some(true) => None,
         "gemma2" => window.or(Some(4096)),
         _ => window,
     })
@@ -175,6 +176,23 @@ fn local_layers(fields: Fields<'_>, family: &Family, layers: usize, window: Opti
     Ok(family.local_layers(layers, fields.size("sliding_window_pattern")?))
 }
 
+/// `no_rope_layers` has a 1 for each layer *with* rotary positions.
+fn unturned_layers(fields: Fields<'_>, family: &Family, layers: usize) -> Result<Vec<bool>> {
+    let every = fields.size("no_rope_layer_interval")?;
+    if family.unturned_every.is_none() {
+        return Ok(vec![false; layers]);
+    }
+    let Some(list) = fields.find("no_rope_layers") else { return Ok(family.unturned_layers(layers, every)) };
+    let turned = list.as_array().filter(|list| list.len() >= layers);
+    let turned: Option<Vec<u64>> = turned.and_then(|list| list[..layers].iter().map(Value::as_u64).collect());
+    match turned {
+        Some(turned) if turned.iter().all(|turned| *turned <= 1) => {
+            Ok(turned.iter().map(|turned| *turned == 0).collect())
+        }
+        _ => fields.wrong("no_rope_layers", &format!("a list of {layers} times 0 or 1")),
+    }
+}
+
 /// The positions of layers that see everything, and of layers with a window.
 fn rotaries(fields: Fields<'_>, family: &Family, head_dim: usize) -> Result<(Rotary, Rotary)> {
     let parameters = fields.inside("rope_parameters");
@@ -194,7 +212,10 @@ fn rotaries(fields: Fields<'_>, family: &Family, head_dim: usize) -> Result<(Rot
         None => None,
     };
     let base = base.or(fields.number("rope_theta")?);
-    let default = family.local_base.map(|_| 1_000_000.0); // Gemma 3
+    let default = match family.name {
+        "smollm3" => Some(2_000_000.0),
+        _ => family.local_base.map(|_| 1_000_000.0), // Gemma 3
+    };
     let scaling = parameters.or_else(|| fields.inside("rope_scaling"));
     let global = rotary(base.or(default), scaling, head_dim)?;
     let local = match fields.number("rope_local_base_freq")?.or(family.local_base) {

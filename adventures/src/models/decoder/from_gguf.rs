@@ -121,6 +121,7 @@ pub(super) fn config(gguf: &Arc<Gguf>) -> Result<Config> {
         window,
         half: true,
         local_layers: local_layers(&keys, family, layers, window)?,
+        unturned_layers: family.unturned_layers(layers, None),
     };
     config.check(gguf.name())?;
     if config.pairs == Pairs::Neighbours && config.rotary_dims == 0 {

@@ -153,8 +153,10 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
                 causal::rms_norm_in_place(key, key_norm, config.norm_eps);
             }
             let turns = &turns[local][t * rope.pairs()..(t + 1) * rope.pairs()];
-            causal::rotate(query, dim, turns, rope.halves);
-            causal::rotate(key, dim, turns, rope.halves);
+            if !config.unturned_layers[index] {
+                causal::rotate(query, dim, turns, rope.halves);
+                causal::rotate(key, dim, turns, rope.halves);
+            }
             if config.family.scaled_queries {
                 causal::scale(query, config.query_scale);
             }
