@@ -145,3 +145,38 @@ fn smollm2_is_the_same_in_every_way() {
 fn gemma_3_is_the_same_in_every_way() {
     is_the_same_in_every_way("gemma-3-270m");
 }
+
+#[test]
+fn a_window_forgets_what_it_has_left_and_nothing_else() {
+    let golden = goldens("llama-gemma-3-270m.json");
+    let Some(path) = file(&golden) else { return };
+    let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
+    let lm = from_gguf(gguf, &DecoderOptions::default()).expect("the model loads");
+    let words = ids(&golden["prompts"][0]["ids"]);
+    let prompt: Vec<u32> = words.iter().copied().cycle().take(780).collect();
+    let read =
+        |run: &mut dyn Run, ids: &[u32]| -> Vec<f32> { run.read(ids).expect("it reads").to_vec1().expect("f32") };
+    let (mut whole, mut pieces) = (lm.start(), lm.start());
+    let want = read(whole.as_mut(), &prompt);
+    let mut last = Vec::new();
+    for piece in prompt.chunks(260) {
+        last = read(pieces.as_mut(), piece);
+        let len = pieces.len();
+        lm.keep(pieces.as_mut(), &prompt[..len]);
+    }
+    assert!(last == want);
+    // The window is of 512, and a page more is kept: the first three pages are left behind.
+    assert!(pieces.rewind(780 - 64).is_ok() && read(pieces.as_mut(), &prompt[716..]) == want);
+    let error = pieces.rewind(500).expect_err("it is forgotten").to_string();
+    assert!(error.contains("cannot rewind to 500 of 780 tokens"), "{error}");
+    assert_eq!(pieces.len(), 780);
+    let next = words[1];
+    assert!(read(pieces.as_mut(), &[next]) == read(whole.as_mut(), &[next]));
+    // What was kept before it was left behind serves any beginning.
+    for length in [780, 300] {
+        let mut resumed = lm.resume(&prompt[..length]);
+        assert_eq!(resumed.len(), (length - 8) / 64 * 64);
+        let rest = resumed.len();
+        assert!(read(resumed.as_mut(), &prompt[rest..length]) == read(lm.start().as_mut(), &prompt[..length]));
+    }
+}

@@ -98,10 +98,11 @@ impl Answer {
             }
             stats.read_tokens = end;
         });
+        // At once: a window leaves the beginning of a long prompt behind.
+        lm.keep(run.as_mut(), prompt);
         if end < prompt.len() {
             return Ok(None);
         }
-        lm.keep(run.as_mut(), prompt);
         let seconds = self.stream.seconds();
         self.stream.update(|stats| stats.prompt_seconds = seconds);
         self.stream.send(std::mem::take(&mut self.prefix));

@@ -97,6 +97,8 @@ pub trait Run: Send {
         self.len() == 0
     }
     /// Forgets all but the first `len` tokens.
+    ///
+    /// Layers with a window forget what is more than 64 tokens behind it: going back further than that fails.
     fn rewind(&mut self, len: usize) -> Result<()>;
     /// Returns the run as what it is, for its own model.
     fn as_any(&mut self) -> &mut dyn Any;

@@ -3,7 +3,6 @@
 use super::cache::{Page, Shape};
 use crate::kernels::paged::{self, Number, PAGE, Queries};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Rows that lie `stride` numbers apart.
 #[derive(Clone, Copy)]
@@ -25,8 +24,8 @@ pub(super) struct Room {
 pub(super) struct Attend<'a, N> {
     /// The position of the first token.
     pub(super) start: usize,
-    pub(super) pages: &'a [Arc<Page<N>>],
-    pub(super) shape: Shape,
+    pub(super) pages: &'a [Page<N>],
+    pub(super) shape: &'a Shape,
     pub(super) layer: usize,
     pub(super) window: Option<usize>,
     pub(super) scale: f32,

@@ -169,7 +169,7 @@ const MAX_SIZE: usize = 1 << 24;
 
 impl Config {
     pub(super) fn cache_shape(&self) -> Shape {
-        Shape { layers: self.layers, heads: self.kv_heads, dim: self.head_dim }
+        Shape::new(&self.local_layers, self.kv_heads, self.head_dim, self.window)
     }
 
     /// Checks that the sizes fit together; `place` begins the message.

@@ -19,6 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid};
 use crate::gguf::Gguf;
 use crate::kernels::paged::Number;
+use cache::Shape;
 use candle_core::Tensor;
 use config::Config;
 use half::f16;
@@ -66,6 +67,8 @@ struct Decoder<N> {
 
 struct Model {
     config: Config,
+    /// Of the pages of each run's cache.
+    shape: Shape,
     weights: Weights,
     /// Of layers that see everything, and of layers with a window.
     ropes: [Rope; 2],
@@ -86,14 +89,15 @@ fn load(source: &Source, config: Config, tied: bool, options: &DecoderOptions) -
     let ropes = [Rope::new(&config, &config.global), Rope::new(&config, &config.local)];
     let pool = crate::device::pool(crate::device::threads(options.threads)?, "decoder")?;
     let half = config.half;
-    let model = Arc::new(Model { config, weights, ropes, pool, context });
+    let shape = config.cache_shape();
+    let model = Arc::new(Model { config, shape, weights, ropes, pool, context });
     let budget = options.prefix_bytes.unwrap_or(PREFIX_BYTES);
     Ok(if half { Arc::new(Decoder::<f16>::new(model, budget)) } else { Arc::new(Decoder::<f32>::new(model, budget)) })
 }
 
 impl<N: Number> Decoder<N> {
     fn new(model: Arc<Model>, budget: usize) -> Self {
-        let prefixes = Mutex::new(Prefixes::new(model.config.cache_shape(), budget));
+        let prefixes = Mutex::new(Prefixes::new(model.shape.clone(), budget));
         Self { model, prefixes }
     }
 

@@ -10,7 +10,6 @@ use crate::kernels::paged::{self, Number, PAGE};
 use crate::kernels::quant::{Product, Scratch, multiply};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Rows that one thread takes at a time where rows are independent.
 const ROWS: usize = 8;
@@ -33,7 +32,7 @@ pub(super) struct Buffers {
 
 /// Neighbouring rows of a pass that belong to one run.
 pub(super) struct Segment<'a, N> {
-    pub(super) pages: &'a mut Vec<Arc<Page<N>>>,
+    pub(super) pages: &'a mut Vec<Page<N>>,
     /// The position of the first.
     pub(super) start: usize,
     pub(super) tokens: usize,
@@ -51,7 +50,7 @@ pub(super) enum Together {
 /// Some tokens' way through the layers.
 pub(super) struct Pass<'a, 'b, N> {
     model: &'a Model,
-    shape: Shape,
+    shape: &'a Shape,
     segments: &'a mut [Segment<'b, N>],
     buffers: &'a mut Buffers,
     together: Together,
@@ -64,7 +63,7 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
         buffers: &'a mut Buffers,
         together: Together,
     ) -> Self {
-        Self { model, shape: model.config.cache_shape(), segments, buffers, together }
+        Self { model, shape: &model.shape, segments, buffers, together }
     }
 
     fn batch(&self) -> usize {
@@ -245,7 +244,7 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
 }
 
 impl<N: Number> Segment<'_, N> {
-    fn attend(&self, shape: Shape, config: &Config, layer: usize, single: bool) -> Attend<'_, N> {
+    fn attend<'a>(&'a self, shape: &'a Shape, config: &Config, layer: usize, single: bool) -> Attend<'a, N> {
         Attend {
             start: self.start,
             pages: self.pages,
@@ -259,13 +258,11 @@ impl<N: Number> Segment<'_, N> {
     }
 
     /// Stores keys and values, a row per token, for one layer: each page takes the tokens that fall into it.
-    fn store(&mut self, shape: Shape, layer: usize, keys: &[f32], values: &[f32]) {
+    fn store(&mut self, shape: &Shape, layer: usize, keys: &[f32], values: &[f32]) {
         let (start, end, width) = (self.start, self.start + self.tokens, shape.heads * shape.dim);
         let first = start / PAGE;
         let pages = self.pages[first..end.div_ceil(PAGE)].par_iter_mut().enumerate();
         pages.with_min_len(if self.tokens < ROWS { self.tokens } else { 1 }).for_each(|(i, page)| {
-            // Shared where this run was rewound into what others began with too.
-            let page = Arc::make_mut(page);
             let mut rounded = Vec::new();
             for position in ((first + i) * PAGE).max(start)..((first + i + 1) * PAGE).min(end) {
                 let row = (position - start) * width..(position - start + 1) * width;

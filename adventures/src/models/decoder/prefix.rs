@@ -1,11 +1,10 @@
 //! Pages of prompts, kept for prompts that begin alike: the same instructions, the same passages, a conversation.
 
 use super::cache::{Page, Shape};
-use crate::kernels::paged::PAGE;
+use crate::kernels::paged::{Number, PAGE};
 use crate::models::FEWEST_TOGETHER;
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// Full pages by the tokens that lead to them, shared with the runs that read them.
 ///
@@ -16,7 +15,8 @@ pub(super) struct Prefixes<N> {
     pages: HashMap<(u64, Box<[u32]>), Kept<N>>,
     /// The most bytes that the pages may take.
     budget: usize,
-    page_bytes: usize,
+    bytes: usize,
+    shape: Shape,
     /// Counts the prompts that were looked up or kept.
     clock: u64,
     last_id: u64,
@@ -24,19 +24,19 @@ pub(super) struct Prefixes<N> {
 
 struct Kept<N> {
     id: u64,
-    page: Arc<Page<N>>,
+    page: Page<N>,
     depth: usize,
     /// When it was last looked up or kept: never later than the pages before it.
     used: u64,
 }
 
-impl<N> Prefixes<N> {
+impl<N: Number> Prefixes<N> {
     pub(super) fn new(shape: Shape, budget: usize) -> Self {
-        Self { pages: HashMap::new(), budget, page_bytes: shape.page() * size_of::<N>(), clock: 0, last_id: 0 }
+        Self { pages: HashMap::new(), budget, bytes: 0, shape, clock: 0, last_id: 0 }
     }
 
     /// Returns the pages that `prompt` begins with, but for what is read anew in any case: its last tokens.
-    pub(super) fn find(&mut self, prompt: &[u32]) -> Vec<Arc<Page<N>>> {
+    pub(super) fn find(&mut self, prompt: &[u32]) -> Vec<Page<N>> {
         self.clock += 1;
         let mut before = 0;
         let mut found = Vec::new();
@@ -45,45 +45,60 @@ impl<N> Prefixes<N> {
             let Some(kept) = self.pages.get_mut(&(before, tokens.into())) else { break };
             kept.used = self.clock;
             before = kept.id;
-            found.push(Arc::clone(&kept.page));
+            found.push(kept.page.clone());
         }
+        found.truncate(self.shape.usable(&found));
         found
     }
 
     /// Keeps the full pages of `prompt`; the longest unused are dropped where there is no room.
-    pub(super) fn keep(&mut self, prompt: &[u32], pages: &[Arc<Page<N>>]) {
+    pub(super) fn keep(&mut self, prompt: &[u32], pages: &[Page<N>]) {
         self.clock += 1;
-        let mut before = 0;
-        let room = self.budget / self.page_bytes.max(1);
-        for (depth, (tokens, page)) in prompt.chunks_exact(PAGE).zip(pages).take(room).enumerate() {
+        let (mut before, mut room) = (0, self.budget);
+        for (depth, (tokens, page)) in prompt.chunks_exact(PAGE).zip(pages).enumerate() {
+            let Some(rest) = room.checked_sub(page.bytes()) else { break };
+            room = rest;
             let kept = self.pages.entry((before, tokens.into())).or_insert_with(|| {
                 self.last_id += 1;
-                Kept { id: self.last_id, page: Arc::clone(page), depth, used: 0 }
+                self.bytes += page.bytes();
+                Kept { id: self.last_id, page: page.clone(), depth, used: 0 }
             });
+            // One that was kept without the layers that have a window may be had whole now.
+            if page.bytes() > kept.page.bytes() {
+                self.bytes += page.bytes() - kept.page.bytes();
+                kept.page = page.clone();
+            }
             kept.used = self.clock;
             before = kept.id;
         }
-        while self.pages.len() > room {
+        while self.bytes > self.budget {
             let oldest = self.pages.iter().min_by_key(|(_, kept)| (kept.used, Reverse(kept.depth)));
             let Some(key) = oldest.map(|(key, _)| key.clone()) else { break };
-            self.pages.remove(&key);
+            if let Some(kept) = self.pages.remove(&key) {
+                self.bytes -= kept.page.bytes();
+            }
         }
     }
 
     /// Returns how many bytes the pages take.
     pub(super) fn bytes(&self) -> usize {
-        self.pages.len() * self.page_bytes
+        self.bytes
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cache::forget;
     use super::*;
 
-    const SHAPE: Shape = Shape { layers: 1, heads: 1, dim: 2 };
+    const BYTES: usize = 2 * 2 * PAGE * 4;
 
-    fn pages(n: usize) -> Vec<Arc<Page<f32>>> {
-        (0..n).map(|_| Arc::new(Page::new(SHAPE))).collect()
+    fn shape() -> Shape {
+        Shape::new(&[false], 1, 2, None)
+    }
+
+    fn pages(n: usize) -> Vec<Page<f32>> {
+        (0..n).map(|_| Page::new(&shape())).collect()
     }
 
     fn prompt(length: u32, changed: Option<usize>) -> Vec<u32> {
@@ -92,7 +107,7 @@ mod tests {
 
     #[test]
     fn pages_that_both_prompts_begin_with_are_found() {
-        let mut prefixes = Prefixes::<f32>::new(SHAPE, 1 << 20);
+        let mut prefixes = Prefixes::<f32>::new(shape(), 1 << 20);
         let kept = pages(5);
         prefixes.keep(&prompt(300, None), &kept);
         for (length, changed, want) in [
@@ -110,20 +125,19 @@ mod tests {
         ] {
             let found = prefixes.find(&prompt(length, changed));
             assert_eq!(found.len(), want, "{length} {changed:?}");
-            assert!(found.iter().zip(&kept).all(|(a, b)| Arc::ptr_eq(a, b)));
+            assert!(found.iter().zip(&kept).all(|(a, b)| a.is_same(b)));
         }
         prefixes.keep(&prompt(128, Some(64)), &pages(2));
         assert_eq!(prefixes.pages.len(), 5, "the first page is shared");
-        assert_eq!(prefixes.bytes(), 5 * SHAPE.page() * 4);
+        assert_eq!(prefixes.bytes(), 5 * BYTES);
     }
 
     #[test]
     fn the_longest_unused_are_dropped_from_the_end() {
-        let bytes = SHAPE.page() * 4;
-        let mut prefixes = Prefixes::<f32>::new(SHAPE, 4 * bytes + 1);
+        let mut prefixes = Prefixes::<f32>::new(shape(), 4 * BYTES + 1);
         prefixes.keep(&prompt(192, None), &pages(3));
         prefixes.keep(&prompt(192, Some(0)), &pages(3));
-        assert_eq!(prefixes.bytes(), 4 * bytes);
+        assert_eq!(prefixes.bytes(), 4 * BYTES);
         assert_eq!(prefixes.find(&prompt(200, None)).len(), 1, "its end went first");
         assert_eq!(prefixes.find(&prompt(200, Some(0))).len(), 3);
         prefixes.keep(&prompt(640, Some(1)), &pages(10));
@@ -132,8 +146,33 @@ mod tests {
             4,
             "of a prompt that is too long, the beginning is kept"
         );
-        let mut none = Prefixes::<f32>::new(SHAPE, 0);
+        let mut none = Prefixes::<f32>::new(shape(), 0);
         none.keep(&prompt(640, None), &pages(10));
         assert_eq!((none.find(&prompt(640, None)).len(), none.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn pages_that_a_window_has_left_serve_those_who_look_no_further_back() {
+        // Both layers take as much; one sees 100 positions.
+        let shape = Shape::new(&[false, true], 1, 2, Some(100));
+        let mut kept: Vec<Page<f32>> = (0..10).map(|_| Page::new(&shape)).collect();
+        assert_eq!(kept[0].bytes(), 2 * BYTES);
+        forget(&shape, &mut kept, 640);
+        // 640 - 64 - 100 positions are out of sight, in seven pages.
+        assert_eq!(kept.iter().map(Page::bytes).sum::<usize>(), (10 + 3) * BYTES);
+        let mut prefixes = Prefixes::new(shape.clone(), 1 << 20);
+        prefixes.keep(&prompt(640, None), &kept);
+        assert_eq!(prefixes.bytes(), 13 * BYTES);
+        for (length, want) in [(648, 10), (640, 9), (600, 9), (520, 0)] {
+            assert_eq!(prefixes.find(&prompt(length, None)).len(), want, "{length}");
+        }
+        // One who kept them earlier has them whole.
+        let whole: Vec<Page<f32>> = (0..8).map(|_| Page::new(&shape)).collect();
+        prefixes.keep(&prompt(512, None), &whole);
+        assert_eq!(prefixes.bytes(), 20 * BYTES);
+        assert_eq!(prefixes.find(&prompt(520, None)).len(), 8);
+        assert_eq!(prefixes.find(&prompt(300, None)).len(), 4);
+        forget(&shape, &mut kept, 640);
+        assert_eq!(kept.iter().map(Page::bytes).sum::<usize>(), 13 * BYTES, "nothing more to forget");
     }
 }

@@ -1,7 +1,7 @@
 //! One reading of a text, with a cache of its own; and several that are read together.
 
 use super::Model;
-use super::cache::{Page, Shape};
+use super::cache::{self, Page};
 use super::pass::{Buffers, Pass, Segment, Together};
 use crate::error::{Result, invalid};
 use crate::kernels::paged::{Number, PAGE};
@@ -17,23 +17,21 @@ const CHUNK: usize = 256;
 /// The cache and the scratch space of one run.
 pub(super) struct Reading<N> {
     model: Arc<Model>,
-    shape: Shape,
     /// Shared where another run began with the same tokens.
-    pages: Vec<Arc<Page<N>>>,
+    pages: Vec<Page<N>>,
     len: usize,
     buffers: Buffers,
 }
 
 impl<N: Number> Reading<N> {
     /// Returns a run that has read the tokens of `pages`, which are full.
-    pub(super) fn new(model: Arc<Model>, pages: Vec<Arc<Page<N>>>) -> Self {
-        let shape = model.config.cache_shape();
+    pub(super) fn new(model: Arc<Model>, pages: Vec<Page<N>>) -> Self {
         let len = pages.len() * PAGE;
-        Self { model, shape, pages, len, buffers: Buffers::default() }
+        Self { model, pages, len, buffers: Buffers::default() }
     }
 
     /// Returns the pages that the first `len` tokens fill.
-    pub(super) fn full_pages(&self, len: usize) -> &[Arc<Page<N>>] {
+    pub(super) fn full_pages(&self, len: usize) -> &[Page<N>] {
         &self.pages[..len.min(self.len) / PAGE]
     }
 
@@ -55,7 +53,7 @@ impl<N: Number> Reading<N> {
     /// Adds pages for `tokens` more; returns where they go.
     fn segment(&mut self, tokens: usize) -> Segment<'_, N> {
         while self.pages.len() * PAGE < self.len + tokens {
-            self.pages.push(Arc::new(Page::new(self.shape)));
+            self.pages.push(Page::new(&self.model.shape));
         }
         Segment { pages: &mut self.pages, start: self.len, tokens }
     }
@@ -90,12 +88,12 @@ impl<N: Number> Reading<N> {
             // What was written must not meet later weights of 0.
             self.pages.truncate(self.len.div_ceil(PAGE));
             if !self.len.is_multiple_of(PAGE) {
-                let page = Arc::make_mut(&mut self.pages[self.len / PAGE]);
-                page.clear_from(self.shape, self.len % PAGE);
+                self.pages[self.len / PAGE].clear_from(&self.model.shape, self.len % PAGE);
             }
             return invalid!("the model computed {logit} for a logit: its weights are damaged, or too large for it");
         }
         self.len += tokens;
+        cache::forget(&self.model.shape, &mut self.pages, self.len);
         Ok(())
     }
 }
@@ -117,8 +115,12 @@ impl<N: Number> Run for Reading<N> {
         if len > self.len {
             return invalid!("cannot rewind to {len} tokens, {} have been read", self.len);
         }
+        let full = len.div_ceil(PAGE);
+        if !self.model.shape.complete(&self.pages[..full], len) {
+            return invalid!("cannot rewind to {len} of {} tokens: what a window saw there is forgotten", self.len);
+        }
         self.len = len;
-        self.pages.truncate(len.div_ceil(PAGE));
+        self.pages.truncate(full);
         Ok(())
     }
 
