@@ -91,7 +91,7 @@ impl Generator {
         #[pyo3(from_py_with = option::context)] context: Option<usize>,
     ) -> PyResult<Self> {
         let found = locate(model, revision, "generator")?;
-        let options = GeneratorOptions { device: device.to_owned(), threads, context };
+        let options = GeneratorOptions { device: device.to_owned(), threads, context, ..GeneratorOptions::default() };
         let path: &Path = &found.path;
         let inner = run(model.py(), |_| adventures::Generator::load(path, &options))?;
         Ok(Self {

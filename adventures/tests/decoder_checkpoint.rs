@@ -1,7 +1,7 @@
 //! The decoder on small random checkpoints, against the logits of transformers (`tools/goldens_decoder.py`).
 
 use adventures::checkpoint::Checkpoint;
-use adventures::models::decoder::{DecoderOptions, from_checkpoint};
+use adventures::models::decoder::{DecoderOptions, Quantize, from_checkpoint};
 use adventures::models::{CausalLm, Run};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,12 @@ fn goldens() -> PathBuf {
 }
 
 fn load(name: &str) -> Arc<dyn CausalLm> {
+    load_with(name, &DecoderOptions::default())
+}
+
+fn load_with(name: &str, options: &DecoderOptions) -> Arc<dyn CausalLm> {
     let checkpoint = Arc::new(Checkpoint::open(goldens().join(name)).expect("the checkpoint opens"));
-    from_checkpoint(checkpoint, &DecoderOptions::default()).expect("the model loads")
+    from_checkpoint(checkpoint, options).expect("the model loads")
 }
 
 fn read(run: &mut dyn Run, ids: &[u32]) -> Vec<f32> {
@@ -34,10 +38,13 @@ fn numbers(value: &Value) -> Vec<f64> {
 
 /// Reads the text in each of `pieces` at a time; each piece's last logits are compared.
 fn follows_transformers(name: &str) {
+    follows(name, load(name).as_ref());
+}
+
+fn follows(name: &str, lm: &dyn CausalLm) {
     let path = goldens().join(format!("{name}.json"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let golden: Value = serde_json::from_str(&text).expect("the file is JSON");
-    let lm = load(name);
     let ids: Vec<u32> = numbers(&golden["ids"]).iter().map(|id| *id as u32).collect();
     let want = golden["logits"].as_array().expect("a row per token");
     assert_eq!(ids.len(), want.len());
@@ -88,6 +95,28 @@ fn qwen2_follows_transformers() {
 #[test]
 fn qwen3_follows_transformers() {
     follows_transformers("tiny-qwen3");
+}
+
+#[test]
+fn mistral_with_an_adapter_follows_peft() {
+    let adapters = vec![goldens().join("tiny-llm2vec/causal")];
+    let lm = load_with("tiny-llm2vec/base", &DecoderOptions { adapters, ..DecoderOptions::default() });
+    follows("tiny-llm2vec", lm.as_ref());
+}
+
+#[test]
+fn quantized_logits_are_near_the_others() {
+    for name in ["tiny-gemma", "tiny-llm2vec/base"] {
+        for (quantize, most) in [(Quantize::Q8_0, 0.03), (Quantize::Q4K, 0.15)] {
+            let ids = text(20, 5);
+            let want = read(load(name).start().as_mut(), &ids);
+            let options = DecoderOptions { quantize: Some(quantize), ..DecoderOptions::default() };
+            let got = read(load_with(name, &options).start().as_mut(), &ids);
+            let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+            let difference = length(&mut want.iter().zip(&got).map(|(a, b)| a - b)) / length(&mut want.iter().copied());
+            assert!(difference > 0.0 && difference < most, "{name}, {}: {difference}", quantize.name());
+        }
+    }
 }
 
 #[test]

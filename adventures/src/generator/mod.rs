@@ -15,14 +15,14 @@ use crate::device;
 use crate::error::{Error, Result, invalid};
 use crate::gguf::Gguf;
 use crate::models::CausalLm;
-use crate::models::decoder::{self, DecoderOptions};
+use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::sampling::{Sampler, SamplingOptions};
 use crate::template::{Message, Template, Tokens};
 use crate::tokenizer::Tokenizer;
 use generation::Job;
 use kept::Kept;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How a generator is loaded.
@@ -34,6 +34,10 @@ pub struct GeneratorOptions {
     pub threads: Option<usize>,
     /// The most tokens of prompt and answer together; what the model was trained for by default.
     pub context: Option<usize>,
+    /// Directories of `LoRA` adapters, which are added to the weights of a directory of safetensors in this order.
+    pub adapters: Vec<PathBuf>,
+    /// What the matrices of a directory of safetensors are rounded to; as they are where it is `None`.
+    pub quantize: Option<Quantize>,
 }
 
 /// How an answer is generated.
@@ -83,7 +87,12 @@ impl Generator {
         device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
         let path = path.as_ref();
         let threads = device::threads(options.threads)?;
-        let decoder_options = DecoderOptions { context: options.context, threads: Some(threads) };
+        let decoder_options = DecoderOptions {
+            context: options.context,
+            threads: Some(threads),
+            adapters: options.adapters.clone(),
+            quantize: options.quantize,
+        };
         let (lm, tokenizer, source, architecture) = if path.is_dir() {
             let checkpoint = Arc::new(Checkpoint::open(path)?);
             let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;

@@ -1,9 +1,13 @@
 //! One decoder for the families of Llama, Mistral, Gemma and Qwen, on flat buffers.
 //!
 //! A [`config::Config`] says what differs between them: norms, activation, rotary positions, windows, caps. Weights stay in
-//! their mapped files ([`weights`]); each run owns its cache ([`cache`]) and its scratch space ([`run`]).
+//! their mapped files ([`weights`]), but for those that are changed when they are loaded ([`changes`]); each run owns its
+//! cache ([`cache`]) and its scratch space ([`run`]). [`bidirectional`] is the same decoder as an encoder.
 
+mod adapter;
+mod bidirectional;
 mod cache;
+mod changes;
 mod config;
 mod from_checkpoint;
 mod from_gguf;
@@ -11,15 +15,20 @@ mod rope;
 mod run;
 mod weights;
 
-use super::{CausalLm, Run};
+pub use changes::Quantize;
+
+use super::{CausalLm, Encoder, Run};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Result, invalid};
+use crate::error::{Result, invalid, unsupported};
 use crate::gguf::Gguf;
+use changes::Changes;
 use config::Config;
 use half::f16;
 use rope::Rope;
+use serde_json::Value;
+use std::path::PathBuf;
 use std::sync::Arc;
-use weights::{Source, Weights};
+use weights::{Head, Source, Weights};
 
 /// How a decoder is run.
 #[derive(Debug, Clone, Default)]
@@ -28,15 +37,36 @@ pub struct DecoderOptions {
     pub context: Option<usize>,
     /// How many threads compute; all that the cgroup grants where it is `None`.
     pub threads: Option<usize>,
+    /// Directories of LoRA adapters, which are added to the weights in this order. The matrices that they change are kept
+    /// in memory, in single precision where `quantize` does not say otherwise.
+    pub adapters: Vec<PathBuf>,
+    /// What the matrices are rounded to; as they are in the checkpoint where it is `None`.
+    pub quantize: Option<Quantize>,
 }
 
 /// Returns the decoder in a GGUF file; the weights stay where they lie in it.
 ///
-/// Fails where the architecture, a tensor's type or its shape is not supported, and names it.
+/// Fails where the architecture, a tensor's type or its shape is not supported, and names it; and where `options` ask to
+/// change the weights, which are rounded already.
 pub fn from_gguf(gguf: Arc<Gguf>, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
+    if let Some(adapter) = options.adapters.first() {
+        return unsupported!(
+            "{}: adapter {} cannot be merged into a GGUF file, whose weights are rounded; load the safetensors that it \
+             was made from, with quantize= for as small a model",
+            gguf.name(),
+            adapter.display()
+        );
+    }
+    if let Some(quantize) = options.quantize {
+        return invalid!(
+            "{}: quantize={:?} is for safetensors; the types of a GGUF file's weights are settled in it",
+            gguf.name(),
+            quantize.name()
+        );
+    }
     let config = from_gguf::config(&gguf)?;
     // llama.cpp uses the embedding as the head wherever a file has no head.
-    Ok(Arc::new(Decoder::new(&Source::Gguf(gguf), config, true, options)?))
+    Ok(Arc::new(Decoder::new(&Source::Gguf(gguf), config, Head::Tied, options)?))
 }
 
 /// Returns the decoder in a directory of `config.json` and safetensors; the weights stay where they lie in it.
@@ -44,7 +74,28 @@ pub fn from_gguf(gguf: Arc<Gguf>, options: &DecoderOptions) -> Result<Arc<dyn Ca
 /// Fails where the architecture, a tensor's type or its shape is not supported, and names it.
 pub fn from_checkpoint(checkpoint: Arc<Checkpoint>, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
     let (config, tied) = from_checkpoint::config(&checkpoint)?;
-    Ok(Arc::new(Decoder::new(&Source::Checkpoint(checkpoint), config, tied, options)?))
+    let head = if tied { Head::Tied } else { Head::Own };
+    Ok(Arc::new(Decoder::new(&Source::Checkpoint(checkpoint), config, head, options)?))
+}
+
+/// Returns whether `config`, a `config.json`, is that of a decoder.
+pub fn is_decoder(config: &Value) -> bool {
+    config.get("model_type").and_then(Value::as_str).is_some_and(|name| config::Family::find(name).is_ok())
+}
+
+/// Returns the decoder in a directory of `config.json` and safetensors as an encoder: every token sees every other, as in
+/// `LLM2Vec` (<https://arxiv.org/abs/2404.05961>).
+///
+/// The hidden states are those after the last norm. `pool` computes; `options.threads` is not looked at. Fails as
+/// [`from_checkpoint`] does.
+pub fn bidirectional(
+    checkpoint: Arc<Checkpoint>,
+    options: &DecoderOptions,
+    pool: Arc<rayon::ThreadPool>,
+) -> Result<Box<dyn Encoder>> {
+    let (config, _) = from_checkpoint::config(&checkpoint)?;
+    let model = Model::new(&Source::Checkpoint(checkpoint), config, Head::None, options, pool)?;
+    Ok(Box::new(bidirectional::Bidirectional(model)))
 }
 
 /// A decoder whose weights are shared by its runs.
@@ -55,12 +106,25 @@ struct Model {
     weights: Weights,
     /// Of layers that see everything, and of layers with a window.
     ropes: [Rope; 2],
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
     context: usize,
 }
 
 impl Decoder {
-    fn new(source: &Source, config: Config, tied: bool, options: &DecoderOptions) -> Result<Self> {
+    fn new(source: &Source, config: Config, head: Head, options: &DecoderOptions) -> Result<Self> {
+        let pool = Arc::new(crate::device::pool(crate::device::threads(options.threads)?, "decoder")?);
+        Ok(Self(Arc::new(Model::new(source, config, head, options, pool)?)))
+    }
+}
+
+impl Model {
+    fn new(
+        source: &Source,
+        config: Config,
+        head: Head,
+        options: &DecoderOptions,
+        pool: Arc<rayon::ThreadPool>,
+    ) -> Result<Self> {
         let context = match options.context {
             None => config.context,
             Some(0) => return invalid!("context=0: at least one position is needed"),
@@ -69,10 +133,10 @@ impl Decoder {
             }
             Some(n) => n,
         };
-        let weights = Weights::find(source, &config, tied)?;
+        let changes = Changes::open(&options.adapters, options.quantize)?;
+        let weights = pool.install(|| Weights::find(source, &config, head, &changes))?;
         let ropes = [Rope::new(&config, &config.global), Rope::new(&config, &config.local)];
-        let pool = crate::device::pool(crate::device::threads(options.threads)?, "decoder")?;
-        Ok(Self(Arc::new(Model { config, weights, ropes, pool, context })))
+        Ok(Self { config, weights, ropes, pool, context })
     }
 }
 
