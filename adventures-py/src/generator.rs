@@ -4,7 +4,7 @@ use crate::boundary::{Process, SIGNAL_PERIOD, guard, run};
 use crate::convert::{locate, shown, text, texts};
 use crate::logprob::TokenLogprob;
 use crate::option;
-use adventures::{GenerateOptions, GeneratorOptions, Message, Next, SamplingOptions};
+use adventures::{GenerateOptions, GeneratorOptions, Message, Next, Quantize, SamplingOptions};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyMapping, PyString};
@@ -82,16 +82,20 @@ fn stops(value: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<String>> {
 #[pymethods]
 impl Generator {
     #[new]
-    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, context=None))]
+    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, context=None, adapter=None, quantize=None))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         model: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = option::revision)] revision: Option<&str>,
         #[pyo3(from_py_with = option::device)] device: &str,
         #[pyo3(from_py_with = option::threads)] threads: Option<usize>,
         #[pyo3(from_py_with = option::context)] context: Option<usize>,
+        adapter: Option<&Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = option::quantize)] quantize: Option<Quantize>,
     ) -> PyResult<Self> {
-        let found = locate(model, revision, "generator")?;
-        let options = GeneratorOptions { device: device.to_owned(), threads, context, ..GeneratorOptions::default() };
+        let found = locate(model, revision, "generator", adapter)?;
+        let adapters = found.adapters;
+        let options = GeneratorOptions { device: device.to_owned(), threads, context, adapters, quantize };
         let path: &Path = &found.path;
         let inner = run(model.py(), |_| adventures::Generator::load(path, &options))?;
         Ok(Self {

@@ -106,23 +106,7 @@ impl Checkpoint {
 
     /// Returns the tokenizer of `tokenizer.json`, without truncation and padding; fails where it cannot read an empty text.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let path = self.dir.join("tokenizer.json");
-        let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", path.display()));
-        let Some(bytes) = read(&path)? else {
-            return Err(Error::NotFound(format!("{}: no tokenizer.json", self.dir.display())));
-        };
-        // The tokenizers crate panics over a broken decoder, and over a start token that is nowhere defined when it first adds
-        // it. Both happen here, where the file can be named.
-        let loaded = catch_unwind(|| -> std::result::Result<Tokenizer, tokenizers::Error> {
-            let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
-            tokenizer.with_truncation(None)?.with_padding(None);
-            tokenizer.encode("", true)?;
-            Ok(tokenizer)
-        });
-        match loaded {
-            Ok(loaded) => loaded.map_err(|e| bad(&e)),
-            Err(panic) => Err(bad(&format!("not a tokenizer: {}", message(&*panic)))),
-        }
+        tokenizer(&self.dir)
     }
 
     /// Returns whether there is a tensor of this name.
@@ -180,6 +164,28 @@ impl Shard {
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::Invalid(format!("{}: not a safetensors file: {e}", path.display())))?;
         Ok(Self { path, map, metadata, start: header + size_of::<u64>() })
+    }
+}
+
+/// Returns the tokenizer of the `tokenizer.json` in `dir`, without truncation and padding; fails where it cannot read an empty
+/// text.
+pub(crate) fn tokenizer(dir: &Path) -> Result<Tokenizer> {
+    let path = dir.join("tokenizer.json");
+    let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", path.display()));
+    let Some(bytes) = read(&path)? else {
+        return Err(Error::NotFound(format!("{}: no tokenizer.json", dir.display())));
+    };
+    // The tokenizers crate panics over a broken decoder, and over a start token that is nowhere defined when it first adds
+    // it. Both happen here, where the file can be named.
+    let loaded = catch_unwind(|| -> std::result::Result<Tokenizer, tokenizers::Error> {
+        let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
+        tokenizer.with_truncation(None)?.with_padding(None);
+        tokenizer.encode("", true)?;
+        Ok(tokenizer)
+    });
+    match loaded {
+        Ok(loaded) => loaded.map_err(|e| bad(&e)),
+        Err(panic) => Err(bad(&format!("not a tokenizer: {}", message(&*panic)))),
     }
 }
 

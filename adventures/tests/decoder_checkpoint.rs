@@ -107,7 +107,7 @@ fn mistral_with_an_adapter_follows_peft() {
 #[test]
 fn quantized_logits_are_near_the_others() {
     for name in ["tiny-gemma", "tiny-llm2vec/base"] {
-        for (quantize, most) in [(Quantize::Q8_0, 0.03), (Quantize::Q4K, 0.15)] {
+        for (quantize, most) in [(Quantize::Q8_0, 0.03), (Quantize::Q4K, 0.25)] {
             let ids = text(20, 5);
             let want = read(load(name).start().as_mut(), &ids);
             let options = DecoderOptions { quantize: Some(quantize), ..DecoderOptions::default() };

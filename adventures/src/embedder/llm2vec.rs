@@ -4,8 +4,10 @@
 //! goes before it, both go where the model's chat format has the user's turn, and the mean is over the tokens of the text and
 //! of what closes the turn.
 
+use super::EmbedderOptions;
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::error::{Result, unsupported};
+use crate::models::decoder;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -47,8 +49,32 @@ pub(super) struct Framed {
 }
 
 impl TextPath {
+    /// Returns how an `LLM2Vec` model reads a text; `None` for an encoder, which takes no adapters.
+    pub(super) fn find(checkpoint: &Checkpoint, options: &EmbedderOptions) -> Result<Option<Self>> {
+        let place = checkpoint.dir().display();
+        let kind = checkpoint.config().get("model_type").and_then(Value::as_str).unwrap_or_default();
+        if !decoder::is_decoder(checkpoint.config()) {
+            if let Some(adapter) = options.adapters.first() {
+                return unsupported!(
+                    "{place}: adapter {} cannot be merged into an encoder (model_type {kind:?})",
+                    adapter.display()
+                );
+            }
+            if let Some(quantize) = options.quantize {
+                return unsupported!("{place}: quantize={:?} is for decoders, not for {kind:?}", quantize.name());
+            }
+            return Ok(None);
+        }
+        if options.adapters.is_empty() && checkpoint.json("llm2vec_config.json")?.is_none() {
+            return unsupported!(
+                "{place}: model_type {kind:?} writes; it becomes an embedder by the adapters of LLM2Vec"
+            );
+        }
+        Self::read(checkpoint, &options.adapters).map(Some)
+    }
+
     /// Reads `llm2vec_config.json` of the last adapter that has one, else of the model.
-    pub(super) fn read(checkpoint: &Checkpoint, adapters: &[PathBuf]) -> Result<Self> {
+    fn read(checkpoint: &Checkpoint, adapters: &[PathBuf]) -> Result<Self> {
         let mut config = Value::Null;
         let mut place = checkpoint.dir();
         for dir in adapters.iter().rev().map(PathBuf::as_path).chain([checkpoint.dir()]) {
@@ -83,6 +109,11 @@ impl TextPath {
         })
     }
 
+    /// Returns the same within `max` tokens.
+    pub(super) fn within(self, max: usize) -> Self {
+        Self { max, doc_max: self.doc_max.min(max), ..self }
+    }
+
     /// Returns `text`, cut before, behind its instruction and inside the turn.
     pub(super) fn frame(&self, instruction: &str, text: &str) -> Framed {
         let open = if instruction.is_empty() { String::new() } else { format!("{} ", strip(instruction)) };
@@ -111,7 +142,7 @@ impl TextPath {
             words.truncate((words.len() as f64 * share) as usize);
             let shorter = words.join(" ");
             length = count(&shorter)?.min(self.max);
-            if length <= self.doc_max {
+            if length <= self.doc_max || words.is_empty() {
                 return Ok(Some(shorter));
             }
         }
