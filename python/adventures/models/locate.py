@@ -133,7 +133,7 @@ def _based(found: Located, *, bare: bool = False) -> Located:
         base, revision = None, None
     if not (isinstance(base, str) and base and "\0" not in base and isinstance(revision, str | None)):
         raise ValueError(f'{file} names no model in "base_model_name_or_path"')
-    path = found.path / expand(base)
+    path = Path(os.path.normpath(found.path / expand(base)))
     if _is_model(path):
         if path.resolve() == found.path.resolve() or (path / "adapter_config.json").is_file():
             raise ValueError(f"{found.path} is an adapter of {path}, which is an adapter too; name the model itself")
