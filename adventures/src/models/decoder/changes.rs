@@ -105,7 +105,9 @@ impl Changes {
             let mut numbers = vec![0.0; bytes.len() / row_bytes * cols];
             for (row, index) in numbers.chunks_exact_mut(cols).zip(i * ROWS..) {
                 matrix.read_row(index, row);
-                deltas.iter().for_each(|delta| delta.add(index, row));
+                for delta in &deltas {
+                    delta.add(index, row);
+                }
                 if let Some(j) = row.iter().position(|x| !x.is_finite()) {
                     return invalid!("{module}: its matrix holds {} at row {index}, column {j}", row[j]);
                 }

@@ -37,7 +37,7 @@ pub struct DecoderOptions {
     pub context: Option<usize>,
     /// How many threads compute; all that the cgroup grants where it is `None`.
     pub threads: Option<usize>,
-    /// Directories of LoRA adapters, which are added to the weights in this order. The matrices that they change are kept
+    /// Directories of `LoRA` adapters, which are added to the weights in this order. The matrices that they change are kept
     /// in memory, in single precision where `quantize` does not say otherwise.
     pub adapters: Vec<PathBuf>,
     /// What the matrices are rounded to; as they are in the checkpoint where it is `None`.
