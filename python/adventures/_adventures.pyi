@@ -52,9 +52,10 @@ class Embedder:
 
     The encoder is our own: sequences are packed end to end, never padded, so a vector does not depend on what is
     embedded beside it. A decoder (Mistral, Llama, …) reads as LLM2Vec (https://arxiv.org/abs/2404.05961) has it: every
-    token sees all others, texts of more than 400 tokens are cut between words, and the vector is the mean over the
-    text's own tokens, of unit length here. One embedder serves any number of threads; the GIL is released while it
-    computes, and Ctrl-C stops it.
+    token sees all others, texts of more than 400 tokens are cut between words, the text is the user's turn where model
+    or adapter say that they are of one of LLM2Vec's instruct models (`mistralai/Mistral-7B-Instruct-v0.2`, …), and the
+    vector is the mean over the text's own tokens, of unit length here. One embedder serves any number of threads; the
+    GIL is released while it computes, and Ctrl-C stops it.
 
     Args:
         model: A name of the catalogue (`adventures models list`), a Hugging Face id, or a directory with `config.json`,

@@ -165,6 +165,7 @@ impl Embedder {
         let max_tokens = max_tokens(&checkpoint, &settings, own, encoder.context(), options.max_tokens)?;
         let path = path.map(|path| path.within(max_tokens));
         let pooling = match options.pooling.as_deref() {
+            None if path.is_some() => Pooling::Mean,
             None => layout.pooling,
             Some("mean") => Pooling::Mean,
             Some("cls") if path.is_none() => Pooling::Cls,
