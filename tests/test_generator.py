@@ -61,14 +61,14 @@ def test_a_prompt_that_begins_alike_is_not_read_twice(smollm2: adv.Generator) ->
         answer = smollm2.generate(questions[1], max_tokens=30)
         assert answer.text() == text
         cached, prompt = answer.stats.cached_tokens, answer.stats.prompt_tokens
-        assert cached % 128 == 0
-        assert prompt - 160 < cached < prompt
-    # An answer side by side with another begins anew, and is the same.
+        assert cached % 64 == 0
+        assert prompt - 96 < cached < prompt
+    # So with an answer beside it.
     with smollm2.generate(questions[0], max_tokens=30) as first:
         next(first)
         beside = smollm2.generate(questions[1], max_tokens=30)
         assert beside.text() == text
-        assert beside.stats.cached_tokens == 0
+        assert beside.stats.cached_tokens == cached
 
 
 def test_prefix_begins_the_answer(smollm2: adv.Generator) -> None:
@@ -455,6 +455,9 @@ def test_numbers_at_the_edge_are_taken(smollm2: adv.Generator) -> None:
     [
         ("smollm2-135m-instruct", {"threads": 0}, ValueError),
         ("smollm2-135m-instruct", {"context": 0}, ValueError),
+        ("smollm2-135m-instruct", {"slots": 0}, ValueError),
+        ("smollm2-135m-instruct", {"slots": 65}, ValueError),
+        ("smollm2-135m-instruct", {"prefix_bytes": -1}, ValueError),
         ("smollm2-135m-instruct", {"device": "cuda"}, NotImplementedError),
         ("all-minilm-l6-v2", {}, ValueError),
         ("./nothing.gguf", {}, FileNotFoundError),

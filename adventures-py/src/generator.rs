@@ -42,8 +42,11 @@ pub(crate) struct Generation {
 #[pyclass(frozen, get_all, module = "adventures")]
 pub(crate) struct GenerationStats {
     prompt_tokens: usize,
+    read_tokens: usize,
     cached_tokens: usize,
     generated_tokens: usize,
+    drafted_tokens: usize,
+    accepted_tokens: usize,
     prompt_seconds: f64,
     seconds: f64,
     seed: u64,
@@ -82,7 +85,7 @@ fn stops(value: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<String>> {
 #[pymethods]
 impl Generator {
     #[new]
-    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, context=None, adapter=None, quantize=None))]
+    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, context=None, slots=4, prefix_bytes=268_435_456, adapter=None, quantize=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         model: &Bound<'_, PyAny>,
@@ -90,12 +93,21 @@ impl Generator {
         #[pyo3(from_py_with = option::device)] device: &str,
         #[pyo3(from_py_with = option::threads)] threads: Option<usize>,
         #[pyo3(from_py_with = option::context)] context: Option<usize>,
+        #[pyo3(from_py_with = option::slots)] slots: usize,
+        #[pyo3(from_py_with = option::prefix_bytes)] prefix_bytes: usize,
         adapter: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::quantize)] quantize: Option<Quantize>,
     ) -> PyResult<Self> {
         let found = locate(model, revision, "generator", adapter)?;
-        let adapters = found.adapters;
-        let options = GeneratorOptions { device: device.to_owned(), threads, context, adapters, quantize };
+        let options = GeneratorOptions {
+            device: device.to_owned(),
+            threads,
+            context,
+            slots: Some(slots),
+            prefix_bytes: Some(prefix_bytes),
+            adapters: found.adapters,
+            quantize,
+        };
         let path: &Path = &found.path;
         let inner = run(model.py(), |_| adventures::Generator::load(path, &options))?;
         Ok(Self {
@@ -124,6 +136,11 @@ impl Generator {
     }
 
     #[getter]
+    fn kept_bytes(&self) -> usize {
+        self.inner.kept_bytes()
+    }
+
+    #[getter]
     fn threads(&self) -> usize {
         self.inner.threads()
     }
@@ -134,7 +151,7 @@ impl Generator {
         "cpu"
     }
 
-    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prefix=""))]
+    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, prefix=""))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn generate(
         &self,
@@ -154,6 +171,7 @@ impl Generator {
         #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
+        prompt_lookup: bool,
         #[pyo3(from_py_with = option::prefix)] prefix: &str,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {
@@ -169,12 +187,19 @@ impl Generator {
             logit_bias: logit_bias.unwrap_or_default(),
             seed,
         };
-        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: prefix.to_owned(), logprobs };
+        let options = GenerateOptions {
+            max_tokens,
+            sampling,
+            stop: stops(stop)?,
+            prefix: prefix.to_owned(),
+            logprobs,
+            prompt_lookup,
+        };
         let messages = self::messages(messages)?;
         self.start(py, || self.inner.generate(&messages, options))
     }
 
-    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None))]
+    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn complete(
         &self,
@@ -194,6 +219,7 @@ impl Generator {
         #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
+        prompt_lookup: bool,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {
             temperature,
@@ -208,7 +234,14 @@ impl Generator {
             logit_bias: logit_bias.unwrap_or_default(),
             seed,
         };
-        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: String::new(), logprobs };
+        let options = GenerateOptions {
+            max_tokens,
+            sampling,
+            stop: stops(stop)?,
+            prefix: String::new(),
+            logprobs,
+            prompt_lookup,
+        };
         let prompt = text(prompt, "the prompt")?;
         self.start(py, || self.inner.complete(&prompt, options))
     }
@@ -343,8 +376,11 @@ impl Generation {
         let stats = py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).stats());
         GenerationStats {
             prompt_tokens: stats.prompt_tokens,
+            read_tokens: stats.read_tokens,
             cached_tokens: stats.cached_tokens,
             generated_tokens: stats.generated_tokens,
+            drafted_tokens: stats.drafted_tokens,
+            accepted_tokens: stats.accepted_tokens,
             prompt_seconds: stats.prompt_seconds,
             seconds: stats.seconds,
             seed: stats.seed,
@@ -369,10 +405,13 @@ impl Generation {
 impl GenerationStats {
     fn __repr__(&self) -> String {
         format!(
-            "GenerationStats(prompt_tokens={}, cached_tokens={}, generated_tokens={}, prompt_seconds={:.3}, seconds={:.3}, seed={}, finish_reason={})",
+            "GenerationStats(prompt_tokens={}, read_tokens={}, cached_tokens={}, generated_tokens={}, drafted_tokens={}, accepted_tokens={}, prompt_seconds={:.3}, seconds={:.3}, seed={}, finish_reason={})",
             self.prompt_tokens,
+            self.read_tokens,
             self.cached_tokens,
             self.generated_tokens,
+            self.drafted_tokens,
+            self.accepted_tokens,
             self.prompt_seconds,
             self.seconds,
             self.seed,

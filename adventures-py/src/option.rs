@@ -24,6 +24,8 @@ named! {
     overlap("overlap") -> usize = count;
     threads("threads") -> Option<usize> = count_or_none;
     context("context") -> Option<usize> = count_or_none;
+    slots("slots") -> usize = count;
+    prefix_bytes("prefix_bytes") -> usize = count;
     top_k("top_k") -> usize = count;
     repeat_window("repeat_window") -> usize = count;
     logprobs("logprobs") -> Option<usize> = count_or_none;

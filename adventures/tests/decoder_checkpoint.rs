@@ -2,7 +2,7 @@
 
 use adventures::checkpoint::Checkpoint;
 use adventures::models::decoder::{DecoderOptions, Quantize, bidirectional, from_checkpoint};
-use adventures::models::{Batch, CausalLm, Run};
+use adventures::models::{Batch, CausalLm, Run, Step};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -198,6 +198,50 @@ fn runs_do_not_disturb_each_other() {
             assert_eq!(logits, alone(seed), "thread {seed}");
         }
     });
+}
+
+#[test]
+fn a_step_of_many_runs_is_each_alone() {
+    for name in NAMES {
+        let lm = load(name);
+        let lengths = [1, 9, 20, 3, 14];
+        let mut runs: Vec<_> = (0..5).map(|_| (lm.start(), lm.start())).collect();
+        for (i, (run, alone)) in runs.iter_mut().enumerate() {
+            read(run.as_mut(), &text(lengths[i], i as u32));
+            read(alone.as_mut(), &text(lengths[i], i as u32));
+        }
+        for round in 0..6 {
+            // Some read several tokens, some fail, some have nothing to do.
+            let ids: Vec<Vec<u32>> = (0..5).map(|i| text((i + round) % 4, 9 + i as u32)).collect();
+            let steps = runs.iter_mut().zip(&ids);
+            let mut steps: Vec<_> = steps.map(|((run, _), ids)| Step { run: run.as_mut(), ids }).collect();
+            let rows = lm.step(&mut steps);
+            assert_eq!(rows.len(), 5);
+            for (((run, alone), ids), rows) in runs.iter_mut().zip(&ids).zip(rows) {
+                assert_eq!(rows.is_err(), ids.is_empty(), "{name}");
+                for (i, id) in ids.iter().enumerate() {
+                    let row: Vec<f32> = rows.as_ref().expect("it reads").get(i).expect("a row").to_vec1().expect("f32");
+                    assert_eq!(row, read(alone.as_mut(), &[*id]), "{name}");
+                }
+                assert_eq!(run.len(), alone.len());
+                // As after a wrong guess.
+                let len = run.len() - usize::from(ids.len() > 2);
+                run.rewind(len).expect("it rewinds");
+                alone.rewind(len).expect("it rewinds");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_of_another_model_is_refused() {
+    let (lm, other) = (load("tiny-llama"), load("tiny-llama"));
+    let (mut own, mut foreign) = (lm.start(), other.start());
+    let mut steps = [Step { run: foreign.as_mut(), ids: &[1] }, Step { run: own.as_mut(), ids: &[1] }];
+    let rows = lm.step(&mut steps);
+    assert!(rows[0].as_ref().expect_err("it is refused").to_string().contains("another model"));
+    assert!(rows[1].is_ok());
+    assert_eq!((own.len(), foreign.len()), (1, 0));
 }
 
 #[test]

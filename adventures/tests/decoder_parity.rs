@@ -2,6 +2,7 @@
 
 use adventures::gguf::Gguf;
 use adventures::models::decoder::{DecoderOptions, from_gguf};
+use adventures::models::{Run, Step};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,4 +78,70 @@ fn smollm2_follows_llama_cpp() {
 #[test]
 fn gemma_3_follows_llama_cpp() {
     follows_llama_cpp("gemma-3-270m");
+}
+
+/// Reads a long prompt in every way there is, and several runs together: bits may not tell.
+fn is_the_same_in_every_way(name: &str) {
+    let golden = goldens(&format!("llama-{name}.json"));
+    let Some(path) = file(&golden) else { return };
+    let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
+    let lm = from_gguf(gguf, &DecoderOptions::default()).expect("the model loads");
+    let texts: Vec<Vec<u32>> =
+        golden["prompts"].as_array().expect("prompts").iter().map(|prompt| ids(&prompt["ids"])).collect();
+    let prompt: Vec<u32> = texts.iter().flatten().copied().cycle().take(203).collect();
+    let read =
+        |run: &mut dyn Run, ids: &[u32]| -> Vec<f32> { run.read(ids).expect("it reads").to_vec1().expect("f32") };
+    let mut whole = lm.start();
+    let want = read(whole.as_mut(), &prompt);
+    for pieces in [vec![128], vec![64, 64], vec![8, 52, 100], vec![192]] {
+        let mut run = lm.start();
+        let mut start = 0;
+        for piece in pieces {
+            read(run.as_mut(), &prompt[start..start + piece]);
+            start += piece;
+        }
+        assert!(read(run.as_mut(), &prompt[start..]) == want, "{name}: pieces");
+    }
+    assert!(lm.resume(&prompt).is_empty());
+    lm.keep(whole.as_mut(), &prompt);
+    for (length, kept) in [(203, 192), (199, 128), (150, 128), (64, 0)] {
+        let mut resumed = lm.resume(&prompt[..length]);
+        assert_eq!(resumed.len(), kept);
+        let rest = read(resumed.as_mut(), &prompt[kept..length]);
+        assert!(rest == read(lm.start().as_mut(), &prompt[..length]), "{name}: {length} tokens, {kept} kept");
+        // Writing over what is shared leaves it to the others as it was.
+        resumed.rewind(kept.saturating_sub(30)).expect("it rewinds");
+        read(resumed.as_mut(), &texts[0]);
+    }
+    assert!(read(lm.resume(&prompt).as_mut(), &prompt[192..]) == want, "{name}: after writing over shared pages");
+    // Several together, one of which reads several tokens.
+    let mut runs: Vec<_> = texts.iter().map(|_| (lm.start(), lm.start())).collect();
+    for ((run, alone), ids) in runs.iter_mut().zip(&texts) {
+        read(run.as_mut(), ids);
+        read(alone.as_mut(), ids);
+    }
+    for round in 0..3 {
+        for together in 1..=runs.len() {
+            let ids: Vec<Vec<u32>> = (0..together).map(|i| texts[0][round..=round + i % 3].to_vec()).collect();
+            let steps = runs.iter_mut().zip(&ids);
+            let mut steps: Vec<_> = steps.map(|((run, _), ids)| Step { run: run.as_mut(), ids }).collect();
+            let rows = lm.step(&mut steps);
+            for (((_, alone), ids), rows) in runs.iter_mut().zip(&ids).zip(rows) {
+                let rows: Vec<Vec<f32>> = rows.expect("it reads").to_vec2().expect("f32");
+                for (row, id) in rows.iter().zip(ids) {
+                    assert!(*row == read(alone.as_mut(), &[*id]), "{name}: {together} together");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn smollm2_is_the_same_in_every_way() {
+    is_the_same_in_every_way("smollm2-135m-instruct");
+}
+
+#[test]
+fn gemma_3_is_the_same_in_every_way() {
+    is_the_same_in_every_way("gemma-3-270m");
 }

@@ -148,14 +148,23 @@ class GenerationStats:
     def prompt_tokens(self) -> int:
         """How many tokens the prompt has."""
     @property
+    def read_tokens(self) -> int:
+        """How many of them have been read so far, those of `cached_tokens` among them."""
+    @property
     def cached_tokens(self) -> int:
-        """How many of them were not read again, as the last answer's prompt began with them too."""
+        """How many of them were not read again, as an earlier answer's prompt began with them too."""
     @property
     def generated_tokens(self) -> int:
         """How many tokens were generated, the end token not counted."""
     @property
+    def drafted_tokens(self) -> int:
+        """How many tokens were guessed from earlier text, to be read together with the one before."""
+    @property
+    def accepted_tokens(self) -> int:
+        """How many of these guesses were right."""
+    @property
     def prompt_seconds(self) -> float:
-        """How long the prompt took to read."""
+        """How long it took until the prompt was read, waiting for a slot included."""
     @property
     def seconds(self) -> float:
         """How long all of it took."""
@@ -192,7 +201,7 @@ class Generation:
     """A running answer: an iterator, and an async iterator, of pieces of text.
 
     Pieces are whole UTF-8 and together are exactly `text()`. The model runs on a thread of its own; `close()`, leaving
-    a `with` block, dropping the object and Ctrl-C stop it within one token.
+    a `with` block, dropping the object and Ctrl-C stop it within one step. It runs two pieces ahead of its reader.
     """
 
     def __iter__(self) -> Self: ...
@@ -202,7 +211,7 @@ class Generation:
     def text(self) -> str:
         """Waits for the end and returns the whole answer, what was iterated over before included."""
     def close(self) -> None:
-        """Stops the model within one token, or one chunk of the prompt. What was not read yet is dropped."""
+        """Stops the model within one step, or one piece of the prompt. What was not read yet is dropped."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None, /
@@ -213,7 +222,7 @@ class Generation:
         """How likely each token generated so far was; None where `logprobs` was not asked for.
 
         One for each of `stats.generated_tokens`, those of a stop string, which the text lacks, among them. The model
-        may be a piece ahead of what was read.
+        may be ahead of what was read.
         """
     @property
     def stats(self) -> GenerationStats:
@@ -224,7 +233,8 @@ class Generator:
     """A model that writes, on the CPU: GGUF (`llama`, `gemma3`, …) or a directory of safetensors (`gemma`, …).
 
     The decoder is our own; weights are used where they lie in the memory-mapped file. One generator serves any number
-    of threads, and each answer has a key-value cache of its own. Text in messages and prompts is data: what looks like
+    of threads: answers are computed side by side, and each is the same as if it were alone. What was read of a prompt
+    is kept for prompts that begin alike, in blocks of 64 tokens. Text in messages and prompts is data: what looks like
     a control token in it is read as text.
 
     Args:
@@ -235,6 +245,8 @@ class Generator:
             the CPU.
         threads: How many threads compute; all that the container grants by default.
         context: The most tokens of prompt and answer together; what the model was trained for by default.
+        slots: How many answers are computed side by side, from 1 to 64; others wait for their turn.
+        prefix_bytes: The most bytes that are kept of prompts for prompts that begin alike; 0 keeps nothing.
         adapter: A LoRA adapter of PEFT's, named as a model is, to merge into safetensors. `model` may be an adapter
             itself; the model that it names is found with it.
         quantize: Rounds the matrices of safetensors as they are loaded, as llama.cpp does: `"q8_0"`, 8.5 bits a weight,
@@ -255,6 +267,8 @@ class Generator:
         device: str = "auto",
         threads: int | None = None,
         context: int | None = None,
+        slots: int = 4,
+        prefix_bytes: int = 268435456,
         adapter: str | PathLike[str] | None = None,
         quantize: Literal["q8_0", "q4_k"] | None = None,
     ) -> Self: ...
@@ -280,6 +294,9 @@ class Generator:
     def vocab_size(self) -> int:
         """The number of logits."""
     @property
+    def kept_bytes(self) -> int:
+        """How many bytes are used by what is kept of prompts."""
+    @property
     def threads(self) -> int:
         """How many threads compute."""
     @property
@@ -303,6 +320,7 @@ class Generator:
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
         logprobs: int | None = None,
+        prompt_lookup: bool = True,
         prefix: str = "",
     ) -> Generation:
         """Starts the answer to a conversation, through the model's chat template.
@@ -328,6 +346,8 @@ class Generator:
             stop: Texts that end the answer; they are not part of it.
             logprobs: Keeps the log probability of each token with this many alternatives, at most 20, for
                 `Generation.logprobs`.
+            prompt_lookup: Reads several tokens at a time where the answer repeats earlier text, as quotes of passages
+                do; the answer is the same either way.
             prefix: What the answer begins with: part of the prompt, and of the output.
 
         Raises:
@@ -354,6 +374,7 @@ class Generator:
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
         logprobs: int | None = None,
+        prompt_lookup: bool = True,
     ) -> Generation:
         """Starts the continuation of a text, without a template; the options are those of `generate`."""
     def tokenize(self, text: str) -> list[int]:

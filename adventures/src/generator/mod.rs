@@ -1,9 +1,12 @@
 //! Messages to a stream of text: template, tokenize, read, sample, detokenize.
 
+mod answer;
+mod engine;
 mod generation;
-mod kept;
 mod logprob;
+mod lookup;
 mod stop;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -19,8 +22,8 @@ use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::sampling::{Sampler, SamplingOptions};
 use crate::template::{Message, Template, Tokens};
 use crate::tokenizer::Tokenizer;
-use generation::Job;
-use kept::Kept;
+use answer::Job;
+use engine::Engine;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +37,10 @@ pub struct GeneratorOptions {
     pub threads: Option<usize>,
     /// The most tokens of prompt and answer together; what the model was trained for by default.
     pub context: Option<usize>,
+    /// How many answers are computed side by side, at most; 4 by default. The others wait for their turn.
+    pub slots: Option<usize>,
+    /// The most bytes that are kept of what was read of prompts, for prompts that begin alike; 256 MiB by default.
+    pub prefix_bytes: Option<usize>,
     /// Directories of `LoRA` adapters, which are added to the weights of a directory of safetensors in this order.
     pub adapters: Vec<PathBuf>,
     /// What the matrices of a directory of safetensors are rounded to; as they are where it is `None`.
@@ -53,8 +60,13 @@ pub struct GenerateOptions {
     pub prefix: String,
     /// With how many alternatives the log probability of each token is kept, at most 20; `None` keeps none.
     pub logprobs: Option<usize>,
+    /// Whether what the answer repeats of earlier text is read several tokens at a time. The answer is the same either way.
+    pub prompt_lookup: bool,
 }
 
+/// How many answers are computed side by side: as many as rows that the products take together.
+const SLOTS: usize = 4;
+const MAX_SLOTS: usize = 64;
 /// The most alternatives to a token that are kept.
 const MAX_LOGPROBS: usize = 20;
 
@@ -66,6 +78,7 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             prefix: String::new(),
             logprobs: None,
+            prompt_lookup: true,
         }
     }
 }
@@ -73,7 +86,7 @@ impl Default for GenerateOptions {
 /// A model that writes. Shared freely between threads; each answer has a key-value cache of its own.
 pub struct Generator {
     lm: Arc<dyn CausalLm>,
-    kept: Arc<Kept>,
+    engine: Engine,
     tokenizer: Arc<Tokenizer>,
     /// What is wrong with the file's template, where something is: who completes raw prompts need not care.
     template: Option<std::result::Result<Template, String>>,
@@ -87,9 +100,15 @@ impl Generator {
         device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
         let path = path.as_ref();
         let threads = device::threads(options.threads)?;
+        let slots = match options.slots {
+            None => SLOTS,
+            Some(n @ 1..=MAX_SLOTS) => n,
+            Some(n) => return invalid!("slots={n}: expected a number from 1 to {MAX_SLOTS}"),
+        };
         let decoder_options = DecoderOptions {
             context: options.context,
             threads: Some(threads),
+            prefix_bytes: options.prefix_bytes,
             adapters: options.adapters.clone(),
             quantize: options.quantize,
         };
@@ -120,7 +139,8 @@ impl Generator {
             Ok(source) => source.as_deref().map(compile),
             Err(e) => Some(Err(e.to_string())),
         };
-        Ok(Self { lm, kept: Arc::default(), tokenizer: Arc::new(tokenizer), template, architecture, threads })
+        let engine = Engine::new(Arc::clone(&lm), slots);
+        Ok(Self { lm, engine, tokenizer: Arc::new(tokenizer), template, architecture, threads })
     }
 
     /// Returns the most tokens that prompt and answer may have together.
@@ -136,6 +156,11 @@ impl Generator {
     /// Returns the architecture's name, as the file says it.
     pub fn architecture(&self) -> &str {
         &self.architecture
+    }
+
+    /// Returns how many bytes are used by what is kept of prompts for prompts that begin alike.
+    pub fn kept_bytes(&self) -> usize {
+        self.lm.kept_bytes()
     }
 
     /// Returns how many threads compute.
@@ -193,7 +218,7 @@ impl Generator {
     }
 
     fn start(&self, prompt: Vec<u32>, options: GenerateOptions, trim_start: bool) -> Result<Generation> {
-        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs } = options;
+        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs, prompt_lookup } = options;
         if max_tokens == 0 {
             return invalid!("max_tokens=0: at least one token is generated");
         }
@@ -210,9 +235,7 @@ impl Generator {
                 self.context()
             );
         }
-        Generation::start(Job {
-            lm: Arc::clone(&self.lm),
-            kept: Arc::clone(&self.kept),
+        self.engine.start(Job {
             tokenizer: Arc::clone(&self.tokenizer),
             prompt,
             prefix,
@@ -221,6 +244,7 @@ impl Generator {
             max_tokens,
             logprobs,
             trim_start,
+            prompt_lookup,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Streams over a small scripted model: what it says next depends on what it has read.
 
+use super::engine::Engine;
 use super::logprob::Logits;
 use super::{Finish, GenerateOptions, Generator, GeneratorOptions, Next};
 use crate::error::Result;
@@ -8,6 +9,7 @@ use crate::sampling::SamplingOptions;
 use crate::template::{Message, Role, Template};
 use crate::tokenizer::Tokenizer;
 use candle_core::{Device, Tensor};
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +26,6 @@ struct Script {
 struct Reading {
     script: Arc<Script>,
     read: usize,
-    said: usize,
 }
 
 /// More rows than the vocabulary has tokens, as models have whose tables are padded to a round number.
@@ -50,7 +51,7 @@ impl CausalLm for Shared {
         ROWS
     }
     fn start(&self) -> Box<dyn Run> {
-        Box::new(Reading { script: Arc::clone(&self.0), read: 0, said: 0 })
+        Box::new(Reading { script: Arc::clone(&self.0), read: 0 })
     }
 }
 
@@ -59,8 +60,8 @@ impl Run for Reading {
         std::thread::sleep(self.script.pause);
         self.script.reads.fetch_add(1, Ordering::SeqCst);
         self.read += ids.len();
-        let next = self.script.text.get(self.said).copied();
-        self.said += 1;
+        // It speaks after one token, the start token.
+        let next = self.script.text.get(self.read - 1).copied();
         assert!(next != Some(b'!'), "the script said so");
         // Byte tokens begin at 3; 2 is the end.
         let id = next.map_or(2, |byte| u32::from(byte) + 3);
@@ -72,6 +73,9 @@ impl Run for Reading {
     fn rewind(&mut self, len: usize) -> Result<()> {
         self.read = len;
         Ok(())
+    }
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
     }
 }
 
@@ -86,9 +90,10 @@ fn generator(text: &str, context: usize, pause: Duration) -> Option<(Generator, 
     let gguf = crate::gguf::Gguf::open(path).unwrap();
     let reads = Arc::new(AtomicUsize::new(0));
     let script = Script { text: text.as_bytes().to_vec(), reads: Arc::clone(&reads), context, pause };
+    let lm: Arc<dyn CausalLm> = Arc::new(Shared(Arc::new(script)));
     let generator = Generator {
-        lm: Arc::new(Shared(Arc::new(script))),
-        kept: Arc::default(),
+        engine: Engine::new(Arc::clone(&lm), 2),
+        lm,
         tokenizer: Arc::new(Tokenizer::from_gguf(&gguf).unwrap()),
         template: None,
         architecture: "script".into(),
@@ -98,7 +103,6 @@ fn generator(text: &str, context: usize, pause: Duration) -> Option<(Generator, 
 }
 
 fn run(generator: &Generator, options: GenerateOptions) -> (Vec<String>, Finish) {
-    // A script that starts to speak after one token: the start token.
     let mut generation = generator.complete("", options).unwrap();
     let mut pieces = Vec::new();
     loop {
@@ -110,8 +114,14 @@ fn run(generator: &Generator, options: GenerateOptions) -> (Vec<String>, Finish)
     }
 }
 
+/// How often the model is asked is counted without guesses at what follows.
 fn options(max_tokens: usize, stop: &[&str]) -> GenerateOptions {
-    GenerateOptions { max_tokens, stop: stop.iter().map(|s| (*s).to_owned()).collect(), ..GenerateOptions::default() }
+    GenerateOptions {
+        prompt_lookup: false,
+        max_tokens,
+        stop: stop.iter().map(|s| (*s).to_owned()).collect(),
+        ..GenerateOptions::default()
+    }
 }
 
 #[test]
@@ -184,6 +194,69 @@ fn a_reader_that_does_not_read_holds_the_model_back() {
     std::thread::sleep(Duration::from_millis(200));
     assert!(reads.load(Ordering::SeqCst) <= 4);
     drop(generation);
+}
+
+#[test]
+fn readers_that_do_not_read_keep_nobody_waiting() {
+    let Some((generator, _)) = generator("0123456789", 99, Duration::ZERO) else { return };
+    // More than there are slots, none of which ends.
+    let mut held: Vec<_> = (0..5).map(|_| generator.complete("", options(99, &[])).unwrap()).collect();
+    assert_eq!(run(&generator, options(99, &[])).0.concat(), "0123456789");
+    for (i, generation) in held.iter_mut().enumerate() {
+        let mut text = String::new();
+        while let Next::Piece(piece) = generation.next(Duration::from_secs(5)).unwrap() {
+            text += &piece;
+        }
+        assert_eq!((text.as_str(), generation.stats().finish), ("0123456789", Some(Finish::Stop)), "answer {i}");
+    }
+}
+
+#[test]
+fn answers_outlive_their_generator() {
+    let Some((generator, _)) = generator("0123456789", 99, Duration::from_millis(1)) else { return };
+    let mut generation = generator.complete("", options(99, &[])).unwrap();
+    drop(generator);
+    let mut text = String::new();
+    while let Next::Piece(piece) = generation.next(Duration::from_secs(5)).unwrap() {
+        text += &piece;
+    }
+    assert_eq!(text, "0123456789");
+}
+
+#[test]
+fn guesses_from_the_text_change_nothing_but_the_time() {
+    let song = "row row row your boat, row row row your boat, row row the boat home, row row row your boat";
+    let Some((generator, _)) = generator(song, 999, Duration::ZERO) else { return };
+    for max_tokens in [1, 2, 30, 31, 32, 33, 34, 50, 999] {
+        for stop in [&["home"][..], &["boat, row"], &[]] {
+            let mut got = Vec::new();
+            for prompt_lookup in [false, true] {
+                let options = GenerateOptions { prompt_lookup, logprobs: Some(0), ..options(max_tokens, stop) };
+                let mut generation = generator.complete("", options).unwrap();
+                let mut text = String::new();
+                while let Next::Piece(piece) = generation.next(Duration::from_secs(5)).unwrap() {
+                    text += &piece;
+                }
+                let stats = generation.stats();
+                assert!(stats.accepted_tokens <= stats.drafted_tokens && (prompt_lookup || stats.drafted_tokens == 0));
+                assert!(
+                    !prompt_lookup || max_tokens < 40 || stats.accepted_tokens > 20 || text.len() < 40,
+                    "{stats:?}"
+                );
+                got.push((text, stats.finish, stats.generated_tokens, generation.logprobs(0)));
+            }
+            assert_eq!(got[0], got[1], "{max_tokens} {stop:?}");
+        }
+    }
+}
+
+#[test]
+fn a_guess_never_goes_beyond_the_context() {
+    for context in 30..60 {
+        let Some((generator, _)) = generator(&"abc ".repeat(40), context, Duration::ZERO) else { return };
+        let (pieces, finish) = run(&generator, GenerateOptions { prompt_lookup: true, ..options(999, &[]) });
+        assert_eq!((pieces.concat().len(), finish), (context, Finish::Context));
+    }
 }
 
 #[test]

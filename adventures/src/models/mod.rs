@@ -5,6 +5,7 @@ pub mod encoder;
 
 use crate::error::Result;
 use candle_core::Tensor;
+use std::any::Any;
 
 /// Token sequences laid end to end, without padding.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +27,9 @@ pub trait Encoder: Send + Sync {
 }
 
 /// The weights of a causal transformer; shared, never mutated.
+///
+/// What a run computes is the same to the last bit whichever way it gets there, as long as its prompt is read in pieces that
+/// are whole fours, but for the last, and none of which is shorter than [`FEWEST_TOGETHER`].
 pub trait CausalLm: Send + Sync {
     /// The most positions that one run may read.
     fn context(&self) -> usize;
@@ -33,6 +37,51 @@ pub trait CausalLm: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// Returns a run with an empty cache of its own.
     fn start(&self) -> Box<dyn Run>;
+    /// Returns a run that has read the beginning of `prompt`, as far as earlier runs have left it with [`Self::keep`].
+    ///
+    /// The rest is at least [`FEWEST_TOGETHER`] tokens.
+    fn resume(&self, prompt: &[u32]) -> Box<dyn Run> {
+        let _ = prompt;
+        self.start()
+    }
+    /// Leaves what `run` has read of `prompt`, which it began with, to later runs.
+    fn keep(&self, run: &mut dyn Run, prompt: &[u32]) {
+        let _ = (run, prompt);
+    }
+    /// Returns how many bytes of memory is used by what [`Self::keep`] was given.
+    fn kept_bytes(&self) -> usize {
+        0
+    }
+    /// Reads the tokens of several runs together; returns for each run the logits after each of its tokens, `(tokens, vocab)`.
+    ///
+    /// They are those of [`Run::read`] with one token at a time, to the last bit, whatever is read beside them. A run that
+    /// fails is left as it was, and does not disturb the others.
+    fn step(&self, steps: &mut [Step<'_>]) -> Vec<Result<Tensor>> {
+        steps.iter_mut().map(Step::alone).collect()
+    }
+}
+
+/// The fewest tokens that a piece of a prompt has, where the prompt has as many: fewer are computed in another order, as
+/// llama.cpp computes them.
+pub const FEWEST_TOGETHER: usize = 8;
+
+/// Tokens for one run, each to be read as if it were alone.
+pub struct Step<'a> {
+    /// What reads them.
+    pub run: &'a mut dyn Run,
+    /// At least one.
+    pub ids: &'a [u32],
+}
+
+impl Step<'_> {
+    fn alone(&mut self) -> Result<Tensor> {
+        let start = self.run.len();
+        let rows = self.ids.iter().map(|id| self.run.read(&[*id])).collect::<Result<Vec<_>>>();
+        match rows {
+            Ok(rows) => Ok(Tensor::stack(&rows, 0)?),
+            Err(e) => self.run.rewind(start).and(Err(e)),
+        }
+    }
 }
 
 /// One reading of a text by a [`CausalLm`]: its key-value cache.
@@ -49,4 +98,6 @@ pub trait Run: Send {
     }
     /// Forgets all but the first `len` tokens.
     fn rewind(&mut self, len: usize) -> Result<()>;
+    /// Returns the run as what it is, for its own model.
+    fn as_any(&mut self) -> &mut dyn Any;
 }

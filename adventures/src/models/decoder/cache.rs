@@ -16,7 +16,8 @@ impl Shape {
         self.dim * PAGE
     }
 
-    fn page(self) -> usize {
+    /// Numbers that a page takes.
+    pub(super) fn page(self) -> usize {
         2 * self.layers * self.heads * self.block()
     }
 
@@ -27,6 +28,7 @@ impl Shape {
 }
 
 /// [`PAGE`] positions: for each layer and head, keys `(PAGE, dim)`, then values `(dim, PAGE)`.
+#[derive(Clone)]
 pub(super) struct Page<N>(Box<[N]>);
 
 impl<N: Number> Page<N> {

@@ -1,5 +1,6 @@
 //! What makes one decoder differ from another, as data.
 
+use super::cache::Shape;
 use crate::error::{Result, invalid, unsupported};
 
 /// A family of decoders: what its files do not say themselves.
@@ -155,6 +156,10 @@ pub(super) struct Config {
 const MAX_SIZE: usize = 1 << 24;
 
 impl Config {
+    pub(super) fn cache_shape(&self) -> Shape {
+        Shape { layers: self.layers, heads: self.kv_heads, dim: self.head_dim }
+    }
+
     /// Checks that the sizes fit together; `place` begins the message.
     pub(super) fn check(&self, place: &str) -> Result<()> {
         for (name, size) in [

@@ -5,29 +5,36 @@
 //! cache ([`cache`]) and its scratch space ([`run`]). [`bidirectional`] is the same decoder as an encoder.
 
 mod adapter;
+mod attend;
 mod bidirectional;
 mod cache;
 mod changes;
 mod config;
 mod from_checkpoint;
 mod from_gguf;
+mod pass;
+mod prefix;
 mod rope;
 mod run;
 mod weights;
 
 pub use changes::Quantize;
 
-use super::{CausalLm, Encoder, Run};
+use super::{CausalLm, Encoder, Run, Step};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid, unsupported};
 use crate::gguf::Gguf;
+use crate::kernels::paged::Number;
+use candle_core::Tensor;
 use changes::Changes;
 use config::Config;
 use half::f16;
+use prefix::Prefixes;
 use rope::Rope;
+use run::Reading;
 use serde_json::Value;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weights::{Head, Source, Weights};
 
 /// How a decoder is run.
@@ -37,12 +44,16 @@ pub struct DecoderOptions {
     pub context: Option<usize>,
     /// How many threads compute; all that the cgroup grants where it is `None`.
     pub threads: Option<usize>,
+    /// The most bytes of keys and values of prompts that are kept for prompts that begin alike; 256 MiB where it is `None`.
+    pub prefix_bytes: Option<usize>,
     /// Directories of `LoRA` adapters, which are added to the weights in this order. The matrices that they change are kept
     /// in memory, in single precision where `quantize` does not say otherwise.
     pub adapters: Vec<PathBuf>,
     /// What the matrices are rounded to; as they are in the checkpoint where it is `None`.
     pub quantize: Option<Quantize>,
 }
+
+const PREFIX_BYTES: usize = 256 << 20;
 
 /// Returns the decoder in a GGUF file; the weights stay where they lie in it.
 ///
@@ -66,7 +77,7 @@ pub fn from_gguf(gguf: Arc<Gguf>, options: &DecoderOptions) -> Result<Arc<dyn Ca
     }
     let config = from_gguf::config(&gguf)?;
     // llama.cpp uses the embedding as the head wherever a file has no head.
-    Ok(Arc::new(Decoder::new(&Source::Gguf(gguf), config, Head::Tied, options)?))
+    load(&Source::Gguf(gguf), config, Head::Tied, options)
 }
 
 /// Returns the decoder in a directory of `config.json` and safetensors; the weights stay where they lie in it.
@@ -75,7 +86,7 @@ pub fn from_gguf(gguf: Arc<Gguf>, options: &DecoderOptions) -> Result<Arc<dyn Ca
 pub fn from_checkpoint(checkpoint: Arc<Checkpoint>, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
     let (config, tied) = from_checkpoint::config(&checkpoint)?;
     let head = if tied { Head::Tied } else { Head::Own };
-    Ok(Arc::new(Decoder::new(&Source::Checkpoint(checkpoint), config, head, options)?))
+    load(&Source::Checkpoint(checkpoint), config, head, options)
 }
 
 /// Returns whether `config`, a `config.json`, is that of a decoder.
@@ -98,8 +109,11 @@ pub fn bidirectional(
     Ok(Box::new(bidirectional::Bidirectional(model)))
 }
 
-/// A decoder whose weights are shared by its runs.
-struct Decoder(Arc<Model>);
+/// A decoder whose weights are shared by its runs, which cache numbers of type `N`.
+struct Decoder<N> {
+    model: Arc<Model>,
+    prefixes: Mutex<Prefixes<N>>,
+}
 
 struct Model {
     config: Config,
@@ -110,11 +124,12 @@ struct Model {
     context: usize,
 }
 
-impl Decoder {
-    fn new(source: &Source, config: Config, head: Head, options: &DecoderOptions) -> Result<Self> {
-        let pool = Arc::new(crate::device::pool(crate::device::threads(options.threads)?, "decoder")?);
-        Ok(Self(Arc::new(Model::new(source, config, head, options, pool)?)))
-    }
+fn load(source: &Source, config: Config, head: Head, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
+    let pool = Arc::new(crate::device::pool(crate::device::threads(options.threads)?, "decoder")?);
+    let half = config.half;
+    let model = Arc::new(Model::new(source, config, head, options, pool)?);
+    let budget = options.prefix_bytes.unwrap_or(PREFIX_BYTES);
+    Ok(if half { Arc::new(Decoder::<f16>::new(model, budget)) } else { Arc::new(Decoder::<f32>::new(model, budget)) })
 }
 
 impl Model {
@@ -140,20 +155,47 @@ impl Model {
     }
 }
 
-impl CausalLm for Decoder {
+impl<N: Number> Decoder<N> {
+    fn new(model: Arc<Model>, budget: usize) -> Self {
+        let prefixes = Mutex::new(Prefixes::new(model.config.cache_shape(), budget));
+        Self { model, prefixes }
+    }
+
+    fn prefixes(&self) -> MutexGuard<'_, Prefixes<N>> {
+        self.prefixes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<N: Number> CausalLm for Decoder<N> {
     fn context(&self) -> usize {
-        self.0.context
+        self.model.context
     }
 
     fn vocab_size(&self) -> usize {
-        self.0.config.vocab
+        self.model.config.vocab
     }
 
     fn start(&self) -> Box<dyn Run> {
-        if self.0.config.half {
-            Box::new(run::Reading::<f16>::new(self.0.clone()))
-        } else {
-            Box::new(run::Reading::<f32>::new(self.0.clone()))
+        Box::new(Reading::<N>::new(self.model.clone(), Vec::new()))
+    }
+
+    fn resume(&self, prompt: &[u32]) -> Box<dyn Run> {
+        let pages = self.prefixes().find(prompt);
+        Box::new(Reading::new(self.model.clone(), pages))
+    }
+
+    fn keep(&self, run: &mut dyn Run, prompt: &[u32]) {
+        if let Some(run) = run.as_any().downcast_ref::<Reading<N>>() {
+            let pages = run.full_pages(prompt.len());
+            self.prefixes().keep(prompt, pages);
         }
+    }
+
+    fn kept_bytes(&self) -> usize {
+        self.prefixes().bytes()
+    }
+
+    fn step(&self, steps: &mut [Step<'_>]) -> Vec<Result<Tensor>> {
+        run::step::<N>(&self.model, steps)
     }
 }

@@ -28,10 +28,9 @@ impl Rope {
         self.factors.len()
     }
 
-    /// Writes `(cos, sin)` for each pair at each of `positions`, in single precision throughout: half the angles of
+    /// Appends `(cos, sin)` for each pair at each of `positions`, in single precision throughout: half the angles of
     /// positions beyond 256 would be wrong in bfloat16. Angles follow from one another, as in llama.cpp.
     pub(super) fn turns(&self, positions: Range<usize>, out: &mut Vec<(f32, f32)>) {
-        out.clear();
         for position in positions {
             let mut angle = position as f32;
             out.extend(self.factors.iter().map(|factor| {

@@ -1,0 +1,186 @@
+//! The engine: one thread that computes all answers of a model, side by side.
+//!
+//! Each turn reads a piece of one prompt and a token of each answer that is being written (continuous batching, Orca,
+//! <https://www.usenix.org/conference/osdi22/presentation/yu>): weights are unpacked once for all of them. An answer is the same
+//! to the last bit whatever is computed beside it, as [`CausalLm::step`] promises.
+
+use super::answer::{Answer, Job};
+use super::generation::{Finish, Generation};
+use super::stream::{Bell, Stream};
+use crate::error::{Error, Result, message};
+use crate::models::{CausalLm, Step};
+use candle_core::Tensor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The most rows of a step: beyond them, another row costs as much as a step of its own.
+const ROWS: usize = 8;
+
+/// A model's thread. It starts with the first answer, and ends with the last after the engine was dropped.
+pub(super) struct Engine {
+    lm: Arc<dyn CausalLm>,
+    slots: usize,
+    inbox: Arc<Inbox>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    bell: Arc<Bell>,
+    state: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: Vec<(Job, Arc<Stream>)>,
+    /// Whether there is a thread.
+    runs: bool,
+    /// Whether no more jobs will come.
+    closed: bool,
+}
+
+impl Inbox {
+    fn state(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine {
+    pub(super) fn new(lm: Arc<dyn CausalLm>, slots: usize) -> Self {
+        Self { lm, slots, inbox: Arc::default() }
+    }
+
+    pub(super) fn start(&self, job: Job) -> Result<Generation> {
+        let bell = Arc::clone(&self.inbox.bell);
+        let stream = Arc::new(Stream::new(bell, job.prompt.len(), job.sampler.seed(), job.logprobs.is_some()));
+        let mut waiting = self.inbox.state();
+        if !waiting.runs {
+            let (lm, inbox) = (Arc::clone(&self.lm), Arc::clone(&self.inbox));
+            let worker = Worker { lm, slots: self.slots, inbox, answers: Vec::new(), turns: 0 };
+            std::thread::Builder::new()
+                .name("engine".into())
+                .spawn(move || worker.work())
+                .map_err(|e| Error::io("starting the engine's thread", e))?;
+            waiting.runs = true;
+        }
+        waiting.jobs.push((job, Arc::clone(&stream)));
+        drop(waiting);
+        self.inbox.bell.ring();
+        Ok(Generation::new(stream))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.inbox.state().closed = true;
+        self.inbox.bell.ring();
+    }
+}
+
+struct Worker {
+    lm: Arc<dyn CausalLm>,
+    slots: usize,
+    inbox: Arc<Inbox>,
+    /// In the order in which they came.
+    answers: Vec<Answer>,
+    turns: u64,
+}
+
+impl Worker {
+    fn work(mut self) {
+        loop {
+            let rings = self.inbox.bell.rings();
+            {
+                let mut waiting = self.inbox.state();
+                self.answers.extend(waiting.jobs.drain(..).map(|(job, stream)| Answer::new(job, stream)));
+                if waiting.closed && self.answers.is_empty() {
+                    return;
+                }
+            }
+            // Dropping an answer frees its cache.
+            self.answers.retain(|answer| !answer.stream.is_closed());
+            let (read, stepped) = (self.read(), self.step());
+            if !read && !stepped {
+                self.inbox.bell.wait(rings);
+            }
+        }
+    }
+
+    /// Reads a piece of the prompt of the first answer that has a slot; returns whether there is one.
+    fn read(&mut self) -> bool {
+        let lm = self.lm.as_ref();
+        // Answers whose readers take their time do not keep others waiting.
+        let busy = |answer: &&Answer| answer.has_begun() && answer.stream.has_room();
+        let free = self.answers.iter().filter(busy).count() < self.slots;
+        let first = self.answers.iter_mut().position(|answer| !answer.is_writing() && (free || answer.has_begun()));
+        let Some(i) = first else { return false };
+        let result = guard(|| self.answers[i].read(lm));
+        self.settle(i, result);
+        true
+    }
+
+    /// Reads a token of each answer that is being written; returns whether there is one.
+    fn step(&mut self) -> bool {
+        self.turns += 1;
+        let lm = Arc::clone(&self.lm);
+        let ready = |answer: &Answer| answer.is_writing() && answer.stream.has_room();
+        let mut chosen: Vec<usize> = (0..self.answers.len()).filter(|i| ready(&self.answers[*i])).collect();
+        chosen.sort_by_key(|i| self.answers[*i].stepped);
+        chosen.truncate(self.slots);
+        chosen.sort_unstable();
+        if chosen.is_empty() {
+            return false;
+        }
+        let results = self.compute(&chosen, (ROWS / chosen.len()).saturating_sub(1));
+        // From the last on: an answer that ends is taken out.
+        for (i, result) in chosen.into_iter().zip(results).rev() {
+            let answer = &mut self.answers[i];
+            answer.stepped = self.turns;
+            let result = result.and_then(|logits| guard(|| answer.follow(lm.as_ref(), logits.to_vec2()?)));
+            self.settle(i, result);
+        }
+        true
+    }
+
+    /// The logits after what the `chosen` answers read next, with at most `guesses` beside the token that is certain.
+    fn compute(&mut self, chosen: &[usize], guesses: usize) -> Vec<Result<Tensor>> {
+        let lm = self.lm.as_ref();
+        let answers = self.answers.iter_mut().enumerate().filter(|(i, _)| chosen.contains(i));
+        let mut steps: Vec<Step<'_>> = answers.filter_map(|(_, answer)| answer.step(lm, guesses)).collect();
+        let results = catch_unwind(AssertUnwindSafe(|| lm.step(&mut steps)));
+        match results {
+            // A guess that leads to what is no number must not end an answer that would never have come there.
+            Ok(results) if guesses > 0 && results.iter().any(Result::is_err) => {
+                drop(steps);
+                let mut again = Vec::with_capacity(chosen.len());
+                for (i, result) in chosen.iter().zip(results) {
+                    again.push(match result {
+                        Ok(logits) => Ok(logits),
+                        Err(_) => self.compute(&[*i], 0).pop().unwrap_or_else(|| Err(internal("no step was made"))),
+                    });
+                }
+                again
+            }
+            Ok(results) => results,
+            Err(panic) => chosen.iter().map(|_| Err(internal(message(&*panic)))).collect(),
+        }
+    }
+
+    /// Takes out an answer that is over.
+    fn settle(&mut self, i: usize, result: Result<Option<Finish>>) {
+        let end = match result {
+            Ok(None) => return,
+            Ok(Some(finish)) => Ok(finish),
+            Err(error) => Err(error),
+        };
+        self.answers.remove(i).stream.end(end);
+    }
+}
+
+/// Runs `f`; a panic becomes an error.
+fn guard<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(internal(message(&*panic))))
+}
+
+fn internal(problem: &str) -> Error {
+    Error::Model(candle_core::Error::Msg(format!("internal error: {problem}; this is a bug in adventures")))
+}
