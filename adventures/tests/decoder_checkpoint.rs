@@ -142,8 +142,9 @@ fn every_family_encodes_as_transformers_without_the_mask() {
 #[test]
 fn quantized_logits_are_near_the_others() {
     for name in ["tiny-gemma", "tiny-llm2vec/base"] {
-        // Rows of few random weights: their errors do not cancel as those of a real model's do.
-        for (quantize, most) in [(Quantize::Q8_0, 0.06), (Quantize::Q4K, 0.25)] {
+        // In random weights errors grow from layer to layer: rounded by torch, weights to 8 and to 5 bits and activations to
+        // 8, the second model's logits change by 0.044 and 0.28.
+        for (quantize, most) in [(Quantize::Q8_0, 0.06), (Quantize::Q4K, 0.35)] {
             let ids = text(20, 5);
             let want = read(load(name).start().as_mut(), &ids);
             let options = DecoderOptions { quantize: Some(quantize), ..DecoderOptions::default() };
