@@ -535,6 +535,44 @@ class TestHub:
             assert run(code, **environment, ADVENTURES_OFFLINE="1") == first
             assert hub.requests == []
 
+    def test_an_adapter_comes_with_its_model(self, environment: dict[str, str]) -> None:
+        goldens = Path(__file__).parent / "goldens" / "tiny-llm2vec"
+
+        def files(name: str, *others: str) -> dict[str, bytes]:
+            found = {path.name: path.read_bytes() for path in (goldens / name).iterdir()}
+            return {**found, **{other: (goldens / "base" / other).read_bytes() for other in others}}
+
+        mntp, base = "McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp", "mistralai/Mistral-7B-Instruct-v0.2"
+        commits = {base: "b" * 40, mntp: "a" * 40, f"{mntp}-supervised": "c" * 40}
+        repositories = {
+            base: Repository(files("base"), commit=commits[base]),
+            mntp: Repository(files("mntp", "config.json", "tokenizer.json"), commit=commits[mntp]),
+            f"{mntp}-supervised": Repository(files("supervised"), commit=commits[f"{mntp}-supervised"]),
+        }
+        for name in (mntp, f"{mntp}-supervised"):
+            config = json.loads(repositories[name].files["adapter_config.json"])
+            config["base_model_name_or_path"] = base
+            repositories[name].files["adapter_config.json"] = json.dumps(config).encode()
+        code = f"""
+        import adventures as adv, numpy as np
+        model = adv.Embedder({mntp!r}, adapter={mntp + "-supervised"!r})
+        print(model.name, model.revision)
+        golden = np.load({str(goldens.with_suffix(".npz"))!r})
+        texts = __import__("json").loads(str(golden["texts"]))
+        print(np.abs(model.encode(texts).vectors - golden["both/passage"]).max() < 1e-4)
+        again = adv.Embedder(model.name)
+        print(again.name == model.name, again.revision == model.revision)
+        """
+        want = f"{mntp}+{mntp}-supervised {'+'.join(commits[name] for name in (mntp, base, mntp + '-supervised'))}"
+        with Hub(repositories) as hub:
+            environment["HF_ENDPOINT"] = hub.url
+            assert run(code, **environment).splitlines() == [want, "True", "True True"]
+            hub.requests.clear()
+            assert run(code, **environment, ADVENTURES_OFFLINE="1").splitlines() == [want, "True", "True True"]
+            assert hub.requests == []
+            missing = f"a/b+{mntp}"
+            assert "LookupError: no model a/b" in run(f"locate({missing!r})", **environment)
+
     def test_a_gguf_file_is_fetched_once(self, environment: dict[str, str]) -> None:
         with Hub({"a/b": Repository({"x.gguf": b"GGUFx", "y.gguf": b"GGUFy"})}) as hub:
             environment["HF_ENDPOINT"] = hub.url

@@ -191,8 +191,17 @@ def continued(model: GemmaForCausalLM, text: str) -> dict[str, str]:
     return {"text": text, "continuation": "".join(VOCABULARY[id_] for id_ in ids[start:]).replace("▁", " ")}
 
 
+def bidirectional(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """Returns the last hidden states `(tokens, hidden)` where each token sees all others: under a mask of zeros."""
+    mask: Any = torch.zeros(1, 1, len(ids), len(ids))
+    if "layer_types" in model.config.to_dict():
+        mask = {"full_attention": mask, "sliding_attention": mask}
+    with torch.no_grad():
+        return model.model(torch.tensor([ids]), attention_mask=mask, use_cache=False).last_hidden_state[0]
+
+
 def write_family(name: str, settings: dict[str, Any]) -> None:
-    """Writes a small checkpoint of a family and its logits, `(tokens, vocabulary)`."""
+    """Writes a small checkpoint of a family, its logits, `(tokens, vocabulary)`, and its states without the mask."""
     folder = FOLDER.with_name(f"tiny-{name}")
     config = AutoConfig.for_model(name, **{**SMALL, **settings})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
@@ -204,6 +213,7 @@ def write_family(name: str, settings: dict[str, Any]) -> None:
         "transformers": transformers.__version__,
         "ids": READ_SMALL,
         "logits": [[round(value, 5) for value in row] for row in logits(model, READ_SMALL).tolist()],
+        "bidirectional": [[round(value, 5) for value in row] for row in bidirectional(model, READ_SMALL).tolist()],
     }
     model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)

@@ -47,20 +47,29 @@ pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
 /// Where a model lies and what the catalogue says of it.
 pub(crate) struct Located<'py> {
     pub(crate) path: PathBuf,
+    /// Directories of adapters, in the order in which they are merged.
+    pub(crate) adapters: Vec<PathBuf>,
     pub(crate) name: String,
     pub(crate) revision: String,
     pub(crate) profile: Bound<'py, PyDict>,
 }
 
-/// Asks `adventures.models.locate` for a model: a catalogue name, a hub id or a path.
-pub(crate) fn locate<'py>(model: &Bound<'py, PyAny>, revision: Option<&str>, kind: &str) -> PyResult<Located<'py>> {
+/// Asks `adventures.models.locate` for a model: a catalogue name, a hub id or a path; and for an adapter of it, if any.
+pub(crate) fn locate<'py>(
+    model: &Bound<'py, PyAny>,
+    revision: Option<&str>,
+    kind: &str,
+    adapter: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Located<'py>> {
     let py = model.py();
     let options = PyDict::new(py);
     options.set_item("revision", revision)?;
     options.set_item("kind", kind)?;
+    options.set_item("adapter", adapter)?;
     let found = py.import("adventures.models")?.call_method("locate", (model,), Some(&options))?;
     Ok(Located {
         path: found.getattr("path")?.extract()?,
+        adapters: found.getattr("adapters")?.extract()?,
         name: found.getattr("name")?.extract()?,
         revision: found.getattr("revision")?.extract()?,
         profile: found.getattr("profile")?.cast_into::<PyDict>()?,

@@ -4,7 +4,7 @@ use crate::boundary::{Process, run};
 use crate::convert::{locate, profile_value, texts};
 use crate::error::TruncationWarning;
 use crate::option;
-use adventures::{EmbedderOptions, Kind};
+use adventures::{EmbedderOptions, Kind, Quantize};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -43,7 +43,7 @@ fn kind(name: &str) -> PyResult<Kind> {
 #[pymethods]
 impl Embedder {
     #[new]
-    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, max_tokens=None, query_prefix=None, passage_prefix=None))]
+    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, max_tokens=None, query_prefix=None, passage_prefix=None, adapter=None, quantize=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         model: &Bound<'_, PyAny>,
@@ -53,8 +53,10 @@ impl Embedder {
         #[pyo3(from_py_with = option::max_tokens_or_none)] max_tokens: Option<usize>,
         #[pyo3(from_py_with = option::query_prefix)] query_prefix: Option<String>,
         #[pyo3(from_py_with = option::passage_prefix)] passage_prefix: Option<String>,
+        adapter: Option<&Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = option::quantize)] quantize: Option<Quantize>,
     ) -> PyResult<Self> {
-        let found = locate(model, revision, "embedder")?;
+        let found = locate(model, revision, "embedder", adapter)?;
         let from_profile = |given: Option<String>, key: &str| match given {
             Some(given) => Ok(Some(given)),
             None => profile_value(&found.profile, key),
@@ -69,13 +71,19 @@ impl Embedder {
             query_prefix: from_profile(query_prefix, "query_prefix")?,
             passage_prefix: from_profile(passage_prefix, "passage_prefix")?,
             pooling: profile_value(&found.profile, "pooling")?,
+            adapters: found.adapters.clone(),
+            quantize,
         };
         let inner = run(model.py(), |_| adventures::Embedder::load(&found.path, &options))?;
         Ok(Self {
             inner,
             process: Process::current(),
             name: found.name,
-            revision: found.revision,
+            // Rounded weights make other vectors.
+            revision: match quantize {
+                Some(quantize) => format!("{}+{}", found.revision, quantize.name()),
+                None => found.revision,
+            },
             path: found.path.display().to_string(),
         })
     }

@@ -4,7 +4,7 @@ use crate::boundary::{Process, SIGNAL_PERIOD, guard, run};
 use crate::convert::{locate, shown, text, texts};
 use crate::logprob::TokenLogprob;
 use crate::option;
-use adventures::{GenerateOptions, GeneratorOptions, Message, Next, SamplingOptions};
+use adventures::{GenerateOptions, GeneratorOptions, Message, Next, Quantize, SamplingOptions};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyMapping, PyString};
@@ -85,7 +85,8 @@ fn stops(value: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<String>> {
 #[pymethods]
 impl Generator {
     #[new]
-    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, context=None, slots=4, prefix_bytes=268_435_456))]
+    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, context=None, slots=4, prefix_bytes=268_435_456, adapter=None, quantize=None))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         model: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = option::revision)] revision: Option<&str>,
@@ -94,14 +95,18 @@ impl Generator {
         #[pyo3(from_py_with = option::context)] context: Option<usize>,
         #[pyo3(from_py_with = option::slots)] slots: usize,
         #[pyo3(from_py_with = option::prefix_bytes)] prefix_bytes: usize,
+        adapter: Option<&Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = option::quantize)] quantize: Option<Quantize>,
     ) -> PyResult<Self> {
-        let found = locate(model, revision, "generator")?;
+        let found = locate(model, revision, "generator", adapter)?;
         let options = GeneratorOptions {
             device: device.to_owned(),
             threads,
             context,
             slots: Some(slots),
             prefix_bytes: Some(prefix_bytes),
+            adapters: found.adapters,
+            quantize,
         };
         let path: &Path = &found.path;
         let inner = run(model.py(), |_| adventures::Generator::load(path, &options))?;

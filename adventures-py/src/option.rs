@@ -3,6 +3,7 @@
 //! PyO3's own conversions say "int too big to convert" and leave the reader to guess of what.
 
 use crate::convert::{shown, type_name};
+use adventures::Quantize;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyMapping, PyString};
@@ -46,6 +47,12 @@ pub(crate) fn revision<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a s
 
 pub(crate) fn device<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
     text("device", value)
+}
+
+/// Returns what matrices are rounded to.
+pub(crate) fn quantize(value: &Bound<'_, PyAny>) -> PyResult<Option<Quantize>> {
+    let name = text_or_none("quantize", value)?;
+    name.map(|name| name.parse().map_err(|e: adventures::Error| PyValueError::new_err(e.to_string()))).transpose()
 }
 
 pub(crate) fn kind<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {

@@ -44,18 +44,40 @@ pub struct RawTensor<'a> {
 impl Checkpoint {
     /// Opens `dir`. The weights are one `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref().to_path_buf();
+        Self::with(dir.as_ref(), "a model", "config.json", weight_files)
+    }
+
+    /// Opens the directory of an adapter: [`Self::config`] is its `adapter_config.json`, the tensors are those of its
+    /// `adapter_model.safetensors`.
+    pub(crate) fn open_adapter(dir: &Path) -> Result<Self> {
+        Self::with(dir, "an adapter", "adapter_config.json", |dir| {
+            let path = dir.join("adapter_model.safetensors");
+            if path.is_file() {
+                return Ok(vec![path]);
+            }
+            if dir.join("adapter_model.bin").exists() {
+                return unsupported!(
+                    "{}: the weights are a pickle (adapter_model.bin), which can run code; convert them to safetensors",
+                    dir.display()
+                );
+            }
+            Err(Error::NotFound(format!("{}: no adapter_model.safetensors", dir.display())))
+        })
+    }
+
+    fn with(dir: &Path, what: &str, config_file: &str, files: impl Fn(&Path) -> Result<Vec<PathBuf>>) -> Result<Self> {
+        let dir = dir.to_path_buf();
         if !dir.is_dir() {
-            return Err(Error::NotFound(format!("no model directory at {}", dir.display())));
+            return Err(Error::NotFound(format!("no directory {}; {what} is one", dir.display())));
         }
-        let config = read_json(&dir.join("config.json"))?
-            .ok_or_else(|| Error::NotFound(format!("{}: no config.json; not a model directory", dir.display())))?;
+        let config = read_json(&dir.join(config_file))?
+            .ok_or_else(|| Error::NotFound(format!("{}: no {config_file}; not {what} directory", dir.display())))?;
         if !config.is_object() {
-            return invalid!("{}: config.json is not a JSON object", dir.display());
+            return invalid!("{}: {config_file} is not a JSON object", dir.display());
         }
         let mut shards = Vec::new();
         let mut shard_of = HashMap::new();
-        for path in weight_files(&dir)? {
+        for path in files(&dir)? {
             let shard = Shard::open(path)?;
             for name in shard.metadata.tensors().into_keys() {
                 if shard_of.insert(name.clone(), shards.len()).is_some() {
@@ -84,23 +106,7 @@ impl Checkpoint {
 
     /// Returns the tokenizer of `tokenizer.json`, without truncation and padding; fails where it cannot read an empty text.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let path = self.dir.join("tokenizer.json");
-        let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", path.display()));
-        let Some(bytes) = read(&path)? else {
-            return Err(Error::NotFound(format!("{}: no tokenizer.json", self.dir.display())));
-        };
-        // The tokenizers crate panics over a broken decoder, and over a start token that is nowhere defined when it first adds
-        // it. Both happen here, where the file can be named.
-        let loaded = catch_unwind(|| -> std::result::Result<Tokenizer, tokenizers::Error> {
-            let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
-            tokenizer.with_truncation(None)?.with_padding(None);
-            tokenizer.encode("", true)?;
-            Ok(tokenizer)
-        });
-        match loaded {
-            Ok(loaded) => loaded.map_err(|e| bad(&e)),
-            Err(panic) => Err(bad(&format!("not a tokenizer: {}", message(&*panic)))),
-        }
+        tokenizer(&self.dir)
     }
 
     /// Returns whether there is a tensor of this name.
@@ -131,7 +137,7 @@ impl Checkpoint {
         let raw = self.raw(name)?;
         let place = || format!("{}: tensor {name:?}", self.dir.display());
         if raw.shape != shape {
-            return invalid!("{} has shape {:?}, config.json asks for {shape:?}", place(), raw.shape);
+            return invalid!("{} has shape {:?}, the configuration asks for {shape:?}", place(), raw.shape);
         }
         let halves = || raw.data.chunks_exact(2).map(|b| [b[0], b[1]]);
         let numbers: Vec<f32> = match raw.dtype {
@@ -158,6 +164,28 @@ impl Shard {
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::Invalid(format!("{}: not a safetensors file: {e}", path.display())))?;
         Ok(Self { path, map, metadata, start: header + size_of::<u64>() })
+    }
+}
+
+/// Returns the tokenizer of the `tokenizer.json` in `dir`, without truncation and padding; fails where it cannot read an empty
+/// text.
+pub(crate) fn tokenizer(dir: &Path) -> Result<Tokenizer> {
+    let path = dir.join("tokenizer.json");
+    let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", path.display()));
+    let Some(bytes) = read(&path)? else {
+        return Err(Error::NotFound(format!("{}: no tokenizer.json", dir.display())));
+    };
+    // The tokenizers crate panics over a broken decoder, and over a start token that is nowhere defined when it first adds
+    // it. Both happen here, where the file can be named.
+    let loaded = catch_unwind(|| -> std::result::Result<Tokenizer, tokenizers::Error> {
+        let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
+        tokenizer.with_truncation(None)?.with_padding(None);
+        tokenizer.encode("", true)?;
+        Ok(tokenizer)
+    });
+    match loaded {
+        Ok(loaded) => loaded.map_err(|e| bad(&e)),
+        Err(panic) => Err(bad(&format!("not a tokenizer: {}", message(&*panic)))),
     }
 }
 

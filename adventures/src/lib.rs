@@ -20,5 +20,6 @@ pub use error::{Error, Result};
 pub use generator::{
     Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next, TokenLogprob,
 };
+pub use models::decoder::Quantize;
 pub use sampling::SamplingOptions;
 pub use template::{Message, Role};

@@ -48,23 +48,32 @@ class Embeddings:
 
 @final
 class Embedder:
-    """A sentence embedding model of the BERT family, on the CPU.
+    """A sentence embedding model, on the CPU: of the BERT family, or a decoder with the adapters of LLM2Vec.
 
     The encoder is our own: sequences are packed end to end, never padded, so a vector does not depend on what is
-    embedded beside it. One embedder serves any number of threads; the GIL is released while it computes, and Ctrl-C
-    stops it.
+    embedded beside it. A decoder (Mistral, Llama, …) reads as LLM2Vec (https://arxiv.org/abs/2404.05961) has it: every
+    token sees all others, texts of more than 400 tokens are cut between words, the text is the user's turn where model
+    or adapter say that they are of one of LLM2Vec's instruct models (`mistralai/Mistral-7B-Instruct-v0.2`, …), and the
+    vector is the mean over the text's own tokens, of unit length here. One embedder serves any number of threads; the
+    GIL is released while it computes, and Ctrl-C stops it.
 
     Args:
         model: A name of the catalogue (`adventures models list`), a Hugging Face id, or a directory with `config.json`,
-            `tokenizer.json` and safetensors.
+            `tokenizer.json` and safetensors. A directory or id with `adapter_config.json` is a LoRA adapter of PEFT's;
+            the model that it names, a path or an id, is found with it. `model+adapter` is a model and its `adapter`.
         revision: The branch, tag or commit of a Hugging Face id.
         device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on
             the CPU.
         threads: How many threads compute; all that the container grants by default.
         max_tokens: The longest text in tokens, prefix and special tokens included; what the checkpoint states by
             default.
-        query_prefix: What is put before a query; by default what the catalogue or the checkpoint states.
+        query_prefix: What is put before a query; by default what the catalogue or the checkpoint states. LLM2Vec calls
+            it an instruction, and leaves it out of the mean.
         passage_prefix: What is put before a passage, likewise.
+        adapter: A LoRA adapter, named as a model is, to merge into a decoder after the adapter that `model` may be.
+            `name` and `revision` tell of it.
+        quantize: Rounds a decoder's matrices as it is loaded: `"q8_0"`, 8.5 bits a weight, or `"q4_k"`, 4.5 bits (rows
+            that are no multiple of 256: Q5_0); `revision` tells of it. What adapters change takes 32 bits otherwise.
 
     Raises:
         FileNotFoundError: The model, or a file of it, is not there.
@@ -82,16 +91,18 @@ class Embedder:
         max_tokens: int | None = None,
         query_prefix: str | None = None,
         passage_prefix: str | None = None,
+        adapter: str | PathLike[str] | None = None,
+        quantize: Literal["q8_0", "q4_k"] | None = None,
     ) -> Self: ...
     @property
     def name(self) -> str:
         """The catalogue name, the Hugging Face id, or the directory's name."""
     @property
     def revision(self) -> str:
-        """The commit or content hash; empty where unknown."""
+        """The commit or content hash; empty where unknown. Those of model and adapters, and `quantize`, are joined."""
     @property
     def path(self) -> str:
-        """The directory that the model was read from."""
+        """The directory that the model was read from, without its adapters."""
     @property
     def dim(self) -> int:
         """The length of a vector."""
@@ -236,6 +247,11 @@ class Generator:
         context: The most tokens of prompt and answer together; what the model was trained for by default.
         slots: How many answers are computed side by side, from 1 to 64; others wait for their turn.
         prefix_bytes: The most bytes that are kept of prompts for prompts that begin alike; 0 keeps nothing.
+        adapter: A LoRA adapter of PEFT's, named as a model is, to merge into safetensors. `model` may be an adapter
+            itself; the model that it names is found with it.
+        quantize: Rounds the matrices of safetensors as they are loaded, as llama.cpp does: `"q8_0"`, 8.5 bits a weight,
+            or `"q4_k"`, 4.5 bits, with Q6_K for the head (rows that are no multiple of 256: Q5_0 and Q8_0; of 32: as
+            they are). What an adapter changes takes 32 bits a weight otherwise.
 
     Raises:
         FileNotFoundError: The model, or a file of it, is not there.
@@ -253,6 +269,8 @@ class Generator:
         context: int | None = None,
         slots: int = 4,
         prefix_bytes: int = 268435456,
+        adapter: str | PathLike[str] | None = None,
+        quantize: Literal["q8_0", "q4_k"] | None = None,
     ) -> Self: ...
     @property
     def name(self) -> str:

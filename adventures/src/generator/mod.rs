@@ -18,14 +18,14 @@ use crate::device;
 use crate::error::{Error, Result, invalid};
 use crate::gguf::Gguf;
 use crate::models::CausalLm;
-use crate::models::decoder::{self, DecoderOptions};
+use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::sampling::{Sampler, SamplingOptions};
 use crate::template::{Message, Template, Tokens};
 use crate::tokenizer::Tokenizer;
 use answer::Job;
 use engine::Engine;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How a generator is loaded.
@@ -41,6 +41,10 @@ pub struct GeneratorOptions {
     pub slots: Option<usize>,
     /// The most bytes that are kept of what was read of prompts, for prompts that begin alike; 256 MiB by default.
     pub prefix_bytes: Option<usize>,
+    /// Directories of `LoRA` adapters, which are added to the weights of a directory of safetensors in this order.
+    pub adapters: Vec<PathBuf>,
+    /// What the matrices of a directory of safetensors are rounded to; as they are where it is `None`.
+    pub quantize: Option<Quantize>,
 }
 
 /// How an answer is generated.
@@ -101,8 +105,13 @@ impl Generator {
             Some(n @ 1..=MAX_SLOTS) => n,
             Some(n) => return invalid!("slots={n}: expected a number from 1 to {MAX_SLOTS}"),
         };
-        let decoder_options =
-            DecoderOptions { context: options.context, threads: Some(threads), prefix_bytes: options.prefix_bytes };
+        let decoder_options = DecoderOptions {
+            context: options.context,
+            threads: Some(threads),
+            prefix_bytes: options.prefix_bytes,
+            adapters: options.adapters.clone(),
+            quantize: options.quantize,
+        };
         let (lm, tokenizer, source, architecture) = if path.is_dir() {
             let checkpoint = Arc::new(Checkpoint::open(path)?);
             let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;

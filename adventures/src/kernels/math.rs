@@ -182,6 +182,11 @@ vectorized! {
         map(sum, |x, i| x + row[i]);
     }
 
+    /// `sum += factor * row`.
+    fn accumulate_scaled(sum: &mut [f32], row: &[f32], factor: f32) {
+        map(sum, |x, i| mul_add::<FMA>(factor, row[i], x));
+    }
+
     /// Divides `row` by its L2 norm, leaves it where that is 0.
     fn l2_normalize(row: &mut [f32]) {
         let norm = reduce(row, |x| x * x).sqrt();

@@ -50,6 +50,7 @@ _chat_options = options.every(
     options.embedder,
     options.device,
     options.threads,
+    options.quantize,
 )
 
 
@@ -114,12 +115,13 @@ def open_chat(
     seed: int | None,
     device: str,
     threads: int | None,
+    quantize: options.Quantize | None,
 ) -> Chat:
     """Opens a library and a generator, and returns the chat over them."""
     from adventures import Chat
 
     library = options.open_library(library_path, embedder_spec, device=device, threads=threads)
-    generator = options.open_generator(generator_spec, device=device, threads=threads)
+    generator = options.open_generator(generator_spec, device=device, threads=threads, quantize=quantize)
     return Chat(
         library, generator, system=system, k=k, hybrid=hybrid, max_tokens=max_tokens, temperature=temperature, seed=seed
     )

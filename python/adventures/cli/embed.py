@@ -47,6 +47,7 @@ _BATCH = 256
 )
 @options.device
 @options.threads
+@options.quantize
 def embed(
     *,
     files: Sequence[str],
@@ -57,6 +58,7 @@ def embed(
     form: str | None,
     device: str,
     threads: int | None,
+    quantize: options.Quantize | None,
 ) -> None:
     """Embed texts: the lines of files or of stdin.
 
@@ -68,7 +70,7 @@ def embed(
     if form == "npy" and output is None and open_stream("stdout").isatty():
         raise click.UsageError("a matrix is not for a terminal: give --output FILE, or pipe it on")
     texts = _whole(files) if whole else _lines(files)
-    embedder = options.open_embedder(embedder_spec, device=device, threads=threads)
+    embedder = options.open_embedder(embedder_spec, device=device, threads=threads, quantize=quantize)
     with _opened(output) as file:
         if form == "npy":
             _write_npy(file, embedder, texts, kind)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @options.generator
 @options.device
 @options.threads
+@options.quantize
 @options.as_json
 @click.pass_context
 def evaluate(
@@ -47,6 +48,7 @@ def evaluate(
     generator_spec: str,
     device: str,
     threads: int | None,
+    quantize: options.Quantize | None,
     as_json: bool,
 ) -> None:
     """Measure retrieval, and with --answers the demo's answers.
@@ -65,20 +67,24 @@ def evaluate(
         raise click.UsageError("--output is for --answers")
     quiet = ctx.find_root().params["quiet"]
     if answers:
-        scores = _answers(embedder_spec, generator_spec, output, device=device, threads=threads, quiet=quiet)
+        scores = _answers(
+            embedder_spec, generator_spec, output, device=device, threads=threads, quantize=quantize, quiet=quiet
+        )
         put_json(asdict(scores)) if as_json else put_table(_answer_rows(scores))
         return
     from adventures.dataset import Dataset
 
     data = Dataset.read(dataset, split=split) if dataset else Dataset.demo()
-    result = _retrieval(data, embedder_spec, device=device, threads=threads, quiet=quiet)
+    result = _retrieval(data, embedder_spec, device=device, threads=threads, quantize=quantize, quiet=quiet)
     put_json(asdict(result)) if as_json else put_table(_retrieval_rows(result))
 
 
-def _retrieval(data: Dataset, spec: str, *, device: str, threads: int | None, quiet: bool) -> Scores:
+def _retrieval(
+    data: Dataset, spec: str, *, device: str, threads: int | None, quantize: options.Quantize | None, quiet: bool
+) -> Scores:
     from adventures.evaluate import evaluate
 
-    embedder = options.open_embedder(spec, device=device, threads=threads)
+    embedder = options.open_embedder(spec, device=device, threads=threads, quantize=quantize)
     with _bar(len(data.documents), "documents", quiet=quiet) as advance:
         return evaluate(data, embedder, chunk=1024, progress=advance)
 
@@ -90,6 +96,7 @@ def _answers(
     *,
     device: str,
     threads: int | None,
+    quantize: options.Quantize | None,
     quiet: bool,
 ) -> AnswerScores:
     from adventures import Chat, Library
@@ -97,7 +104,7 @@ def _answers(
     from adventures.answers import examine, summarise
 
     embedder = options.open_embedder(embedder_spec, device=device, threads=threads)
-    generator = options.open_generator(generator_spec, device=device, threads=threads)
+    generator = options.open_generator(generator_spec, device=device, threads=threads, quantize=quantize)
     questions, stray = shop.questions(), shop.off_topic()
     replies: list[Reply] = []
     with tempfile.TemporaryDirectory() as folder, _lines_to(output) as write:

@@ -50,6 +50,7 @@ _CREDIT = 160
 @options.embedder
 @options.device
 @options.threads
+@options.quantize
 @options.as_json
 @click.pass_context
 def sync(
@@ -67,6 +68,7 @@ def sync(
     embedder_spec: str | None,
     device: str,
     threads: int | None,
+    quantize: options.Quantize | None,
     as_json: bool,
 ) -> None:
     """Make a library equal to a Delta table.
@@ -78,7 +80,9 @@ def sync(
       adventures sync --delta ./products --library ./lib --id sku --text '{name}: {description}'
       adventures sync --delta s3://bucket/t --library ./lib --id a --id b --text '{body}' --json
     """
-    library = options.open_library(library_path, embedder_spec, device=device, threads=threads, new=True)
+    library = options.open_library(
+        library_path, embedder_spec, device=device, threads=threads, quantize=quantize, new=True
+    )
     report = library.sync(
         delta,
         id=list(id_columns),
@@ -122,6 +126,7 @@ def summary(report: SyncReport) -> str:
 @options.embedder
 @options.device
 @options.threads
+@options.quantize
 @options.as_json
 def search(
     *,
@@ -133,6 +138,7 @@ def search(
     embedder_spec: str | None,
     device: str,
     threads: int | None,
+    quantize: options.Quantize | None,
     as_json: bool,
 ) -> None:
     """Find the passages nearest to a question, best first.
@@ -142,7 +148,7 @@ def search(
     adventures search -l ./lib 'a warm cloak' --where 'price<20' --where region=North --json
     """
     where = options.parse_where(conditions)
-    library = options.open_library(library_path, embedder_spec, device=device, threads=threads)
+    library = options.open_library(library_path, embedder_spec, device=device, threads=threads, quantize=quantize)
     hits = library.search(argument_or_stdin(query), k, hybrid=hybrid, where=where)
     for number, hit in enumerate(hits, start=1):
         if as_json:

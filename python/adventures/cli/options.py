@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from adventures import Embedder, Generator, Library
+
+    Quantize = Literal["q8_0", "q4_k"]
 
 EMBEDDER = "all-minilm-l6-v2"
 GENERATOR = "smollm2-135m-instruct"
@@ -26,13 +28,18 @@ device = click.option(
 threads = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default all there are."
 )
+quantize = click.option(
+    "--quantize",
+    type=click.Choice(["q8_0", "q4_k"]),
+    help="Round the model's weights as it is loaded: 8.5 or 4.5 bits each. For decoders in safetensors.",
+)
 embedder = click.option(
     "-e",
     "--embedder",
     "embedder_spec",
     metavar="MODEL",
-    help="The embedding model: a catalogue name, a hub id or a directory. By default the library's own, and "
-    f"{EMBEDDER} for a new library.",
+    help="The embedding model: a catalogue name, a hub id or a directory; MODEL+ADAPTER adds a LoRA "
+    f"adapter. By default the library's own, and {EMBEDDER} for a new library.",
 )
 model = click.option(
     "-e",
@@ -41,7 +48,7 @@ model = click.option(
     metavar="MODEL",
     default=EMBEDDER,
     show_default=True,
-    help="The embedding model: a catalogue name, a hub id or a directory.",
+    help="The embedding model: a catalogue name, a hub id or a directory; MODEL+ADAPTER adds a LoRA adapter.",
 )
 generator = click.option(
     "-g",
@@ -50,7 +57,8 @@ generator = click.option(
     metavar="MODEL",
     default=GENERATOR,
     show_default=True,
-    help="The model that answers: a catalogue name, a hub id, a directory or a .gguf file.",
+    help="The model that answers: a catalogue name, a hub id, a directory or a .gguf file; MODEL+ADAPTER adds "
+    "a LoRA adapter.",
 )
 library = click.option(
     "-l",
@@ -122,7 +130,15 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def open_library(path: str, spec: str | None, *, device: str, threads: int | None, new: bool = False) -> Library:
+def open_library(
+    path: str,
+    spec: str | None,
+    *,
+    device: str,
+    threads: int | None,
+    quantize: Quantize | None = None,
+    new: bool = False,
+) -> Library:
     """Opens a library with the model named, or the one that it was made with.
 
     Args:
@@ -130,6 +146,7 @@ def open_library(path: str, spec: str | None, *, device: str, threads: int | Non
         spec: The embedding model; `None` for the library's own.
         device: Where to compute.
         threads: How many threads compute.
+        quantize: What the model's weights are rounded to; `None` for what they were, in the library's own.
         new: Whether the library may be missing, and is then made.
     """
     from adventures import Embedder, Library
@@ -141,12 +158,19 @@ def open_library(path: str, spec: str | None, *, device: str, threads: int | Non
             raise FileNotFoundError(f"no library at {path}; `adventures sync` makes one") from None
         made_with = {}
     if spec:
-        return Library.open(path, embedder=Embedder(spec, device=device, threads=threads))
+        return Library.open(path, embedder=Embedder(spec, device=device, threads=threads, quantize=quantize))
     name = made_with.get("name", EMBEDDER)
+    commits = made_with.get("revision", "").split("+")
+    if commits[-1] in ("q8_0", "q4_k"):
+        rounded = cast("Quantize", commits.pop())
+        quantize = quantize or rounded
+    model_name, _, adapter = name.partition("+")
     # A hub id has moved on since, perhaps; the library needs the commit that it was made with.
-    commit = made_with["revision"] or None if "/" in name else None
+    commit = commits[0] or None if "/" in model_name else None
+    if "/" in adapter and len(commits) > 1:
+        name = f"{name}@{commits[-1]}"
     try:
-        model = Embedder(name, revision=commit, device=device, threads=threads)
+        model = Embedder(name, revision=commit, device=device, threads=threads, quantize=quantize)
     except LookupError as error:
         raise LookupError(
             f"the library's model {name!r} is not found by its name; name its path with --embedder"
@@ -154,15 +178,15 @@ def open_library(path: str, spec: str | None, *, device: str, threads: int | Non
     return Library.open(path, embedder=model)
 
 
-def open_embedder(spec: str, *, device: str, threads: int | None) -> Embedder:
+def open_embedder(spec: str, *, device: str, threads: int | None, quantize: Quantize | None = None) -> Embedder:
     """Opens an embedding model."""
     from adventures import Embedder
 
-    return Embedder(spec, device=device, threads=threads)
+    return Embedder(spec, device=device, threads=threads, quantize=quantize)
 
 
-def open_generator(spec: str, *, device: str, threads: int | None) -> Generator:
+def open_generator(spec: str, *, device: str, threads: int | None, quantize: Quantize | None = None) -> Generator:
     """Opens a model that answers."""
     from adventures import Generator
 
-    return Generator(spec, device=device, threads=threads)
+    return Generator(spec, device=device, threads=threads, quantize=quantize)

@@ -32,7 +32,12 @@ DIRECTORY_FILES = (
     "model.safetensors.index.json",
     "[0-9]_*/config.json",
     "[0-9]_*/model.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "llm2vec_config.json",
 )
+# What changes how an adapter is used, where its repository has it.
+ADAPTER_EXTRAS = ("tokenizer.json", "config.json", "llm2vec_config.json")
 
 _SEGMENT = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _HUB_ID = re.compile(
@@ -88,7 +93,8 @@ def cached(hub_id: HubId) -> Path | None:
 
     Nothing is asked of the network. A directory counts once its configuration, tokenizer and every weights file are
     there, and once it is known whether it describes a pooling: other programs cache a part of a repository only,
-    and a pooling that is missing would be guessed.
+    and a pooling that is missing would be guessed. So does an adapter, once its two files are there and it is known
+    what else it has.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -98,6 +104,9 @@ def cached(hub_id: HubId) -> Path | None:
 
     if hub_id.file:
         return found(hub_id.file)
+    if (adapter := found("adapter_config.json")) and found("adapter_model.safetensors"):
+        known = (try_to_load_from_cache(hub_id.repository, name, revision=hub_id.revision) for name in ADAPTER_EXTRAS)
+        return adapter.parent if all(extra is not None for extra in known) else None
     config = found("config.json")
     if config is None or not has_weights(config.parent) or not found("tokenizer.json"):
         return None
@@ -194,14 +203,17 @@ def _literal(name: str) -> str:
 
 
 def _remember(hub_id: HubId, names: list[str]) -> None:
-    """Lets the hub cache know, for a repository without `modules.json`, that it has none."""
+    """Lets the hub cache know which files that a model may do without a repository lacks."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    if hub_id.file or "modules.json" in names:
+    if hub_id.file:
         return
-    with suppress(EntryNotFoundError):
-        hf_hub_download(hub_id.repository, "modules.json", revision=hub_id.revision)
+    optional = ADAPTER_EXTRAS if "adapter_config.json" in names else ("modules.json",)
+    for name in optional:
+        if name not in names:
+            with suppress(EntryNotFoundError):
+                hf_hub_download(hub_id.repository, name, revision=hub_id.revision)
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,35 @@ class Located:
     """A model on this machine.
 
     Attributes:
-        path: Its directory or `.gguf` file.
-        name: The catalogue name, the hub id, or the base name of the directory or file.
+        path: Its directory or `.gguf` file; of an adapter, those of the model that it was trained on.
+        name: The catalogue name, the hub id, or the base name of the directory or file; `model+adapter` where an
+            adapter was asked for beside a model.
         revision: What tells these weights from others of the same name: the first digits of their sha256, a hub commit,
-            or `local-…`, computed from the files of a directory.
+            or `local-…`, computed from the files of a directory. Where several make a model, their revisions are joined
+            by `+`: of what was asked for, of what that is based on, of the adapter beside it.
         profile: How the catalogue says to use it; empty for a model that the catalogue does not know.
+        adapters: Directories of LoRA adapters, in the order in which they are merged into the weights.
     """
 
     path: Path
     name: str
     revision: str
     profile: dict[str, Any] = field(default_factory=dict)
+    adapters: tuple[Path, ...] = ()
 
 
-def locate(spec: str | os.PathLike[str], *, revision: str | None = None, kind: Kind | None = None) -> Located:
+def locate(
+    spec: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    kind: Kind | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Located:
     """Finds a model on this machine, and fetches it first where it has to.
 
     A spec is, in this order:
 
-    1. a directory with a `config.json`, a directory with one `.gguf` file, or a `.gguf` file;
+    1. a directory with a `config.json` or an `adapter_config.json`, a directory with one `.gguf` file, or such a file;
     2. a catalogue name (`adventures models list`), which is looked for in the cache;
     3. a hub id: `owner/name`, `owner/name@revision`, `owner/name:file.gguf`. It is looked for in the hub's cache
        (`HF_HUB_CACHE`, `HF_HOME`), which other programs share.
@@ -49,10 +60,14 @@ def locate(spec: str | os.PathLike[str], *, revision: str | None = None, kind: K
 
     A directory or file whose base name the catalogue knows gets that entry's profile.
 
+    An adapter, as PEFT saves it, is located with the model that its `adapter_config.json` names: a path, absolute or
+    from the adapter's directory, or a hub id. `model+adapter` is a model and an adapter beside it.
+
     Args:
         spec: The model.
         revision: A hub commit, tag or branch.
         kind: What the model is opened as; a catalogue model of another kind is an error.
+        adapter: An adapter to merge into the model, named as a model is; what it was trained on is not looked at.
 
     Raises:
         FileNotFoundError: There is no such path, or the model is not on this machine and the environment says to stay
@@ -63,6 +78,29 @@ def locate(spec: str | os.PathLike[str], *, revision: str | None = None, kind: K
         ValueError: The model is of another kind, the directory holds no model, a path is given a revision, or that is
             not the name of one.
     """
+    if adapter is None and isinstance(spec, str) and "+" in spec and "\0" not in spec and not _is_model(expand(spec)):
+        spec, _, adapter = spec.partition("+")
+    if adapter is None:
+        return _locate(spec, revision, kind)
+    # What writes may embed with an adapter.
+    found, beside = _locate(spec, revision, None), _locate(adapter, None, None, bare=True)
+    if not beside.adapters:
+        raise ValueError(f"{adapter} is no adapter: it has no adapter_config.json")
+    return replace(
+        found,
+        name=f"{found.name}+{beside.name}",
+        revision=_joined(found.revision, beside.revision),
+        adapters=(*found.adapters, *beside.adapters),
+    )
+
+
+def _joined(*revisions: str) -> str:
+    """Returns one revision of several; empty where one is not known, as all would be taken to be equal to it."""
+    return "+".join(revisions) if all(revisions) else ""
+
+
+def _locate(spec: str | os.PathLike[str], revision: str | None, kind: Kind | None, *, bare: bool = False) -> Located:
+    """Finds a model; of a `bare` adapter the adapter alone."""
     text = os.fspath(spec) if isinstance(spec, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise TypeError(f"a model is named by a string or a path, not by {type(spec).__name__}")
@@ -71,14 +109,43 @@ def locate(spec: str | os.PathLike[str], *, revision: str | None = None, kind: K
     hub.check_revision(revision)
     path = expand(text)
     if _is_model(path):
-        return _at_path(path, revision)
+        return _based(_at_path(path, revision), bare=bare)
     if not isinstance(spec, str) or _is_path_like(text):
         raise _no_model_at(path)
     if (hub_id := hub.parse(text, revision)) and not (hub_id.file and Path(text).parent.is_dir()):
-        return _from_hub(hub_id, kind)
+        return _based(_from_hub(hub_id, kind), bare=bare)
     if "/" in text:
         raise FileNotFoundError(f"no model {text!r}: there is no such path, and a hub id is written owner/name")
-    return _from_catalogue(text, revision, kind)
+    return _based(_from_catalogue(text, revision, kind), bare=bare)
+
+
+def _based(found: Located, *, bare: bool = False) -> Located:
+    """Returns a model as it is, and an adapter with the model that it was trained on, unless it is to be `bare`."""
+    file = found.path / "adapter_config.json"
+    if not file.is_file():
+        return found
+    if bare:
+        return replace(found, adapters=(found.path,))
+    try:
+        config = json.loads(file.read_bytes())
+        base, revision = config["base_model_name_or_path"], config.get("revision")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        base, revision = None, None
+    if not (isinstance(base, str) and base and "\0" not in base and isinstance(revision, str | None)):
+        raise ValueError(f'{file} names no model in "base_model_name_or_path"')
+    path = Path(os.path.normpath(found.path / expand(base)))
+    if _is_model(path):
+        if path.resolve() == found.path.resolve() or (path / "adapter_config.json").is_file():
+            raise ValueError(f"{found.path} is an adapter of {path}, which is an adapter too; name the model itself")
+        # A revision is that of the hub's repository which the path may once have been.
+        model = _at_path(path, None)
+    elif hub_id := hub.parse(base, revision or None):
+        model = _from_hub(hub_id, None)
+    else:
+        raise FileNotFoundError(f"{file} names the model {base!r}: there is no such path, and it is no hub id")
+    if (model.path / "adapter_config.json").is_file():
+        raise ValueError(f"{found.path} is an adapter of {base}, which is an adapter too; name the model itself")
+    return replace(found, path=model.path, revision=_joined(found.revision, model.revision), adapters=(found.path,))
 
 
 def _is_path_like(text: str) -> bool:
@@ -89,7 +156,9 @@ def _is_path_like(text: str) -> bool:
 def _is_model(path: Path) -> bool:
     if path.is_file():
         return path.suffix.lower() == ".gguf"
-    return (path / "config.json").is_file() or (path.is_dir() and len(_ggufs(path)) == 1)
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return True
+    return path.is_dir() and len(_ggufs(path)) == 1
 
 
 def _ggufs(directory: Path) -> list[Path]:
@@ -110,7 +179,7 @@ def _at_path(path: Path, revision: str | None) -> Located:
     if revision:
         raise ValueError(f"a revision ({revision!r}) belongs to a hub id or a catalogue name; {path} is a path")
     path = path.absolute()
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         path = _ggufs(path)[0]
     record = manifest(path if path.is_dir() else path.parent)
     if record:
@@ -187,11 +256,8 @@ def _local_revision(path: Path) -> str:
     for the rest: every step of training changes nearly every weight.
     """
     block, blocks = 4096, 64
-    files = (
-        [path]
-        if path.is_file()
-        else sorted([*path.glob("*.safetensors"), path / "config.json", path / "tokenizer.json"])
-    )
+    described = ("config.json", "tokenizer.json", "adapter_config.json", "llm2vec_config.json")
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *(path / name for name in described)])
     hasher = hashlib.sha256()
     for file in files:
         if not file.is_file():

@@ -7,22 +7,22 @@ use serde_json::Value;
 
 /// Reads fields of `config.json` or of an object inside it; `null` counts as absent, as in transformers.
 #[derive(Clone, Copy)]
-struct Fields<'a> {
-    place: &'a str,
-    object: &'a Value,
+pub(super) struct Fields<'a> {
+    pub(super) place: &'a str,
+    pub(super) object: &'a Value,
 }
 
 impl<'a> Fields<'a> {
-    fn find(self, name: &str) -> Option<&'a Value> {
+    pub(super) fn find(self, name: &str) -> Option<&'a Value> {
         self.object.get(name).filter(|value| !value.is_null())
     }
 
-    fn wrong<T>(self, name: &str, expected: &str) -> Result<T> {
+    pub(super) fn wrong<T>(self, name: &str, expected: &str) -> Result<T> {
         let found = self.find(name).map_or_else(|| "missing".to_owned(), ToString::to_string);
         invalid!("{}: {name:?} must be {expected}, it is {found}", self.place)
     }
 
-    fn size(self, name: &str) -> Result<Option<usize>> {
+    pub(super) fn size(self, name: &str) -> Result<Option<usize>> {
         match self.find(name) {
             None => Ok(None),
             Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
@@ -32,14 +32,14 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn needed_size(self, name: &str) -> Result<usize> {
+    pub(super) fn needed_size(self, name: &str) -> Result<usize> {
         match self.size(name)? {
             Some(n) => Ok(n),
             None => self.wrong(name, "a whole number"),
         }
     }
 
-    fn number(self, name: &str) -> Result<Option<f32>> {
+    pub(super) fn number(self, name: &str) -> Result<Option<f32>> {
         match self.find(name) {
             None => Ok(None),
             Some(value) => match value.as_f64() {
@@ -49,7 +49,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn text(self, name: &str) -> Result<Option<&'a str>> {
+    pub(super) fn text(self, name: &str) -> Result<Option<&'a str>> {
         match self.find(name) {
             None => Ok(None),
             Some(value) => match value.as_str() {
@@ -59,7 +59,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn flag(self, name: &str) -> Result<Option<bool>> {
+    pub(super) fn flag(self, name: &str) -> Result<Option<bool>> {
         match self.find(name) {
             None => Ok(None),
             Some(value) => match value.as_bool() {

@@ -1,10 +1,14 @@
 //! One decoder for the families of Llama, Mistral, Gemma and Qwen, on flat buffers.
 //!
 //! A [`config::Config`] says what differs between them: norms, activation, rotary positions, windows, caps. Weights stay in
-//! their mapped files ([`weights`]); each run owns its cache ([`cache`]) and its scratch space ([`run`]).
+//! their mapped files ([`weights`]), but for those that are changed when they are loaded ([`changes`]); each run owns its
+//! cache ([`cache`]) and its scratch space ([`run`]). [`bidirectional`] is the same decoder as an encoder.
 
+mod adapter;
 mod attend;
+mod bidirectional;
 mod cache;
+mod changes;
 mod config;
 mod from_checkpoint;
 mod from_gguf;
@@ -14,20 +18,25 @@ mod rope;
 mod run;
 mod weights;
 
-use super::{CausalLm, Run, Step};
+pub use changes::Quantize;
+
+use super::{CausalLm, Encoder, Run, Step};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Result, invalid};
+use crate::error::{Result, invalid, unsupported};
 use crate::gguf::Gguf;
 use crate::kernels::paged::Number;
 use cache::Shape;
 use candle_core::Tensor;
+use changes::Changes;
 use config::Config;
 use half::f16;
 use prefix::Prefixes;
 use rope::Rope;
 use run::Reading;
+use serde_json::Value;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use weights::{Source, Weights};
+use weights::{Head, Source, Weights};
 
 /// How a decoder is run.
 #[derive(Debug, Clone, Default)]
@@ -38,17 +47,38 @@ pub struct DecoderOptions {
     pub threads: Option<usize>,
     /// The most bytes of keys and values of prompts that are kept for prompts that begin alike; 256 MiB where it is `None`.
     pub prefix_bytes: Option<usize>,
+    /// Directories of `LoRA` adapters, which are added to the weights in this order. The matrices that they change are kept
+    /// in memory, in single precision where `quantize` does not say otherwise.
+    pub adapters: Vec<PathBuf>,
+    /// What the matrices are rounded to; as they are in the checkpoint where it is `None`.
+    pub quantize: Option<Quantize>,
 }
 
 const PREFIX_BYTES: usize = 256 << 20;
 
 /// Returns the decoder in a GGUF file; the weights stay where they lie in it.
 ///
-/// Fails where the architecture, a tensor's type or its shape is not supported, and names it.
+/// Fails where the architecture, a tensor's type or its shape is not supported, and names it; and where `options` ask to
+/// change the weights, which are rounded already.
 pub fn from_gguf(gguf: Arc<Gguf>, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
+    if let Some(adapter) = options.adapters.first() {
+        return unsupported!(
+            "{}: adapter {} cannot be merged into a GGUF file, whose weights are rounded; load the safetensors that it \
+             was made from, with quantize= for as small a model",
+            gguf.name(),
+            adapter.display()
+        );
+    }
+    if let Some(quantize) = options.quantize {
+        return invalid!(
+            "{}: quantize={:?} is for safetensors; the types of a GGUF file's weights are settled in it",
+            gguf.name(),
+            quantize.name()
+        );
+    }
     let config = from_gguf::config(&gguf)?;
     // llama.cpp uses the embedding as the head wherever a file has no head.
-    load(&Source::Gguf(gguf), config, true, options)
+    load(&Source::Gguf(gguf), config, Head::Tied, options)
 }
 
 /// Returns the decoder in a directory of `config.json` and safetensors; the weights stay where they lie in it.
@@ -56,7 +86,28 @@ pub fn from_gguf(gguf: Arc<Gguf>, options: &DecoderOptions) -> Result<Arc<dyn Ca
 /// Fails where the architecture, a tensor's type or its shape is not supported, and names it.
 pub fn from_checkpoint(checkpoint: Arc<Checkpoint>, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
     let (config, tied) = from_checkpoint::config(&checkpoint)?;
-    load(&Source::Checkpoint(checkpoint), config, tied, options)
+    let head = if tied { Head::Tied } else { Head::Own };
+    load(&Source::Checkpoint(checkpoint), config, head, options)
+}
+
+/// Returns whether `config`, a `config.json`, is that of a decoder.
+pub fn is_decoder(config: &Value) -> bool {
+    config.get("model_type").and_then(Value::as_str).is_some_and(|name| config::Family::find(name).is_ok())
+}
+
+/// Returns the decoder in a directory of `config.json` and safetensors as an encoder: every token sees every other, as in
+/// `LLM2Vec` (<https://arxiv.org/abs/2404.05961>).
+///
+/// The hidden states are those after the last norm. `pool` computes; `options.threads` is not looked at. Fails as
+/// [`from_checkpoint`] does.
+pub fn bidirectional(
+    checkpoint: Arc<Checkpoint>,
+    options: &DecoderOptions,
+    pool: Arc<rayon::ThreadPool>,
+) -> Result<Box<dyn Encoder>> {
+    let (config, _) = from_checkpoint::config(&checkpoint)?;
+    let model = Model::new(&Source::Checkpoint(checkpoint), config, Head::None, options, pool)?;
+    Ok(Box::new(bidirectional::Bidirectional(model)))
 }
 
 /// A decoder whose weights are shared by its runs, which cache numbers of type `N`.
@@ -72,27 +123,40 @@ struct Model {
     weights: Weights,
     /// Of layers that see everything, and of layers with a window.
     ropes: [Rope; 2],
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
     context: usize,
 }
 
-fn load(source: &Source, config: Config, tied: bool, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
-    let context = match options.context {
-        None => config.context,
-        Some(0) => return invalid!("context=0: at least one position is needed"),
-        Some(n) if n > config.context => {
-            return invalid!("context={n}: the model was made for {} positions", config.context);
-        }
-        Some(n) => n,
-    };
-    let weights = Weights::find(source, &config, tied)?;
-    let ropes = [Rope::new(&config, &config.global), Rope::new(&config, &config.local)];
-    let pool = crate::device::pool(crate::device::threads(options.threads)?, "decoder")?;
+fn load(source: &Source, config: Config, head: Head, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
+    let pool = Arc::new(crate::device::pool(crate::device::threads(options.threads)?, "decoder")?);
     let half = config.half;
-    let shape = config.cache_shape();
-    let model = Arc::new(Model { config, shape, weights, ropes, pool, context });
+    let model = Arc::new(Model::new(source, config, head, options, pool)?);
     let budget = options.prefix_bytes.unwrap_or(PREFIX_BYTES);
     Ok(if half { Arc::new(Decoder::<f16>::new(model, budget)) } else { Arc::new(Decoder::<f32>::new(model, budget)) })
+}
+
+impl Model {
+    fn new(
+        source: &Source,
+        config: Config,
+        head: Head,
+        options: &DecoderOptions,
+        pool: Arc<rayon::ThreadPool>,
+    ) -> Result<Self> {
+        let context = match options.context {
+            None => config.context,
+            Some(0) => return invalid!("context=0: at least one position is needed"),
+            Some(n) if n > config.context => {
+                return invalid!("context={n}: the model was made for {} positions", config.context);
+            }
+            Some(n) => n,
+        };
+        let changes = Changes::open(&options.adapters, options.quantize)?;
+        let weights = pool.install(|| Weights::find(source, &config, head, &changes))?;
+        let ropes = [Rope::new(&config, &config.global), Rope::new(&config, &config.local)];
+        let shape = config.cache_shape();
+        Ok(Self { config, shape, weights, ropes, pool, context })
+    }
 }
 
 impl<N: Number> Decoder<N> {

@@ -1,11 +1,14 @@
 //! A decoder's tensors: found by name, checked against the configuration, used where they lie.
 
+use super::changes::Changes;
 use super::config::Config;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, invalid, unsupported};
 use crate::gguf::{GgmlType, Gguf};
 use crate::kernels::quant::Matrix;
 use safetensors::tensor::Dtype;
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Where tensors come from.
@@ -81,21 +84,41 @@ impl Slot {
     }
 }
 
-/// A matrix in its file: `rows` rows of `cols` weights.
+/// A matrix: `rows` rows of `cols` weights.
 pub(super) struct Weight {
-    source: Source,
-    name: String,
+    place: Place,
     dtype: GgmlType,
     pub(super) rows: usize,
     cols: usize,
 }
 
+/// Where a matrix is.
+enum Place {
+    /// In its file.
+    Mapped { source: Source, name: String },
+    /// In memory, because it was changed when the model was loaded.
+    Owned(Vec<u8>),
+}
+
 impl Weight {
     /// Returns the matrix where it lies.
     pub(super) fn matrix(&self) -> Matrix<'_> {
-        let tensor =
-            self.source.find(&self.name).expect("the tensor was there when the model was loaded; this is a bug");
-        Matrix::new(self.dtype, self.rows, self.cols, tensor.data)
+        let data = match &self.place {
+            Place::Mapped { source, name } => {
+                source.find(name).expect("the tensor was there when the model was loaded; this is a bug").data
+            }
+            Place::Owned(data) => data,
+        };
+        Matrix::new(self.dtype, self.rows, self.cols, data)
+    }
+
+    /// Returns the matrix with `changes` made to it.
+    fn changed(self, module: &str, head: bool, changes: &Changes) -> Result<Self> {
+        let Some((dtype, data)) = changes.apply(module, head, self.matrix(), self.dtype, (self.rows, self.cols))?
+        else {
+            return Ok(self);
+        };
+        Ok(Self { place: Place::Owned(data), dtype, ..self })
     }
 }
 
@@ -180,7 +203,7 @@ impl Source {
 
     fn weight(&self, name: String, rows: usize, cols: usize) -> Result<Weight> {
         let (_, dtype) = self.checked(&name, &[rows, cols])?;
-        Ok(Weight { source: self.clone(), name, dtype, rows, cols })
+        Ok(Weight { place: Place::Mapped { source: self.clone(), name }, dtype, rows, cols })
     }
 
     /// Returns a vector in single precision; each number must be finite.
@@ -221,16 +244,32 @@ pub(super) struct Linear {
 /// All tensors of a decoder.
 pub(super) struct Weights {
     pub(super) embedding: Weight,
-    /// `None` where the embedding serves as the head.
+    /// `None` where the embedding serves as the head, and where there is none.
     pub(super) head: Option<Weight>,
     pub(super) final_norm: Vec<f32>,
     pub(super) layers: Vec<Layer>,
+}
+
+/// What turns the last hidden state into logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Head {
+    /// A matrix of its own.
+    Own,
+    /// The embedding, where there is no matrix of its own.
+    Tied,
+    /// Nothing: the hidden states are what is wanted.
+    None,
 }
 
 /// Finds tensors for one configuration.
 struct Finder<'a> {
     source: &'a Source,
     config: &'a Config,
+    changes: &'a Changes,
+    /// The matrices that were found, as checkpoints name their modules.
+    modules: RefCell<HashSet<String>>,
+    /// Whether the embedding serves as the head.
+    tied: bool,
 }
 
 impl Finder<'_> {
@@ -239,7 +278,12 @@ impl Finder<'_> {
     }
 
     fn weight(&self, slot: Slot, layer: Option<usize>, rows: usize, cols: usize) -> Result<Weight> {
-        self.source.weight(self.name(slot, layer, "weight"), rows, cols)
+        let name = self.name(slot, layer, "weight");
+        let module = name.trim_end_matches(".weight").to_owned();
+        let head = slot == Slot::Head || (slot == Slot::Embedding && self.tied);
+        let weight = self.source.weight(name, rows, cols)?.changed(&module, head, self.changes)?;
+        self.modules.borrow_mut().insert(module);
+        Ok(weight)
     }
 
     fn linear(&self, slot: Slot, layer: usize, rows: usize) -> Result<Linear> {
@@ -298,27 +342,30 @@ impl Finder<'_> {
 }
 
 impl Weights {
-    /// Finds every tensor that `config` asks for. `tied` says that there may be no head of its own.
-    pub(super) fn find(source: &Source, config: &Config, tied: bool) -> Result<Self> {
-        let finder = Finder { source, config };
-        let head = finder.name(Slot::Head, None, "weight");
-        let head = match (source.has(&head), tied) {
+    /// Finds every tensor that `config` asks for, and makes `changes` on the rayon pool that it is called in.
+    pub(super) fn find(source: &Source, config: &Config, head: Head, changes: &Changes) -> Result<Self> {
+        let mut finder = Finder { source, config, changes, modules: RefCell::default(), tied: false };
+        let name = finder.name(Slot::Head, None, "weight");
+        let own = match (head, source.has(&name)) {
+            (Head::None, _) | (Head::Tied, false) => false,
             // transformers ignores a head beside `tie_word_embeddings`; llama.cpp has one only where it is used.
-            (true, true) if matches!(source, Source::Checkpoint(_)) => None,
-            (true, _) => Some(source.weight(head, config.vocab, config.hidden)?),
-            (false, true) => None,
-            (false, false) => {
+            (Head::Tied, true) => matches!(source, Source::Gguf(_)),
+            (Head::Own, true) => true,
+            (Head::Own, false) => {
                 return Err(Error::NotFound(format!(
-                    "{}: no tensor {head:?}, and the embedding is not tied to it",
+                    "{}: no tensor {name:?}, and the embedding is not tied to it",
                     source.place()
                 )));
             }
         };
-        Ok(Self {
+        finder.tied = !own && head != Head::None;
+        let weights = Self {
             embedding: finder.weight(Slot::Embedding, None, config.vocab, config.hidden)?,
-            head,
+            head: own.then(|| finder.weight(Slot::Head, None, config.vocab, config.hidden)).transpose()?,
             final_norm: finder.norm(Slot::FinalNorm, None, config.hidden)?,
             layers: (0..config.layers).map(|i| finder.layer(i)).collect::<Result<_>>()?,
-        })
+        };
+        changes.check_all_made(&finder.modules.into_inner())?;
+        Ok(weights)
     }
 }

@@ -1,15 +1,21 @@
 //! Texts to vectors: prefix, tokenize, pack, encode, pool, normalize.
 
-use crate::checkpoint::Checkpoint;
+mod layout;
+mod llm2vec;
+
+use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Error, Result, invalid, unsupported};
 use crate::kernels::math::{accumulate, l2_normalize};
+use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::models::{Batch, Encoder, encoder};
 use crate::{device, split};
 use candle_core::{CpuStorage, Storage, Tensor};
+use layout::{Layout, Prompts};
+use llm2vec::{Framed, TextPath};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokenizers::{Tokenizer, TruncationDirection};
@@ -18,10 +24,14 @@ use tokenizers::{Tokenizer, TruncationDirection};
 const WINDOW_TEXTS: usize = 4096;
 /// How many tokens go to the encoder in one call: bounds the memory, and how long a cancellation waits.
 const CALL_TOKENS: usize = 4096;
+/// The same for a decoder, which has a hundred times the weights.
+const DECODER_CALL_TOKENS: usize = 512;
 /// A token of real text has some 4 bytes, so a beginning of this many for each token holds enough of them.
 const BYTES_PER_TOKEN: usize = 32;
 /// How many tokens before a cut may differ from those of the whole text: a word of BERT has at most 100.
 const MARGIN_TOKENS: usize = 128;
+/// How many tokens more than its own a piece of a text may have where something stands before and behind it.
+const SEAM_TOKENS: usize = 2;
 
 /// What a text is to a retrieval model that treats questions and documents differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,12 +70,16 @@ pub struct EmbedderOptions {
     pub threads: Option<usize>,
     /// The longest text in tokens, prefix and special tokens included.
     pub max_tokens: Option<usize>,
-    /// What is put before a query.
+    /// What is put before a query; a model of `LLM2Vec` calls it an instruction.
     pub query_prefix: Option<String>,
     /// What is put before a passage.
     pub passage_prefix: Option<String>,
     /// `"mean"` or `"cls"`.
     pub pooling: Option<String>,
+    /// Directories of `LLM2Vec`'s adapters, which are added to a decoder's weights in this order.
+    pub adapters: Vec<PathBuf>,
+    /// What a decoder's matrices are rounded to; as they are where it is `None`.
+    pub quantize: Option<Quantize>,
 }
 
 /// The vectors of some texts and what was read to make them.
@@ -79,13 +93,17 @@ pub struct Embeddings {
     pub truncated: Vec<usize>,
 }
 
-/// A sentence embedding model: a BERT-family encoder with its tokenizer, pooling and prompts.
+/// A sentence embedding model: a BERT-family encoder, or a decoder with the adapters of `LLM2Vec`
+/// (<https://arxiv.org/abs/2404.05961>), with its tokenizer, pooling and prompts.
 ///
 /// Shared freely between threads.
 pub struct Embedder {
     tokenizer: Tokenizer,
     encoder: Box<dyn Encoder>,
     pooling: Pooling,
+    /// How an `LLM2Vec` model reads a text; `None` for the others.
+    path: Option<TextPath>,
+    call_tokens: usize,
     max_tokens: usize,
     lower_case: bool,
     query_prefix: String,
@@ -96,21 +114,34 @@ pub struct Embedder {
 /// The ids of one text as the encoder reads them.
 struct Tokens {
     ids: Vec<u32>,
+    /// How many of the last are pooled.
+    pooled: usize,
     truncated: bool,
 }
 
 impl Embedder {
     /// Loads the checkpoint in `dir`, laid out as Hugging Face or sentence-transformers save it.
     ///
-    /// Fails where a module of `modules.json` is not supported, where the tokenizer does not fit the weights, or where an
-    /// option is out of range.
+    /// A decoder becomes an embedder by the adapters of `LLM2Vec`, or, where these are part of its weights already, by
+    /// `llm2vec_config.json`. Fails where a module of `modules.json` is not supported, where the tokenizer does not fit the
+    /// weights, or where an option is out of range.
     pub fn load(dir: impl AsRef<Path>, options: &EmbedderOptions) -> Result<Self> {
         device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
         let pool = Arc::new(device::pool(device::threads(options.threads)?, "embedder")?);
         let root = dir.as_ref();
+        if root.is_file() {
+            return unsupported!(
+                "{}: an embedder is a directory of safetensors; a file's weights are rounded, and adapters cannot be \
+                 merged into them",
+                root.display()
+            );
+        }
         let layout = Layout::read(root)?;
-        let checkpoint = Checkpoint::open(root.join(&layout.transformer))?;
-        let tokenizer = checkpoint.tokenizer()?;
+        let checkpoint = Arc::new(Checkpoint::open(root.join(&layout.transformer))?);
+        let path = TextPath::find(&checkpoint, options)?;
+        // An adapter's own tokenizer is the one that it was trained with.
+        let trained = options.adapters.iter().find(|dir| dir.join("tokenizer.json").is_file());
+        let tokenizer = checkpoint::tokenizer(trained.map_or(checkpoint.dir(), PathBuf::as_path))?;
         let vocabulary = checkpoint.config().get("vocab_size").and_then(Value::as_u64).unwrap_or(u64::MAX);
         let entries = tokenizer.get_vocab_size(true);
         if entries as u64 > vocabulary {
@@ -119,13 +150,26 @@ impl Embedder {
                 root.display()
             );
         }
-        let encoder = encoder::load(&checkpoint, Arc::clone(&pool))?;
+        let encoder = if path.is_some() {
+            let options = DecoderOptions {
+                adapters: options.adapters.clone(),
+                quantize: options.quantize,
+                ..DecoderOptions::default()
+            };
+            decoder::bidirectional(Arc::clone(&checkpoint), &options, Arc::clone(&pool))?
+        } else {
+            encoder::load(&checkpoint, Arc::clone(&pool))?
+        };
         let settings = checkpoint.json("sentence_bert_config.json")?.unwrap_or_default();
-        let max_tokens = max_tokens(&checkpoint, &settings, encoder.context(), options.max_tokens)?;
+        let own = path.as_ref().map(|path| path.max);
+        let max_tokens = max_tokens(&checkpoint, &settings, own, encoder.context(), options.max_tokens)?;
+        let path = path.map(|path| path.within(max_tokens));
         let pooling = match options.pooling.as_deref() {
+            None if path.is_some() => Pooling::Mean,
             None => layout.pooling,
             Some("mean") => Pooling::Mean,
-            Some("cls") => Pooling::Cls,
+            Some("cls") if path.is_none() => Pooling::Cls,
+            Some("cls") => return unsupported!("pooling \"cls\": a model of LLM2Vec has no token of the text's own"),
             Some(other) => return invalid!("pooling {other:?}: expected \"mean\" or \"cls\""),
         };
         let prompts = Prompts::read(root)?;
@@ -133,6 +177,8 @@ impl Embedder {
             tokenizer,
             encoder,
             pooling,
+            call_tokens: if path.is_some() { DECODER_CALL_TOKENS } else { CALL_TOKENS },
+            path,
             max_tokens,
             lower_case: settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false),
             query_prefix: options.query_prefix.clone().or(prompts.query).unwrap_or_default(),
@@ -199,10 +245,11 @@ impl Embedder {
         if limit > self.max_tokens {
             return invalid!("max_tokens={limit}: this model reads at most {}", self.max_tokens);
         }
-        let taken = self.count(&[""], Kind::Passage)?[0];
+        let taken = self.count(&[""], Kind::Passage)?[0] + if self.path.is_some() { SEAM_TOKENS } else { 0 };
         let Some(capacity) = limit.checked_sub(taken).filter(|n| *n > 0) else {
             return invalid!("max_tokens={limit}: prefix and special tokens alone take {taken}");
         };
+        let capacity = self.path.as_ref().map_or(capacity, |path| capacity.min(path.doc_max));
         // The prefix ends in a space or is empty, so a piece has the same tokens with and without it.
         let size = |piece: &str| {
             // Everything fits somebody who has gone away: the splitter ends at once.
@@ -219,7 +266,7 @@ impl Embedder {
     /// Returns the unit vectors of `texts`, in their order.
     ///
     /// Equal texts are computed once; texts of similar length go through the model together. Setting `cancel` from
-    /// another thread ends the call with [`Error::Cancelled`] within some 4,096 tokens.
+    /// another thread ends the call with [`Error::Cancelled`] within some 4,096 tokens, 512 of a decoder.
     pub fn embed(&self, texts: &[impl AsRef<str> + Sync], kind: Kind, cancel: &AtomicBool) -> Result<Embeddings> {
         let dim = self.dim();
         let mut first: HashMap<&str, usize> = HashMap::with_capacity(texts.len());
@@ -242,7 +289,7 @@ impl Embedder {
                 }
                 let mut batch = Batch::default();
                 while let Some(&j) = order.get(batch.lengths.len()) {
-                    if !batch.ids.is_empty() && batch.ids.len() + read[j].ids.len() > CALL_TOKENS {
+                    if !batch.ids.is_empty() && batch.ids.len() + read[j].ids.len() > self.call_tokens {
                         break;
                     }
                     batch.ids.extend_from_slice(&read[j].ids);
@@ -255,7 +302,7 @@ impl Embedder {
                     for (&j, &length) in now.iter().zip(&batch.lengths) {
                         let i = window[j];
                         self.pool_tokens(
-                            &rows[start * dim..(start + length) * dim],
+                            &rows[(start + length - read[j].pooled) * dim..(start + length) * dim],
                             &mut vectors[i * dim..(i + 1) * dim],
                         );
                         start += length;
@@ -280,11 +327,15 @@ impl Embedder {
         self.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false))
     }
 
-    /// Tokenizes prefix and text as sentence-transformers does: outer white space off, lower case where the model says so.
+    /// Tokenizes prefix and text as sentence-transformers does: outer white space off, lower case where the model says so; or
+    /// as `LLM2Vec` does.
     ///
     /// `enough` and what is returned are those of [`Self::encode_until`].
     fn encode_text(&self, text: &str, kind: Kind, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
         let prefix = self.prefix(kind);
+        if let Some(path) = &self.path {
+            return self.encode_until(&path.frame(prefix, text).whole, enough);
+        }
         let whole;
         let mut text = if prefix.is_empty() {
             text.trim()
@@ -321,15 +372,28 @@ impl Embedder {
             return Err(Error::Cancelled);
         }
         let room = self.max_tokens - self.special_tokens();
-        let (mut encoding, more) = self.encode_text(text, kind, room)?;
-        let truncated = more || encoding.len() > room;
+        let ((mut encoding, more), end, cut) = match &self.path {
+            None => (self.encode_text(text, kind, room)?, None, false),
+            Some(path) => {
+                let short = path.shorten(text, |text| Ok(self.encode_until(text, path.max)?.0.len()))?;
+                let Framed { whole, pooled } = path.frame(self.prefix(kind), short.as_deref().unwrap_or(text));
+                (self.encode_until(&whole, room)?, pooled, short.is_some())
+            }
+        };
+        let truncated = cut || more || encoding.len() > room;
         encoding.truncate(room, 0, TruncationDirection::Right);
         let encoding =
             self.tokenizer.post_process(encoding, None, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
         if encoding.is_empty() {
             return invalid!("a text has no tokens, and this tokenizer adds none");
         }
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), truncated })
+        let ids = encoding.get_ids().to_vec();
+        let pooled = match end {
+            Some(end) => self.encode_until(&end, self.max_tokens)?.0.len().min(ids.len()),
+            None => ids.len(),
+        };
+        // Of an empty text outside of a turn nothing is left but its start token.
+        Ok(Tokens { pooled: if pooled == 0 { ids.len() } else { pooled }, ids, truncated })
     }
 
     fn pool_tokens(&self, rows: &[f32], out: &mut [f32]) {
@@ -362,7 +426,14 @@ fn with_rows<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     Ok(f(&tensor.flatten_all()?.to_vec1()?))
 }
 
-fn max_tokens(checkpoint: &Checkpoint, settings: &Value, context: usize, asked: Option<usize>) -> Result<usize> {
+/// `own` is what the model itself states, where it does not leave that to the files.
+fn max_tokens(
+    checkpoint: &Checkpoint,
+    settings: &Value,
+    own: Option<usize>,
+    context: usize,
+    asked: Option<usize>,
+) -> Result<usize> {
     if let Some(asked) = asked {
         if asked == 0 || asked > context {
             return invalid!("max_tokens={asked}: this model reads 1 to {context}");
@@ -370,103 +441,14 @@ fn max_tokens(checkpoint: &Checkpoint, settings: &Value, context: usize, asked: 
         return Ok(asked);
     }
     let tokenizer = checkpoint.json("tokenizer_config.json")?.unwrap_or_default();
-    let stated = settings
-        .get("max_seq_length")
-        .and_then(Value::as_u64)
+    let stated = own
+        .map(|own| own as u64)
+        .or_else(|| settings.get("max_seq_length").and_then(Value::as_u64))
         // Where a tokenizer has no limit, transformers writes 10^30, which is no u64.
         .or_else(|| tokenizer.get("model_max_length").and_then(Value::as_u64));
     match stated {
         Some(0) => invalid!("{}: max_seq_length is 0", checkpoint.dir().display()),
         Some(stated) => Ok(context.min(usize::try_from(stated).unwrap_or(usize::MAX))),
         None => Ok(context),
-    }
-}
-
-/// What sentence-transformers' `modules.json` says.
-struct Layout {
-    /// The folder of the transformer; empty for the root.
-    transformer: String,
-    pooling: Pooling,
-}
-
-impl Layout {
-    fn read(root: &Path) -> Result<Self> {
-        let mut layout = Self { transformer: String::new(), pooling: Pooling::Mean };
-        let pooling_of = |folder: &str| -> Result<Option<Pooling>> {
-            crate::checkpoint::read_json(&root.join(folder).join("config.json"))?
-                .map(|config| pooling(&config, &root.join(folder)))
-                .transpose()
-        };
-        let modules = crate::checkpoint::read_json(&root.join("modules.json"))?;
-        let Some(modules) = modules.as_ref().and_then(Value::as_array) else {
-            layout.pooling = pooling_of("1_Pooling")?.unwrap_or(Pooling::Mean);
-            return Ok(layout);
-        };
-        for module in modules {
-            let text = |key: &str| module.get(key).and_then(Value::as_str).unwrap_or_default();
-            let (kind, folder) = (text("type"), text("path"));
-            if Path::new(folder).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-                return invalid!("{}: modules.json: {folder:?} is not a folder of the model", root.display());
-            }
-            match kind.rsplit('.').next().unwrap_or_default() {
-                "Transformer" => folder.clone_into(&mut layout.transformer),
-                "Pooling" => {
-                    layout.pooling = pooling_of(folder)?
-                        .ok_or_else(|| Error::NotFound(format!("{}: no {folder}/config.json", root.display())))?;
-                }
-                "Normalize" => {}
-                _ => {
-                    return unsupported!(
-                        "{}: module {kind:?}; supported are Transformer, Pooling and Normalize",
-                        root.display()
-                    );
-                }
-            }
-        }
-        Ok(layout)
-    }
-}
-
-fn pooling(config: &Value, folder: &Path) -> Result<Pooling> {
-    if config.get("include_prompt").and_then(Value::as_bool) == Some(false) {
-        return unsupported!("{}: include_prompt=false", folder.display());
-    }
-    let mut modes: Vec<&str> = match config.get("pooling_mode") {
-        Some(Value::String(mode)) => vec![mode],
-        _ => config
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(_, on)| on.as_bool() == Some(true))
-            .filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
-            .collect(),
-    };
-    modes.sort_unstable();
-    match modes.as_slice() {
-        ["mean" | "mean_tokens"] => Ok(Pooling::Mean),
-        ["cls" | "cls_token"] => Ok(Pooling::Cls),
-        other => unsupported!("{}: pooling {other:?}; supported are mean and cls", folder.display()),
-    }
-}
-
-/// The prompts of `config_sentence_transformers.json`.
-#[derive(Default)]
-struct Prompts {
-    query: Option<String>,
-    passage: Option<String>,
-}
-
-impl Prompts {
-    fn read(root: &Path) -> Result<Self> {
-        let Some(config) = crate::checkpoint::read_json(&root.join("config_sentence_transformers.json"))? else {
-            return Ok(Self::default());
-        };
-        let prompt = |name: &str| Some(config.get("prompts")?.get(name)?.as_str()?.to_owned());
-        let default = config.get("default_prompt_name").and_then(Value::as_str).and_then(prompt);
-        let nonempty = |text: &String| !text.is_empty();
-        Ok(Self {
-            query: prompt("query").filter(nonempty).or_else(|| default.clone()),
-            passage: prompt("passage").filter(nonempty).or_else(|| prompt("document").filter(nonempty)).or(default),
-        })
     }
 }
