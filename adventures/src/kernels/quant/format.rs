@@ -23,14 +23,27 @@ pub(crate) enum Rounding {
 /// rows, and a result in another order differs in its last bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// In eight lanes, which are added at the end.
+    /// In eight lanes, which are added at the end, minima apart.
     Lanes,
     /// As one integer that is scaled by both scales at once, minima apart.
     Whole,
+    /// The same for each half of it.
+    Halves,
     /// The same for each quarter of it.
     Quarters,
     /// As one integer that is scaled by the weights' scale and lowered by the minima, then scaled by the activations'.
     Slab,
+}
+
+impl Order {
+    /// How many integers a superblock is summed as, where it is not in lanes.
+    pub(crate) const fn parts(self) -> usize {
+        match self {
+            Self::Quarters => 4,
+            Self::Halves => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// A format of blocks of 32: `weight = scale * (u - OFFSET) + min`, with `u` a byte.
@@ -94,6 +107,11 @@ reordered!(
     /// As llama.cpp sums where it multiplies packed weights with four activation rows at a time.
     Quarters,
     Order::Quarters
+);
+reordered!(
+    /// The same of `Q2_K`.
+    Halved,
+    Order::Halves
 );
 
 /// As llama.cpp sums blocks of 32 whose matrix it has packed anew: each block as one integer.
@@ -372,7 +390,7 @@ impl SuperBlock for Q5K {
     const BYTES: usize = 176;
     const OFFSET: u8 = 0;
     const MIN: bool = true;
-    const ORDER: Order = Order::Whole;
+    const ORDER: Order = Order::Lanes;
     const GROUP: usize = 32;
 
     #[inline(always)]

@@ -18,8 +18,8 @@ mod x86;
 use crate::gguf::GgmlType;
 use dense::{BF16, Dense, Element, F16, F32};
 use format::{
-    Block, IQ4NL, IQ4XS, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding, Slab,
-    SuperBlock, Whole,
+    Block, Halved, IQ4NL, IQ4XS, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding,
+    Slab, SuperBlock, Whole,
 };
 use rayon::prelude::*;
 use rounded::{PANEL_FROM, Rounded};
@@ -298,8 +298,7 @@ impl Unit<'_> {
             }
         }
         let (level, matrix, Orders { rows, batch, .. }) = (self.level, self.matrix, orders);
-        // Of the matrices that llama.cpp packs, one format alone has an order for fours.
-        let fours = if matrix.dtype == GgmlType::Q4_K { orders.fours } else { 0 };
+        let fours = orders.fours;
         for row in (self.first..self.last).step_by(ROWS) {
             let last = (row + ROWS).min(self.last);
             let weights = &matrix.data[row * matrix.row_bytes()..last * matrix.row_bytes()];
@@ -318,7 +317,9 @@ impl Unit<'_> {
             macro_rules! superblocks {
                 ($f:ty) => {
                     if matrix.packed() {
-                        if fours > 0 {
+                        if fours > 0 && matrix.dtype == GgmlType::Q2_K {
+                            superblocks::<Halved<$f>>(level, unpacked, weights, matrix, scratch, 0..fours, &mut store);
+                        } else if fours > 0 {
                             superblocks::<Quarters<$f>>(
                                 level,
                                 unpacked,
@@ -359,7 +360,7 @@ impl Unit<'_> {
         let Some(rounding) = matrix.rounding() else { return false };
         let x = scratch.of(rounding);
         let weights = &matrix.data[self.first * row_bytes..self.last * row_bytes];
-        let fours = if matrix.dtype == GgmlType::Q4_K { orders.fours } else { 0 };
+        let fours = orders.fours;
         let mut store = |r: usize, products: &[f32; PANEL]| self.out.set(r, self.first, products);
         // SAFETY: the caller has detected the instructions.
         unsafe {
@@ -378,7 +379,11 @@ impl Unit<'_> {
                 ($f:ty) => {{
                     panel.fill_super::<$f>(weights, row_bytes);
                     if matrix.packed() {
-                        panel.superblocks::<Quarters<$f>>(x, 0..fours, &mut store);
+                        if matrix.dtype == GgmlType::Q2_K {
+                            panel.superblocks::<Halved<$f>>(x, 0..fours, &mut store);
+                        } else {
+                            panel.superblocks::<Quarters<$f>>(x, 0..fours, &mut store);
+                        }
                         panel.superblocks::<$f>(x, fours..rows, &mut store);
                     } else {
                         panel.superblocks::<Slab<$f>>(x, 0..rows, &mut store);

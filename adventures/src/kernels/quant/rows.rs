@@ -115,8 +115,8 @@ impl Unpacked {
                 let (scale, min) = (self.scale[b][i], self.min[b][i]);
                 let (groups, totals) = (&self.groups[i * count + b], &x.sums[at / 16..at / 16 + 16]);
                 let share = |group: usize| i32::from(groups[group]) * i32::from(totals[group]);
-                // ggml has an offset of 128 in its signed steps, and takes smaller ones away in lanes of their own.
-                let (inner, outer) = if F::OFFSET == 128 { (128, 0) } else { (0, i32::from(F::OFFSET)) };
+                // Most offsets are taken away product by product; `Q6_K`'s 32 is once for each group, in a lane of its own.
+                let (inner, outer) = if F::OFFSET == 32 { (0, 32) } else { (i32::from(F::OFFSET), 0) };
                 // Of each 16 weights: lane by lane, and what the minima take.
                 let dots: [[i32; 4]; 16] = std::array::from_fn(|group| {
                     std::array::from_fn(|lane| {
@@ -140,21 +140,19 @@ impl Unpacked {
                             dot -= taken(2 * k) + taken(2 * k + 1);
                             *lane = (scale * d).mul_add(dot as f32, *lane);
                         }
-                    }
-                    Order::Whole => {
-                        sum = total(0..16).mul_add(scale * d, sum);
                         minima = low(0..16).mul_add(min * d, minima);
                     }
-                    Order::Quarters => {
-                        for quarter in (0..16).step_by(4) {
-                            sum = total(quarter..quarter + 4).mul_add(scale * d, sum);
-                            minima = low(quarter..quarter + 4).mul_add(min * d, minima);
+                    Order::Whole | Order::Halves | Order::Quarters => {
+                        let groups = 16 / F::ORDER.parts();
+                        for first in (0..16).step_by(groups) {
+                            sum = total(first..first + groups).mul_add(scale * d, sum);
+                            minima = low(first..first + groups).mul_add(min * d, minima);
                         }
                     }
                     Order::Slab => sum = low(0..16).mul_add(-min, scale * total(0..16)).mul_add(d, sum),
                 }
             }
-            if F::ORDER == Order::Lanes { add_lanes(lanes) } else { sum - minima }
+            (if F::ORDER == Order::Lanes { add_lanes(lanes) } else { sum }) - minima
         })
     }
 

@@ -19,7 +19,7 @@ use std::arch::x86_64::{
     _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8,
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi8,
-    _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_si256, _mm256_sub_epi32,
+    _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_epi32,
     _mm256_unpackhi_epi64, _mm256_unpacklo_epi64, _mm256_xor_si256,
 };
 use std::ops::Range;
@@ -275,23 +275,16 @@ impl Unpacked {
                     let mut shares = [_mm256_setzero_si256(); ROWS];
                     for i in 0..ROWS {
                         shares[i] = _mm256_madd_epi16(totals, load_words(&self.groups[i * blocks + b]));
-                        if !F::MIN && F::OFFSET != 128 {
-                            dots[i] = _mm256_sub_epi32(
-                                dots[i],
-                                match F::OFFSET {
-                                    32 => _mm256_slli_epi32::<5>(shares[i]),
-                                    4 => _mm256_slli_epi32::<2>(shares[i]),
-                                    _ => unreachable!("no format has another offset; this is a bug"),
-                                },
-                            );
+                        if F::OFFSET == 32 {
+                            dots[i] = _mm256_sub_epi32(dots[i], _mm256_slli_epi32::<5>(shares[i]));
                         }
                     }
-                    let quarters = if F::ORDER == Order::Quarters { 4 } else { 1 };
-                    for quarter in 0..quarters {
+                    let parts = F::ORDER.parts();
+                    for part in 0..parts {
                         for i in 0..ROWS {
                             let (u, bytes) = (rows[i][b].as_chunks::<32>().0, bytes[r][b].as_chunks::<32>().0);
                             let spread = &self.spread[i * blocks + b];
-                            for j in quarter * 8 / quarters..(quarter + 1) * 8 / quarters {
+                            for j in part * 8 / parts..(part + 1) * 8 / parts {
                                 let pairs = pairs::<F>(load(&u[j]), load_signed(&bytes[j]));
                                 dots[i] = if VNNI {
                                     _mm256_dpwssd_epi32(dots[i], pairs, load_words(&spread[j]))
@@ -300,12 +293,13 @@ impl Unpacked {
                                 };
                             }
                         }
-                        if F::ORDER == Order::Quarters {
+                        if parts > 1 {
                             let total = add_each(dots);
                             sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(total), both, sums[r]);
                             dots = [_mm256_setzero_si256(); ROWS];
                         }
                     }
+                    let low = _mm_mul_ps(min, _mm_set1_ps(d));
                     match F::ORDER {
                         Order::Lanes => {
                             for i in 0..ROWS {
@@ -313,18 +307,17 @@ impl Unpacked {
                                 lanes[i][r] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[i]), lanes[i][r]);
                             }
                         }
-                        Order::Whole => {
-                            sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(dots)), both, sums[r]);
-                            if F::MIN {
-                                let low = _mm_cvtepi32_ps(add_each(shares));
-                                minima[r] = _mm_fmadd_ps(low, _mm_mul_ps(min, _mm_set1_ps(d)), minima[r]);
+                        Order::Whole => sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(dots)), both, sums[r]),
+                        Order::Halves => {
+                            let pairs = add_pairs(shares);
+                            for half in [_mm_add_epi32(pairs[0], pairs[1]), _mm_add_epi32(pairs[2], pairs[3])] {
+                                minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(half), low, minima[r]);
                             }
                         }
                         Order::Quarters => {
                             // Neighbouring pairs of shares are a quarter.
-                            let min = _mm_mul_ps(min, _mm_set1_ps(d));
-                            for low in add_pairs(shares) {
-                                minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(low), min, minima[r]);
+                            for quarter in add_pairs(shares) {
+                                minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(quarter), low, minima[r]);
                             }
                         }
                         Order::Slab => {
@@ -335,13 +328,16 @@ impl Unpacked {
                             sums[r] = _mm_fmadd_ps(slab, _mm_set1_ps(d), sums[r]);
                         }
                     }
+                    if F::MIN && matches!(F::ORDER, Order::Lanes | Order::Whole) {
+                        minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(shares)), low, minima[r]);
+                    }
                 }
             }
             for r in 0..R {
                 let mut out = numbers(_mm_sub_ps(sums[r], minima[r]));
                 if F::ORDER == Order::Lanes {
                     for i in 0..ROWS {
-                        out[i] = add_lanes(lanes[i][r]);
+                        out[i] += add_lanes(lanes[i][r]);
                     }
                 }
                 store(first + r, &out);
@@ -350,7 +346,7 @@ impl Unpacked {
     }
 }
 
-/// Sums of two products each; their offset is to be taken away from them, or is taken away where it is 128.
+/// Sums of two products each, less their offset; `Q6_K`'s is still to be taken away.
 #[inline(always)]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
 unsafe fn pairs<F: SuperBlock>(w: __m256i, x: __m256i) -> __m256i {
@@ -361,7 +357,11 @@ unsafe fn pairs<F: SuperBlock>(w: __m256i, x: __m256i) -> __m256i {
             let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
             return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
         }
-        _mm256_maddubs_epi16(w, x)
+        let pairs = _mm256_maddubs_epi16(w, x);
+        if F::OFFSET == 4 {
+            return _mm256_sub_epi16(pairs, _mm256_maddubs_epi16(_mm256_set1_epi8(4), x));
+        }
+        pairs
     }
 }
 

@@ -248,7 +248,7 @@ impl Panel {
         first: usize,
         store: &mut impl FnMut(usize, &Products),
     ) {
-        debug_assert!(F::MIN || F::ORDER != Order::Quarters, "quarters are of a format with minima");
+        debug_assert!(F::MIN || F::ORDER.parts() == 1, "parts are of a format with minima");
         let count = self.scale.len();
         let bytes: [&[[i8; 32]]; R] = std::array::from_fn(|r| row(&x.bytes, first + r, x.width).as_chunks().0);
         let scales: [&[f32]; R] = std::array::from_fn(|r| row(&x.scale, first + r, 8 * count));
@@ -284,7 +284,7 @@ impl Panel {
                     for r in 0..R {
                         shares[r] = _mm512_dpwssd_epi32(shares[r], share, two(&totals[r][8 * b + j]));
                     }
-                    if F::ORDER == Order::Quarters && j % 2 == 1 {
+                    if F::ORDER.parts() > 1 && (j + 1) % (8 / F::ORDER.parts()) == 0 {
                         for r in 0..R {
                             let (both, low) = (_mm512_mul_ps(scale, d[r]), _mm512_mul_ps(min, d[r]));
                             sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), both, sums[r]);
@@ -300,7 +300,7 @@ impl Panel {
                         dots[r] = _mm512_sub_epi32(dots[r], _mm512_mullo_epi32(shares[r], offset));
                     }
                     match F::ORDER {
-                        Order::Quarters => {}
+                        Order::Quarters | Order::Halves => {}
                         Order::Slab => {
                             let mut slab = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(dots[r]));
                             if F::MIN {
