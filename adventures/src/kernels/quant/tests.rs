@@ -104,6 +104,35 @@ fn rows_unpack_as_candle_unpacks_them() {
     }
 }
 
+/// The bytes, the weights and the dot product that `tools/goldens_quant.py` had from ggml itself.
+#[test]
+fn ggml_agrees() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/quant.json");
+    let golden: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).expect("the goldens are there")).expect("JSON");
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let (cols, every) = (number(&golden["width"]) as usize, number(&golden["every"]) as usize);
+    let x = noise(cols, 2);
+    for (dtype, _) in DTYPES.into_iter().skip(3) {
+        let want = &golden["formats"][dtype.to_string()];
+        let hex = want["bytes"].as_str().expect("a format of the goldens");
+        let byte = |i: usize| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hexadecimal");
+        let data: Vec<u8> = (0..hex.len() / 2).map(byte).collect();
+        let matrix = Matrix::new(dtype, 1, cols, &data);
+        let mut weights = vec![0.0; cols];
+        matrix.read_row(0, &mut weights);
+        for (got, want) in weights.iter().step_by(every).zip(want["weights"].as_array().expect("weights")) {
+            assert!((f64::from(*got) - number(want)).abs() <= 1e-7, "{dtype}: weight {got}, ggml has {want}");
+        }
+        for level in levels() {
+            let dot = product(level, matrix, &x, 1)[0];
+            // ggml sums the blocks of some formats in another order where a matrix is not packed.
+            let want = number(&want["dot"]);
+            assert!((f64::from(dot) - want).abs() <= 3e-6, "{dtype} {level:?}: {dot}, ggml has {want}");
+        }
+    }
+}
+
 #[test]
 fn every_level_gives_the_product_with_the_rounded_activations() {
     for (dtype, _) in DTYPES {

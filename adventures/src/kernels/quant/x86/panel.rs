@@ -233,8 +233,8 @@ impl Panel {
                     sums[r] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(dots[r]), sums[r]);
                 }
             }
-            for r in 0..R {
-                keep(first + r, sums[r], store);
+            for (r, sums) in sums.iter().enumerate() {
+                keep(first + r, *sums, store);
             }
         }
     }
