@@ -1,10 +1,10 @@
 //! Matrix products with weights as files hold them: ggml's block formats, and single, half and bfloat16 precision.
 //!
-//! Weights are read in place, from mapped bytes of any alignment, four rows at a time, which are unpacked once for all
-//! activation rows. With block formats the activations are rounded to bytes as ggml rounds them, products are sums of
-//! integers, and the sums are added in llama.cpp's order, so that results are its own to the last bit wherever it uses the
-//! same instructions. A product does not depend on how many activation rows are computed with it, but on how many are said
-//! to be read together.
+//! Weights are read in place, from mapped bytes of any alignment, four rows at a time, or sixteen with AVX-512 and many
+//! activation rows; they are unpacked once for all of those. With block formats the activations are rounded to bytes as
+//! ggml rounds them, products are sums of integers, and the sums are added in llama.cpp's order, so that results are its own
+//! to the last bit wherever it uses the same instructions. A product does not depend on how many activation rows are
+//! computed with it, but on how many are said to be read together.
 
 mod dense;
 mod format;
