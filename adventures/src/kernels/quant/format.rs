@@ -3,6 +3,9 @@
 //! Follows the block structs of `ggml-common.h` and `dequantize_row_*` of `ggml-quants.c`. The loops are plain so that they
 //! vectorize with whatever instructions the caller is compiled for.
 
+mod iq4;
+
+pub(crate) use iq4::{IQ4NL, IQ4XS};
 use std::marker::PhantomData;
 
 /// How the other operand of a dot product is rounded to bytes, as ggml pairs the formats (`vec_dot_type`).
@@ -16,18 +19,31 @@ pub(crate) enum Rounding {
     Q8K,
 }
 
-/// In which order the products of a superblock are summed. llama.cpp has its own for each format and number of activation
+/// In which order the products of a row are summed, block by block. llama.cpp has its own for each format and number of activation
 /// rows, and a result in another order differs in its last bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// In eight lanes, which are added at the end.
+    /// In eight lanes, which are added at the end, minima apart.
     Lanes,
     /// As one integer that is scaled by both scales at once, minima apart.
     Whole,
+    /// The same for each half of it.
+    Halves,
     /// The same for each quarter of it.
     Quarters,
     /// As one integer that is scaled by the weights' scale and lowered by the minima, then scaled by the activations'.
     Slab,
+}
+
+impl Order {
+    /// How many integers a superblock is summed as, where it is not in lanes.
+    pub(crate) const fn parts(self) -> usize {
+        match self {
+            Self::Quarters => 4,
+            Self::Halves => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// A format of blocks of 32: `weight = scale * (u - OFFSET) + min`, with `u` a byte.
@@ -37,6 +53,8 @@ pub(crate) trait Block: Send + Sync + 'static {
     const OFFSET: u8;
     /// Whether blocks have a minimum.
     const MIN: bool;
+    /// Either in lanes or as a whole.
+    const ORDER: Order = Order::Lanes;
     /// Unpacks one block; returns scale and minimum.
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32);
 }
@@ -49,6 +67,8 @@ pub(crate) trait SuperBlock: Send + Sync + 'static {
     const OFFSET: u8;
     const MIN: bool;
     const ORDER: Order;
+    /// How many weights share a scale and a minimum: 16 or 32.
+    const GROUP: usize = 16;
     /// Unpacks one block; returns scale and minimum.
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32);
 }
@@ -64,6 +84,7 @@ macro_rules! reordered {
             const OFFSET: u8 = F::OFFSET;
             const MIN: bool = F::MIN;
             const ORDER: Order = $order;
+            const GROUP: usize = F::GROUP;
 
             #[inline(always)]
             fn unpack<H: Halves>(
@@ -87,10 +108,38 @@ reordered!(
     Quarters,
     Order::Quarters
 );
+reordered!(
+    /// The same of `Q2_K`.
+    Halved,
+    Order::Halves
+);
 
-/// Half to single precision, by what the CPU has.
+/// As llama.cpp sums blocks of 32 whose matrix it has packed anew: each block as one integer.
+pub(crate) struct Whole<F>(PhantomData<F>);
+
+impl<F: Block> Block for Whole<F> {
+    const BYTES: usize = F::BYTES;
+    const OFFSET: u8 = F::OFFSET;
+    const MIN: bool = F::MIN;
+    const ORDER: Order = Order::Whole;
+
+    #[inline(always)]
+    fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32) {
+        F::unpack::<H>(block, u)
+    }
+}
+
+/// What formats leave to the CPU: half to single precision, and tables of sixteen bytes.
 pub(crate) trait Halves {
     fn to_f32(bits: u16) -> f32;
+
+    /// Replaces each of `u`, which are less than 16, by what the table has there.
+    #[inline(always)]
+    fn look_up(table: &[u8; 16], u: &mut [u8; 32]) {
+        for u in u {
+            *u = table[usize::from(*u & 15)];
+        }
+    }
 }
 
 /// Half to single precision in integer arithmetic.
@@ -322,6 +371,7 @@ impl SuperBlock for Q4K {
     const OFFSET: u8 = 0;
     const MIN: bool = true;
     const ORDER: Order = Order::Whole;
+    const GROUP: usize = 32;
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32) {
@@ -340,7 +390,8 @@ impl SuperBlock for Q5K {
     const BYTES: usize = 176;
     const OFFSET: u8 = 0;
     const MIN: bool = true;
-    const ORDER: Order = Order::Whole;
+    const ORDER: Order = Order::Lanes;
+    const GROUP: usize = 32;
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32) {

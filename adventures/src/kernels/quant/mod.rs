@@ -1,10 +1,10 @@
 //! Matrix products with weights as files hold them: ggml's block formats, and single, half and bfloat16 precision.
 //!
-//! Weights are read in place, from mapped bytes of any alignment, four rows at a time, which are unpacked once for all
-//! activation rows. With block formats the activations are rounded to bytes as ggml rounds them, products are sums of
-//! integers, and the sums are added in llama.cpp's order, so that results are its own to the last bit wherever it uses the
-//! same instructions. A product does not depend on how many activation rows are computed with it, but on how many are said
-//! to be read together.
+//! Weights are read in place, from mapped bytes of any alignment, four rows at a time, or sixteen with AVX-512 and many
+//! activation rows; they are unpacked once for all of those. With block formats the activations are rounded to bytes as
+//! ggml rounds them, products are sums of integers, and the sums are added in llama.cpp's order, so that results are its own
+//! to the last bit wherever it uses the same instructions. A product does not depend on how many activation rows are
+//! computed with it, but on how many are said to be read together.
 
 mod dense;
 mod format;
@@ -18,14 +18,17 @@ mod x86;
 use crate::gguf::GgmlType;
 use dense::{BF16, Dense, Element, F16, F32};
 use format::{
-    Block, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding, Slab, SuperBlock,
+    Block, Halved, IQ4NL, IQ4XS, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding,
+    Slab, SuperBlock, Whole,
 };
 use rayon::prelude::*;
-use rounded::Rounded;
+use rounded::{PANEL_FROM, Rounded};
 use rows::{ROWS, Sums, Unpacked};
 use std::ops::Range;
+#[cfg(target_arch = "x86_64")]
+use x86::{PANEL, Panel};
 
-/// Weight rows that are handed to a thread together.
+/// Weight rows that are handed to a thread together: a panel of them.
 const UNIT: usize = 4 * ROWS;
 
 /// A matrix as it lies in a file: `rows` rows of `cols` weights, one row after the other.
@@ -37,14 +40,15 @@ pub(crate) struct Matrix<'a> {
     data: &'a [u8],
 }
 
-/// Calls `$blocks!(F)` for the type of a format of blocks, `$super!(F)` for one of superblocks, `$dense!(E)` for a dense one.
+/// Calls `$blocks!(F)` for the type of a format of blocks, `$packed!(F)` where llama.cpp packs those anew, `$super!(F)` for
+/// one of superblocks, `$dense!(E)` for a dense one.
 macro_rules! by_dtype {
-    ($dtype:expr, $blocks:ident, $super:ident, $dense:ident) => {
+    ($dtype:expr, $blocks:ident, $packed:ident, $super:ident, $dense:ident) => {
         match $dtype {
             GgmlType::F32 => $dense!(F32),
             GgmlType::F16 => $dense!(F16),
             GgmlType::BF16 => $dense!(BF16),
-            GgmlType::Q4_0 => $blocks!(Q4_0),
+            GgmlType::Q4_0 => $packed!(Q4_0),
             GgmlType::Q4_1 => $blocks!(Q4_1),
             GgmlType::Q5_0 => $blocks!(Q5_0),
             GgmlType::Q5_1 => $blocks!(Q5_1),
@@ -54,6 +58,8 @@ macro_rules! by_dtype {
             GgmlType::Q4_K => $super!(Q4K),
             GgmlType::Q5_K => $super!(Q5K),
             GgmlType::Q6_K => $super!(Q6K),
+            GgmlType::IQ4_NL => $packed!(IQ4NL),
+            GgmlType::IQ4_XS => $super!(IQ4XS),
             other => unreachable!("{other} was refused when the matrix was made; this is a bug"),
         }
     };
@@ -109,6 +115,8 @@ impl<'a> Matrix<'a> {
                 | T::Q4_K
                 | T::Q5_K
                 | T::Q6_K
+                | T::IQ4_NL
+                | T::IQ4_XS
         )
     }
 
@@ -131,16 +139,18 @@ impl<'a> Matrix<'a> {
     fn rounding(&self) -> Option<Rounding> {
         use GgmlType as T;
         match self.dtype {
-            T::Q4_0 | T::Q5_0 | T::Q8_0 => Some(Rounding::Q8_0),
+            T::Q4_0 | T::Q5_0 | T::Q8_0 | T::IQ4_NL => Some(Rounding::Q8_0),
             T::Q4_1 | T::Q5_1 => Some(Rounding::Q8_1),
-            T::Q2_K | T::Q3_K | T::Q4_K | T::Q5_K | T::Q6_K => Some(Rounding::Q8K),
+            T::Q2_K | T::Q3_K | T::Q4_K | T::Q5_K | T::Q6_K | T::IQ4_XS => Some(Rounding::Q8K),
             _ => None,
         }
     }
 
-    /// Whether llama.cpp packs the matrix anew when it loads it, which gives it another order of additions.
+    /// Whether llama.cpp packs the matrix anew when it loads it, which gives it another order of additions: what
+    /// `ggml_repack_get_optimal_repack_type` says of AVX-512.
     fn packed(&self) -> bool {
-        self.dtype == GgmlType::Q4_K && self.rows.is_multiple_of(8)
+        use GgmlType as T;
+        matches!(self.dtype, T::Q4_0 | T::IQ4_NL | T::Q2_K | T::Q4_K) && self.rows.is_multiple_of(8)
     }
 
     /// Writes the weights of `row` to `out`.
@@ -163,7 +173,7 @@ impl<'a> Matrix<'a> {
                 }
             };
         }
-        by_dtype!(self.dtype, blocks, superblocks, dense);
+        by_dtype!(self.dtype, blocks, blocks, superblocks, dense);
     }
 }
 
@@ -240,52 +250,155 @@ fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, pro
     // Decoding a token is many short products: few pieces, so that handing them out costs little.
     let pieces = if rows < 8 { 2 * rayon::current_num_threads() } else { units };
     (0..units).into_par_iter().with_min_len(units.div_ceil(pieces.max(1))).for_each_init(
-        || (Unpacked::default(), Vec::new()),
-        |(unpacked, dense_unpacked), unit| {
+        Space::default,
+        |space, unit| {
             let (start, matrix, out) = starts[starts.partition_point(|(start, ..)| *start <= unit) - 1];
             let first = (unit - start) * UNIT;
-            for row in (first..(first + UNIT).min(matrix.rows)).step_by(ROWS) {
-                let last = (row + ROWS).min(matrix.rows);
-                let weights = &matrix.data[row * matrix.row_bytes()..last * matrix.row_bytes()];
-                let mut store = |r: usize, sums: &Sums| out.set(r, row, &sums[..last - row]);
-                macro_rules! blocks {
-                    ($f:ty) => {
-                        blocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store)
-                    };
-                }
-                macro_rules! superblocks {
-                    ($f:ty) => {
-                        if matrix.packed() {
-                            if fours > 0 {
-                                superblocks::<Quarters<$f>>(
-                                    level,
-                                    unpacked,
-                                    weights,
-                                    matrix,
-                                    scratch,
-                                    0..fours,
-                                    &mut store,
-                                );
-                            }
-                            if fours < rows {
-                                superblocks::<$f>(level, unpacked, weights, matrix, scratch, fours..rows, &mut store);
-                            }
-                        } else if batch >= 8 {
-                            superblocks::<Slab<$f>>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store);
-                        } else {
-                            superblocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store);
-                        }
-                    };
-                }
-                macro_rules! dense {
-                    ($e:ty) => {
-                        dense::<$e>(level, Dense { x, width }, weights, dense_unpacked, &mut store)
-                    };
-                }
-                by_dtype!(matrix.dtype, blocks, superblocks, dense);
-            }
+            let unit = Unit { level, matrix, out, first, last: (first + UNIT).min(matrix.rows) };
+            unit.multiply(Dense { x, width }, scratch, Orders { rows, batch, fours }, space);
         },
     );
+}
+
+/// What a thread unpacks weights to.
+#[derive(Default)]
+struct Space {
+    unpacked: Unpacked,
+    dense: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    panel: Panel,
+}
+
+/// What the order of additions depends on: of `rows` activation rows, the last of `batch`, the first `fours` are in whole
+/// fours.
+#[derive(Clone, Copy)]
+struct Orders {
+    rows: usize,
+    batch: usize,
+    fours: usize,
+}
+
+/// The weight rows `first..last` of a matrix.
+struct Unit<'a> {
+    level: Level,
+    matrix: Matrix<'a>,
+    out: Out,
+    first: usize,
+    last: usize,
+}
+
+impl Unit<'_> {
+    fn multiply(&self, x: Dense<'_>, scratch: &Scratch, orders: Orders, space: &mut Space) {
+        #[cfg(target_arch = "x86_64")]
+        if self.level == Level::Vnni && orders.rows.min(orders.batch) >= PANEL_FROM && self.last - self.first == PANEL {
+            // SAFETY: the instructions were detected.
+            #[allow(unsafe_code)]
+            if unsafe { self.panel(scratch, orders, &mut space.panel) } {
+                return;
+            }
+        }
+        let (level, matrix, Orders { rows, batch, .. }) = (self.level, self.matrix, orders);
+        let fours = orders.fours;
+        for row in (self.first..self.last).step_by(ROWS) {
+            let last = (row + ROWS).min(self.last);
+            let weights = &matrix.data[row * matrix.row_bytes()..last * matrix.row_bytes()];
+            let unpacked = &mut space.unpacked;
+            let mut store = |r: usize, sums: &Sums| self.out.set(r, row, &sums[..last - row]);
+            macro_rules! blocks {
+                ($f:ty) => {
+                    blocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store)
+                };
+            }
+            macro_rules! packed {
+                ($f:ty) => {
+                    if matrix.packed() { blocks!(Whole<$f>) } else { blocks!($f) }
+                };
+            }
+            macro_rules! superblocks {
+                ($f:ty) => {
+                    if matrix.packed() {
+                        if fours > 0 && matrix.dtype == GgmlType::Q2_K {
+                            superblocks::<Halved<$f>>(level, unpacked, weights, matrix, scratch, 0..fours, &mut store);
+                        } else if fours > 0 {
+                            superblocks::<Quarters<$f>>(
+                                level,
+                                unpacked,
+                                weights,
+                                matrix,
+                                scratch,
+                                0..fours,
+                                &mut store,
+                            );
+                        }
+                        if fours < rows {
+                            superblocks::<$f>(level, unpacked, weights, matrix, scratch, fours..rows, &mut store);
+                        }
+                    } else if batch >= 8 {
+                        superblocks::<Slab<$f>>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store);
+                    } else {
+                        superblocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store);
+                    }
+                };
+            }
+            macro_rules! dense {
+                ($e:ty) => {
+                    dense::<$e>(level, x, weights, &mut space.dense, &mut store)
+                };
+            }
+            by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
+        }
+    }
+
+    /// The same with the rows side by side; returns whether that is implemented for their type.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of [`Level::Vnni`].
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code, reason = "the instructions were detected by the caller")]
+    unsafe fn panel(&self, scratch: &Scratch, orders: Orders, panel: &mut Panel) -> bool {
+        let (matrix, rows, row_bytes) = (self.matrix, orders.rows, self.matrix.row_bytes());
+        let Some(rounding) = matrix.rounding() else { return false };
+        let x = scratch.of(rounding);
+        let weights = &matrix.data[self.first * row_bytes..self.last * row_bytes];
+        let fours = orders.fours;
+        let mut store = |r: usize, products: &[f32; PANEL]| self.out.set(r, self.first, products);
+        // SAFETY: the caller has detected the instructions.
+        unsafe {
+            macro_rules! blocks {
+                ($f:ty) => {{
+                    panel.fill_blocks::<$f>(weights, row_bytes);
+                    panel.blocks::<$f>(x, 0..rows, &mut store);
+                }};
+            }
+            macro_rules! packed {
+                ($f:ty) => {
+                    if matrix.packed() { blocks!(Whole<$f>) } else { blocks!($f) }
+                };
+            }
+            macro_rules! superblocks {
+                ($f:ty) => {{
+                    panel.fill_super::<$f>(weights, row_bytes);
+                    if matrix.packed() {
+                        if matrix.dtype == GgmlType::Q2_K {
+                            panel.superblocks::<Halved<$f>>(x, 0..fours, &mut store);
+                        } else {
+                            panel.superblocks::<Quarters<$f>>(x, 0..fours, &mut store);
+                        }
+                        panel.superblocks::<$f>(x, fours..rows, &mut store);
+                    } else {
+                        panel.superblocks::<Slab<$f>>(x, 0..rows, &mut store);
+                    }
+                }};
+            }
+            macro_rules! dense {
+                ($e:ty) => {
+                    return false
+                };
+            }
+            by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
+        }
+        true
+    }
 }
 
 /// Where the products of one matrix go; each unit writes columns of its own.

@@ -10,6 +10,9 @@ const GROUP: usize = 16;
 const BLOCK: usize = 32;
 const SUPER: usize = 256;
 
+/// How many activation rows are worth laying weight rows side by side for.
+pub(crate) const PANEL_FROM: usize = 8;
+
 /// Rows of bytes with what the kernels need beside them. Rows are laid end to end in each field.
 #[derive(Default)]
 pub(crate) struct Rounded {
@@ -21,6 +24,9 @@ pub(crate) struct Rounded {
     pub(crate) scale: Vec<f32>,
     /// The sum of the bytes of each 16.
     pub(crate) sums: Vec<i16>,
+    /// -128 times the sum of the bytes of each four: what unsigned weights add too much. For the rounding `Q8_0` alone, and
+    /// where there are rows enough for a panel.
+    pub(crate) lowered: Vec<i32>,
     /// Scale times sum of the bytes of each 32, in half precision; for the rounding `Q8_1` alone.
     pub(crate) weighted: Vec<f32>,
 }
@@ -35,6 +41,11 @@ impl Rounded {
         self.scale.resize(x.len() / BLOCK, 0.0);
         self.sums.resize(x.len() / GROUP, 0);
         self.weighted.resize(x.len() / BLOCK, 0.0);
+        if rounding == Rounding::Q8_0 && self.rows >= PANEL_FROM {
+            self.lowered.resize(x.len() / 4, 0);
+        } else {
+            self.lowered.clear();
+        }
         let blocks = width / BLOCK;
         let rows = x
             .par_chunks_exact(width)
@@ -49,6 +60,10 @@ impl Rounded {
             }
             Rounding::Q8K => round_by_256(x, bytes, scale, sums),
         });
+        if !self.lowered.is_empty() {
+            let rows = self.lowered.par_chunks_exact_mut(width / 4).zip(self.bytes.par_chunks_exact(width));
+            rows.with_min_len(8).for_each(|(lowered, bytes)| lower(bytes, lowered));
+        }
     }
 }
 
@@ -69,6 +84,12 @@ vectorized! {
             scale[b] = f16::from_f32(d).to_f32();
             // ggml multiplies by the scale that is not yet rounded.
             weighted[b] = if with_sums { f16::from_f32(d * sum).to_f32() } else { 0.0 };
+        }
+    }
+
+    fn lower(bytes: &[i8], lowered: &mut [i32]) {
+        for (four, out) in bytes.as_chunks::<4>().0.iter().zip(lowered) {
+            *out = -128 * four.iter().map(|x| i32::from(*x)).sum::<i32>();
         }
     }
 

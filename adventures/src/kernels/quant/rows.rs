@@ -2,7 +2,8 @@
 //!
 //! A product is the same to the last bit whichever way it is computed: with one activation row or many, plain or with
 //! vector instructions. The order of additions is llama.cpp's (AVX2 and up): blocks of 32 are summed in eight lanes of four
-//! weights each, which are added at the end; superblocks of 256 are summed as integers first.
+//! weights each, which are added at the end, or, where it packs the matrix anew, as one integer; superblocks of 256 are summed
+//! as integers first.
 
 use super::format::{Block, Halves, Order, Portable, SuperBlock};
 use super::rounded::Rounded;
@@ -80,20 +81,26 @@ impl Unpacked {
     /// The products of the four rows with activation row `r`, the plain way.
     fn blocks<F: Block>(&self, x: &Rounded, r: usize) -> Sums {
         std::array::from_fn(|i| {
-            let (mut lanes, mut minima) = ([0.0_f32; 8], 0.0_f32);
+            let (mut lanes, mut whole, mut minima) = ([0.0_f32; 8], 0.0_f32, 0.0_f32);
             for (b, u) in self.row(i).as_chunks::<32>().0.iter().enumerate() {
                 let at = r * x.width + 32 * b;
                 let scale = self.scale[b][i] * x.scale[at / 32];
-                for (lane, sum) in lanes.iter_mut().enumerate() {
+                let dots: [i32; 8] = std::array::from_fn(|lane| {
                     let pairs = u[4 * lane..4 * lane + 4].iter().zip(&x.bytes[at + 4 * lane..at + 4 * lane + 4]);
-                    let dot: i32 = pairs.map(|(u, x)| (i32::from(*u) - i32::from(F::OFFSET)) * i32::from(*x)).sum();
-                    *sum = scale.mul_add(dot as f32, *sum);
+                    pairs.map(|(u, x)| (i32::from(*u) - i32::from(F::OFFSET)) * i32::from(*x)).sum()
+                });
+                if F::ORDER == Order::Whole {
+                    whole = scale.mul_add(dots.iter().sum::<i32>() as f32, whole);
+                } else {
+                    for (sum, dot) in lanes.iter_mut().zip(dots) {
+                        *sum = scale.mul_add(dot as f32, *sum);
+                    }
                 }
                 if F::MIN {
                     minima = self.min[b][i].mul_add(x.weighted[at / 32], minima);
                 }
             }
-            add_lanes(lanes) + minima
+            if F::ORDER == Order::Whole { whole + minima } else { add_lanes(lanes) + minima }
         })
     }
 
@@ -108,16 +115,18 @@ impl Unpacked {
                 let (scale, min) = (self.scale[b][i], self.min[b][i]);
                 let (groups, totals) = (&self.groups[i * count + b], &x.sums[at / 16..at / 16 + 16]);
                 let share = |group: usize| i32::from(groups[group]) * i32::from(totals[group]);
+                // Most offsets are taken away product by product; `Q6_K`'s 32 is once for each group, in a lane of its own.
+                let (inner, outer) = if F::OFFSET == 32 { (0, 32) } else { (i32::from(F::OFFSET), 0) };
                 // Of each 16 weights: lane by lane, and what the minima take.
                 let dots: [[i32; 4]; 16] = std::array::from_fn(|group| {
                     std::array::from_fn(|lane| {
                         let first = 16 * group + 4 * lane;
                         let pairs = u[first..first + 4].iter().zip(&x.bytes[at + first..at + first + 4]);
-                        let dot: i32 = pairs.map(|(u, x)| i32::from(*u) * i32::from(*x)).sum();
+                        let dot: i32 = pairs.map(|(u, x)| (i32::from(*u) - inner) * i32::from(*x)).sum();
                         i32::from(self.spread[i * count + b][group / 2][group % 2 * 8]) * dot
                     })
                 });
-                let taken = |group| if F::MIN { 0 } else { i32::from(F::OFFSET) * share(group) };
+                let taken = |group| if F::MIN { 0 } else { outer * share(group) };
                 let total = |groups: Range<usize>| {
                     groups.map(|group| dots[group].iter().sum::<i32>() - taken(group)).sum::<i32>() as f32
                 };
@@ -131,21 +140,19 @@ impl Unpacked {
                             dot -= taken(2 * k) + taken(2 * k + 1);
                             *lane = (scale * d).mul_add(dot as f32, *lane);
                         }
-                    }
-                    Order::Whole => {
-                        sum = total(0..16).mul_add(scale * d, sum);
                         minima = low(0..16).mul_add(min * d, minima);
                     }
-                    Order::Quarters => {
-                        for quarter in (0..16).step_by(4) {
-                            sum = total(quarter..quarter + 4).mul_add(scale * d, sum);
-                            minima = low(quarter..quarter + 4).mul_add(min * d, minima);
+                    Order::Whole | Order::Halves | Order::Quarters => {
+                        let groups = 16 / F::ORDER.parts();
+                        for first in (0..16).step_by(groups) {
+                            sum = total(first..first + groups).mul_add(scale * d, sum);
+                            minima = low(first..first + groups).mul_add(min * d, minima);
                         }
                     }
                     Order::Slab => sum = low(0..16).mul_add(-min, scale * total(0..16)).mul_add(d, sum),
                 }
             }
-            if F::ORDER == Order::Lanes { add_lanes(lanes) } else { sum - minima }
+            (if F::ORDER == Order::Lanes { add_lanes(lanes) } else { sum }) - minima
         })
     }
 

@@ -2,20 +2,23 @@ use super::*;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
-const DTYPES: [(GgmlType, GgmlDType); 13] = [
-    (GgmlType::F32, GgmlDType::F32),
-    (GgmlType::F16, GgmlDType::F16),
-    (GgmlType::BF16, GgmlDType::BF16),
-    (GgmlType::Q4_0, GgmlDType::Q4_0),
-    (GgmlType::Q4_1, GgmlDType::Q4_1),
-    (GgmlType::Q5_0, GgmlDType::Q5_0),
-    (GgmlType::Q5_1, GgmlDType::Q5_1),
-    (GgmlType::Q8_0, GgmlDType::Q8_0),
-    (GgmlType::Q2_K, GgmlDType::Q2K),
-    (GgmlType::Q3_K, GgmlDType::Q3K),
-    (GgmlType::Q4_K, GgmlDType::Q4K),
-    (GgmlType::Q5_K, GgmlDType::Q5K),
-    (GgmlType::Q6_K, GgmlDType::Q6K),
+/// Each type with candle's, where candle has it.
+const DTYPES: [(GgmlType, Option<GgmlDType>); 15] = [
+    (GgmlType::F32, Some(GgmlDType::F32)),
+    (GgmlType::F16, Some(GgmlDType::F16)),
+    (GgmlType::BF16, Some(GgmlDType::BF16)),
+    (GgmlType::Q4_0, Some(GgmlDType::Q4_0)),
+    (GgmlType::Q4_1, Some(GgmlDType::Q4_1)),
+    (GgmlType::Q5_0, Some(GgmlDType::Q5_0)),
+    (GgmlType::Q5_1, Some(GgmlDType::Q5_1)),
+    (GgmlType::Q8_0, Some(GgmlDType::Q8_0)),
+    (GgmlType::Q2_K, Some(GgmlDType::Q2K)),
+    (GgmlType::Q3_K, Some(GgmlDType::Q3K)),
+    (GgmlType::Q4_K, Some(GgmlDType::Q4K)),
+    (GgmlType::Q5_K, Some(GgmlDType::Q5K)),
+    (GgmlType::Q6_K, Some(GgmlDType::Q6K)),
+    (GgmlType::IQ4_NL, None),
+    (GgmlType::IQ4_XS, None),
 ];
 
 /// Numbers in [-1, 1) from a linear congruential generator.
@@ -29,8 +32,28 @@ fn noise(n: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// Rows of candle's own quantization, and the numbers that candle unpacks them to.
-fn quantized(dtype: GgmlDType, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+/// Rows of any steps and scales, and the numbers that we unpack them to: those are ggml's (`ggml_agrees`).
+fn steps(dtype: GgmlType, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+    let mut data = any_bytes(rows * cols / dtype.block_size() * dtype.block_bytes(), rows as u32);
+    for (b, block) in data.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+        let scale = half::f16::from_f32(0.001 * (b % 7) as f32 - 0.002);
+        block[..2].copy_from_slice(&scale.to_le_bytes());
+    }
+    let mut unpacked = vec![0.0; rows * cols];
+    for (row, out) in unpacked.chunks_exact_mut(cols).enumerate() {
+        Matrix::new(dtype, rows, cols, &data).read_row(row, out);
+    }
+    (data, unpacked)
+}
+
+fn any_bytes(len: usize, seed: u32) -> Vec<u8> {
+    noise(len, seed).iter().map(|x| ((x + 1.0) * 127.9) as u8).collect()
+}
+
+/// Rows of candle's own quantization, and the numbers that candle unpacks them to; of any bytes where candle has none.
+fn quantized(dtype: GgmlType, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+    let theirs = DTYPES.iter().find(|row| row.0 == dtype).expect("a row of the table").1;
+    let Some(dtype) = theirs else { return steps(dtype, rows, cols) };
     let mut weights = noise(rows * cols, rows as u32);
     if rows > 2 {
         weights[cols..2 * cols].fill(0.0); // a row of blocks whose scale is 0
@@ -68,8 +91,8 @@ fn product(level: Level, matrix: Matrix<'_>, x: &[f32], batch: usize) -> Vec<f32
 
 #[test]
 fn rows_unpack_as_candle_unpacks_them() {
-    for (dtype, theirs) in DTYPES {
-        let (data, want) = quantized(theirs, 5, 512);
+    for (dtype, _) in DTYPES {
+        let (data, want) = quantized(dtype, 5, 512);
         let matrix = Matrix::new(dtype, 5, 512, &data);
         for (row, want) in want.chunks(512).enumerate() {
             let mut got = [0.0; 512];
@@ -81,15 +104,44 @@ fn rows_unpack_as_candle_unpacks_them() {
     }
 }
 
+/// The bytes, the weights and the dot product that `tools/goldens_quant.py` had from ggml itself.
+#[test]
+fn ggml_agrees() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/quant.json");
+    let golden: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).expect("the goldens are there")).expect("JSON");
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let (cols, every) = (number(&golden["width"]) as usize, number(&golden["every"]) as usize);
+    let x = noise(cols, 2);
+    for (dtype, _) in DTYPES.into_iter().skip(3) {
+        let want = &golden["formats"][dtype.to_string()];
+        let hex = want["bytes"].as_str().expect("a format of the goldens");
+        let byte = |i: usize| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hexadecimal");
+        let data: Vec<u8> = (0..hex.len() / 2).map(byte).collect();
+        let matrix = Matrix::new(dtype, 1, cols, &data);
+        let mut weights = vec![0.0; cols];
+        matrix.read_row(0, &mut weights);
+        for (got, want) in weights.iter().step_by(every).zip(want["weights"].as_array().expect("weights")) {
+            assert!((f64::from(*got) - number(want)).abs() <= 1e-7, "{dtype}: weight {got}, ggml has {want}");
+        }
+        for level in levels() {
+            let dot = product(level, matrix, &x, 1)[0];
+            // ggml sums the blocks of some formats in another order where a matrix is not packed.
+            let want = number(&want["dot"]);
+            assert!((f64::from(dot) - want).abs() <= 3e-6, "{dtype} {level:?}: {dot}, ggml has {want}");
+        }
+    }
+}
+
 #[test]
 fn every_level_gives_the_product_with_the_rounded_activations() {
-    for (dtype, theirs) in DTYPES {
+    for (dtype, _) in DTYPES {
         // One row, tails of a tile, more rows than one; widths that are one block and many, also of no multiple of 256.
         let block = dtype.block_size();
         for (rows, cols) in [(1, block), (3, 2 * block), (16, 3 * block), (17, block), (40, 768), (33, 5 * block)] {
-            let (data, weights) = quantized(theirs, rows, cols);
+            let (data, weights) = quantized(dtype, rows, cols);
             let matrix = Matrix::new(dtype, rows, cols, &data);
-            for m in [1, 2, 3, 4, 5, 6, 7, 8, 13, 21] {
+            for m in [1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 23] {
                 let mut x = noise(m * cols, 7 + m as u32);
                 if m > 2 {
                     x[cols..2 * cols].fill(0.0);
@@ -143,10 +195,11 @@ fn every_level_gives_the_product_with_the_rounded_activations() {
 
 #[test]
 fn levels_agree_on_any_bytes() {
-    for (dtype, _) in DTYPES.into_iter().skip(3) {
-        let (rows, cols) = (19, 1024);
+    // Of 40 rows, llama.cpp packs those of some types; two panels of sixteen and a rest.
+    for (dtype, rows) in DTYPES.into_iter().skip(3).flat_map(|(dtype, _)| [(dtype, 19), (dtype, 40)]) {
+        let cols = 1024;
         let len = rows * cols / dtype.block_size() * dtype.block_bytes();
-        let mut data: Vec<u8> = noise(len, 99).iter().map(|x| ((x + 1.0) * 127.9) as u8).collect();
+        let mut data = any_bytes(len, 99);
         // Keeps scales finite, whichever byte of the block they begin at.
         for byte in &mut data {
             if *byte & 0x7c == 0x7c {
@@ -154,7 +207,7 @@ fn levels_agree_on_any_bytes() {
             }
         }
         let matrix = Matrix::new(dtype, rows, cols, &data);
-        for (m, batch) in [(1, 1), (4, 4), (9, 9), (1, 9), (9, 500)] {
+        for (m, batch) in [(1, 1), (4, 4), (9, 9), (1, 9), (9, 500), (19, 19), (18, 21)] {
             let x = noise(m * cols, 3);
             let want = product(Level::Plain, matrix, &x, batch);
             assert!(want.iter().all(|x| x.is_finite()) && want.iter().any(|x| *x != 0.0));
@@ -209,8 +262,8 @@ fn half_precision_covers_subnormals_and_infinity() {
 #[test]
 fn products_share_their_activations() {
     let cols = 256;
-    let (a, _) = quantized(GgmlDType::Q4_1, 20, cols);
-    let (b, _) = quantized(GgmlDType::Q6K, 7, cols);
+    let (a, _) = quantized(GgmlType::Q4_1, 20, cols);
+    let (b, _) = quantized(GgmlType::Q6_K, 7, cols);
     let (a, b) = (Matrix::new(GgmlType::Q4_1, 20, cols, &a), Matrix::new(GgmlType::Q6_K, 7, cols, &b));
     for m in [1, 9] {
         let x = noise(m * cols, 1);
@@ -231,9 +284,9 @@ fn products_share_their_activations() {
 #[ignore = "a measurement"]
 fn speed() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("threads start");
-    for (dtype, theirs) in DTYPES {
+    for (dtype, _) in DTYPES {
         let (rows, cols) = (1536, 1536);
-        let (data, _) = quantized(theirs, rows, cols);
+        let (data, _) = quantized(dtype, rows, cols);
         let matrix = Matrix::new(dtype, rows, cols, &data);
         for level in levels().into_iter().skip(1) {
             for m in [1, 4, 8, 256] {

@@ -3,6 +3,9 @@
 //! Registers of 256 bits in both: eight lanes are what llama.cpp's order of additions has.
 
 mod dense;
+mod panel;
+
+pub(super) use panel::{PANEL, Panel};
 
 use super::format::{Block, Halves, Order, SuperBlock};
 use super::rounded::Rounded;
@@ -10,13 +13,14 @@ use super::rows::{ROWS, Sums, Unpacked};
 use std::arch::x86_64::{
     __m128, __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtepi32_ps,
     _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_fmadd_ps, _mm_fnmadd_ps, _mm_loadu_ps,
-    _mm_movehdup_ps, _mm_movehl_ps, _mm_mul_ps, _mm_prefetch, _mm_set1_ps, _mm_setzero_ps, _mm_storeu_ps, _mm_sub_ps,
-    _mm256_abs_epi8, _mm256_add_epi32, _mm256_castps128_ps256, _mm256_castps256_ps128, _mm256_castsi256_si128,
-    _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_dpwssd_epi32, _mm256_extractf128_ps, _mm256_extracti128_si256,
-    _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
-    _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi32,
-    _mm256_sub_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi64, _mm256_xor_si256,
+    _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm_mul_ps, _mm_prefetch, _mm_set1_ps, _mm_setzero_ps,
+    _mm_storeu_ps, _mm_sub_ps, _mm256_abs_epi8, _mm256_add_epi32, _mm256_broadcastsi128_si256, _mm256_castps128_ps256,
+    _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_dpwssd_epi32,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi8,
+    _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_epi32,
+    _mm256_unpackhi_epi64, _mm256_unpacklo_epi64, _mm256_xor_si256,
 };
 use std::ops::Range;
 
@@ -32,6 +36,16 @@ impl Halves for F16c {
             _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
         }
     }
+
+    #[inline(always)]
+    fn look_up(table: &[u8; 16], u: &mut [u8; 32]) {
+        // SAFETY: used below alone, where AVX2 is enabled; the arrays have 16 and 32 bytes.
+        #[allow(unsafe_code)]
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_storeu_si256(u.as_mut_ptr().cast(), _mm256_shuffle_epi8(table, load(u)));
+        }
+    }
 }
 
 /// Half precision as it is, in the low bits: four numbers are converted at once.
@@ -41,6 +55,11 @@ impl Halves for Bits {
     #[inline(always)]
     fn to_f32(bits: u16) -> f32 {
         f32::from_bits(u32::from(bits))
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[u8; 16], u: &mut [u8; 32]) {
+        F16c::look_up(table, u);
     }
 }
 
@@ -124,7 +143,7 @@ impl Unpacked {
         // SAFETY: the callers enable the instructions; blocks are read within the rows, whose sizes were just checked.
         unsafe {
             let mut sums = [_mm256_setzero_ps(); ROWS];
-            let mut minima = _mm_setzero_ps();
+            let (mut whole, mut minima) = (_mm_setzero_ps(), _mm_setzero_ps());
             for b in 0..blocks {
                 let bytes = load_signed(bytes.get_unchecked(b));
                 let offset = offset_products::<F, VNNI>(bytes);
@@ -133,7 +152,7 @@ impl Unpacked {
                 for line in (0..ROWS * F::BYTES).step_by(64) {
                     _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
                 }
-                let mut dots = [_mm256_setzero_ps(); ROWS];
+                let mut dots = [_mm256_setzero_si256(); ROWS];
                 let (mut own, mut min) = (0, 0);
                 for (i, product) in dots.iter_mut().enumerate() {
                     let at = i * row_bytes + b * F::BYTES;
@@ -141,22 +160,29 @@ impl Unpacked {
                     let halves = F::unpack::<Bits>(weights.get_unchecked(at..at + F::BYTES), &mut u);
                     own |= u64::from(halves.0.to_bits()) << (16 * i);
                     min |= u64::from(halves.1.to_bits()) << (16 * i);
-                    *product = _mm256_cvtepi32_ps(dot::<F, VNNI>(load(&u), bytes, offset));
+                    *product = dot::<F, VNNI>(load(&u), bytes, offset);
                 }
                 let own = _mm_cvtph_ps(_mm_cvtsi64_si128(own.cast_signed()));
-                let scale = _mm256_castps128_ps256(_mm_mul_ps(own, _mm_set1_ps(*scales.get_unchecked(b))));
-                for i in 0..ROWS {
-                    let scale = _mm256_permutevar8x32_ps(scale, _mm256_set1_epi32(i as i32));
-                    sums[i] = _mm256_fmadd_ps(scale, dots[i], sums[i]);
+                let scale = _mm_mul_ps(own, _mm_set1_ps(*scales.get_unchecked(b)));
+                if F::ORDER == Order::Whole {
+                    whole = _mm_fmadd_ps(scale, _mm_cvtepi32_ps(add_each(dots)), whole);
+                } else {
+                    let scale = _mm256_castps128_ps256(scale);
+                    for i in 0..ROWS {
+                        let scale = _mm256_permutevar8x32_ps(scale, _mm256_set1_epi32(i as i32));
+                        sums[i] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dots[i]), sums[i]);
+                    }
                 }
                 if F::MIN {
                     let min = _mm_cvtph_ps(_mm_cvtsi64_si128(min.cast_signed()));
                     minima = _mm_fmadd_ps(min, _mm_set1_ps(*weighted.get_unchecked(b)), minima);
                 }
             }
-            let mut out = numbers(minima);
-            for i in 0..ROWS {
-                out[i] += add_lanes(sums[i]);
+            let mut out = numbers(_mm_add_ps(whole, minima));
+            if F::ORDER != Order::Whole {
+                for i in 0..ROWS {
+                    out[i] += add_lanes(sums[i]);
+                }
             }
             store(r, &out);
         }
@@ -179,16 +205,26 @@ impl Unpacked {
         // SAFETY: the callers enable the instructions; every load is of an array of its size.
         unsafe {
             let mut sums = [[_mm256_setzero_ps(); R]; ROWS];
+            let mut wholes = [_mm_setzero_ps(); R];
             let mut minima = [_mm_setzero_ps(); R];
             for b in 0..blocks {
                 for r in 0..R {
                     let bytes = load_signed(&bytes[r][b]);
                     let scale = _mm256_set1_ps(scales[r][b]);
                     let offset = offset_products::<F, VNNI>(bytes);
+                    let mut dots = [_mm256_setzero_si256(); ROWS];
                     for i in 0..ROWS {
                         let dot = dot::<F, VNNI>(load(&rows[i][b]), bytes, offset);
+                        if F::ORDER == Order::Whole {
+                            dots[i] = dot;
+                            continue;
+                        }
                         let factor = _mm256_mul_ps(_mm256_set1_ps(self.scale[b][i]), scale);
                         sums[i][r] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dot), sums[i][r]);
+                    }
+                    if F::ORDER == Order::Whole {
+                        let scale = _mm_mul_ps(_mm_loadu_ps(self.scale[b].as_ptr()), _mm256_castps256_ps128(scale));
+                        wholes[r] = _mm_fmadd_ps(scale, _mm_cvtepi32_ps(add_each(dots)), wholes[r]);
                     }
                     if F::MIN {
                         let min = _mm_loadu_ps(self.min[b].as_ptr());
@@ -197,10 +233,11 @@ impl Unpacked {
                 }
             }
             for r in 0..R {
-                let mut out = numbers(minima[r]);
-                for i in 0..ROWS {
-                    let sum = add_lanes(sums[i][r]);
-                    out[i] = if F::MIN { sum + out[i] } else { sum };
+                let mut out = numbers(_mm_add_ps(wholes[r], minima[r]));
+                if F::ORDER != Order::Whole {
+                    for i in 0..ROWS {
+                        out[i] += add_lanes(sums[i][r]);
+                    }
                 }
                 store(first + r, &out);
             }
@@ -238,24 +275,17 @@ impl Unpacked {
                     let mut shares = [_mm256_setzero_si256(); ROWS];
                     for i in 0..ROWS {
                         shares[i] = _mm256_madd_epi16(totals, load_words(&self.groups[i * blocks + b]));
-                        if !F::MIN {
-                            dots[i] = _mm256_sub_epi32(
-                                dots[i],
-                                match F::OFFSET {
-                                    32 => _mm256_slli_epi32::<5>(shares[i]),
-                                    4 => _mm256_slli_epi32::<2>(shares[i]),
-                                    _ => unreachable!("no format has another offset; this is a bug"),
-                                },
-                            );
+                        if F::OFFSET == 32 {
+                            dots[i] = _mm256_sub_epi32(dots[i], _mm256_slli_epi32::<5>(shares[i]));
                         }
                     }
-                    let quarters = if F::ORDER == Order::Quarters { 4 } else { 1 };
-                    for quarter in 0..quarters {
+                    let parts = F::ORDER.parts();
+                    for part in 0..parts {
                         for i in 0..ROWS {
                             let (u, bytes) = (rows[i][b].as_chunks::<32>().0, bytes[r][b].as_chunks::<32>().0);
                             let spread = &self.spread[i * blocks + b];
-                            for j in quarter * 8 / quarters..(quarter + 1) * 8 / quarters {
-                                let pairs = _mm256_maddubs_epi16(load(&u[j]), load_signed(&bytes[j]));
+                            for j in part * 8 / parts..(part + 1) * 8 / parts {
+                                let pairs = pairs::<F>(load(&u[j]), load_signed(&bytes[j]));
                                 dots[i] = if VNNI {
                                     _mm256_dpwssd_epi32(dots[i], pairs, load_words(&spread[j]))
                                 } else {
@@ -263,12 +293,13 @@ impl Unpacked {
                                 };
                             }
                         }
-                        if F::ORDER == Order::Quarters {
+                        if parts > 1 {
                             let total = add_each(dots);
                             sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(total), both, sums[r]);
                             dots = [_mm256_setzero_si256(); ROWS];
                         }
                     }
+                    let low = _mm_mul_ps(min, _mm_set1_ps(d));
                     match F::ORDER {
                         Order::Lanes => {
                             for i in 0..ROWS {
@@ -276,18 +307,17 @@ impl Unpacked {
                                 lanes[i][r] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[i]), lanes[i][r]);
                             }
                         }
-                        Order::Whole => {
-                            sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(dots)), both, sums[r]);
-                            if F::MIN {
-                                let low = _mm_cvtepi32_ps(add_each(shares));
-                                minima[r] = _mm_fmadd_ps(low, _mm_mul_ps(min, _mm_set1_ps(d)), minima[r]);
+                        Order::Whole => sums[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(dots)), both, sums[r]),
+                        Order::Halves => {
+                            let pairs = add_pairs(shares);
+                            for half in [_mm_add_epi32(pairs[0], pairs[1]), _mm_add_epi32(pairs[2], pairs[3])] {
+                                minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(half), low, minima[r]);
                             }
                         }
                         Order::Quarters => {
                             // Neighbouring pairs of shares are a quarter.
-                            let min = _mm_mul_ps(min, _mm_set1_ps(d));
-                            for low in add_pairs(shares) {
-                                minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(low), min, minima[r]);
+                            for quarter in add_pairs(shares) {
+                                minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(quarter), low, minima[r]);
                             }
                         }
                         Order::Slab => {
@@ -298,18 +328,40 @@ impl Unpacked {
                             sums[r] = _mm_fmadd_ps(slab, _mm_set1_ps(d), sums[r]);
                         }
                     }
+                    if F::MIN && matches!(F::ORDER, Order::Lanes | Order::Whole) {
+                        minima[r] = _mm_fmadd_ps(_mm_cvtepi32_ps(add_each(shares)), low, minima[r]);
+                    }
                 }
             }
             for r in 0..R {
                 let mut out = numbers(_mm_sub_ps(sums[r], minima[r]));
                 if F::ORDER == Order::Lanes {
                     for i in 0..ROWS {
-                        out[i] = add_lanes(lanes[i][r]);
+                        out[i] += add_lanes(lanes[i][r]);
                     }
                 }
                 store(first + r, &out);
             }
         }
+    }
+}
+
+/// Sums of two products each, less their offset; `Q6_K`'s is still to be taken away.
+#[inline(always)]
+#[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
+unsafe fn pairs<F: SuperBlock>(w: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: the caller enables AVX2.
+    unsafe {
+        if F::OFFSET == 128 {
+            // As in `dot`: 2 * 255 * 127 is more than 16 bits hold.
+            let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+            return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        }
+        let pairs = _mm256_maddubs_epi16(w, x);
+        if F::OFFSET == 4 {
+            return _mm256_sub_epi16(pairs, _mm256_maddubs_epi16(_mm256_set1_epi8(4), x));
+        }
+        pairs
     }
 }
 

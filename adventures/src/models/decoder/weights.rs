@@ -194,7 +194,7 @@ impl Source {
         match view.dtype {
             Some(dtype) if Matrix::supports(dtype) => Ok((view, dtype)),
             _ => unsupported!(
-                "{} is {}; supported are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K",
+                "{} is {}; supported are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS",
                 place(),
                 view.described
             ),
