@@ -130,7 +130,7 @@ impl Generator {
         "cpu"
     }
 
-    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prefix=""))]
+    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prefix="", schema=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn generate(
         &self,
@@ -151,6 +151,7 @@ impl Generator {
         stop: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
         #[pyo3(from_py_with = option::prefix)] prefix: &str,
+        #[pyo3(from_py_with = option::schema)] schema: Option<String>,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {
             temperature,
@@ -165,12 +166,13 @@ impl Generator {
             logit_bias: logit_bias.unwrap_or_default(),
             seed,
         };
-        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: prefix.to_owned(), logprobs };
+        let options =
+            GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: prefix.to_owned(), logprobs, schema };
         let messages = self::messages(messages)?;
         self.start(py, || self.inner.generate(&messages, options))
     }
 
-    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None))]
+    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, schema=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn complete(
         &self,
@@ -190,6 +192,7 @@ impl Generator {
         #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
+        #[pyo3(from_py_with = option::schema)] schema: Option<String>,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {
             temperature,
@@ -204,7 +207,8 @@ impl Generator {
             logit_bias: logit_bias.unwrap_or_default(),
             seed,
         };
-        let options = GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: String::new(), logprobs };
+        let options =
+            GenerateOptions { max_tokens, sampling, stop: stops(stop)?, prefix: String::new(), logprobs, schema };
         let prompt = text(prompt, "the prompt")?;
         self.start(py, || self.inner.complete(&prompt, options))
     }

@@ -273,6 +273,9 @@ impl Writer {
         let mut history = prompt;
         let mut text = TextStream::default();
         let mut stop = StopFinder::new(stops);
+        if sampler.is_done() {
+            return Ok(Finish::Stop);
+        }
         for generated in 1.. {
             if self.stopped() {
                 return Ok(Finish::Closed);
@@ -303,6 +306,9 @@ impl Writer {
             }
             if stopped {
                 return Ok(Finish::StopString);
+            }
+            if sampler.is_done() {
+                return Ok(self.end(&mut text, &mut stop, Finish::Stop));
             }
             if generated == max_tokens {
                 return Ok(self.end(&mut text, &mut stop, Finish::Length));

@@ -17,6 +17,7 @@ use crate::gguf::Gguf;
 use crate::models::CausalLm;
 use crate::models::decoder::{self, DecoderOptions};
 use crate::sampling::{Sampler, SamplingOptions};
+use crate::schema::Schemas;
 use crate::template::{Message, Template, Tokens};
 use crate::tokenizer::Tokenizer;
 use generation::Job;
@@ -49,6 +50,11 @@ pub struct GenerateOptions {
     pub prefix: String,
     /// With how many alternatives the log probability of each token is kept, at most 20; `None` keeps none.
     pub logprobs: Option<usize>,
+    /// A JSON schema, as JSON, that the answer keeps to; `{"type": "object"}` is any object.
+    ///
+    /// An answer that ends with [`Finish::Stop`] is whole; one that ends otherwise, as with [`Finish::Length`] or at a stop text,
+    /// may be cut. Log probabilities are the model's own, as if there were no schema.
+    pub schema: Option<String>,
 }
 
 /// The most alternatives to a token that are kept.
@@ -62,6 +68,7 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             prefix: String::new(),
             logprobs: None,
+            schema: None,
         }
     }
 }
@@ -71,6 +78,7 @@ pub struct Generator {
     lm: Arc<dyn CausalLm>,
     kept: Arc<Kept>,
     tokenizer: Arc<Tokenizer>,
+    schemas: Schemas,
     /// What is wrong with the file's template, where something is: who completes raw prompts need not care.
     template: Option<std::result::Result<Template, String>>,
     architecture: String,
@@ -111,7 +119,15 @@ impl Generator {
             Ok(source) => source.as_deref().map(compile),
             Err(e) => Some(Err(e.to_string())),
         };
-        Ok(Self { lm, kept: Arc::default(), tokenizer: Arc::new(tokenizer), template, architecture, threads })
+        Ok(Self {
+            lm,
+            kept: Arc::default(),
+            tokenizer: Arc::new(tokenizer),
+            schemas: Schemas::default(),
+            template,
+            architecture,
+            threads,
+        })
     }
 
     /// Returns the most tokens that prompt and answer may have together.
@@ -142,7 +158,7 @@ impl Generator {
     /// Starts the answer to a conversation.
     ///
     /// Fails where there are no messages, where the model has no chat template or it refuses them, where an option is out of
-    /// range, or where the prompt leaves no room in the context.
+    /// range, where the schema cannot be kept to or forbids the prefix, or where the prompt leaves no room in the context.
     pub fn generate(&self, messages: &[Message], options: GenerateOptions) -> Result<Generation> {
         let prompt = self.prompt(messages, &options.prefix)?;
         let trim_start = self.tokenizer.leading_space() && options.prefix.is_empty();
@@ -184,7 +200,7 @@ impl Generator {
     }
 
     fn start(&self, prompt: Vec<u32>, options: GenerateOptions, trim_start: bool) -> Result<Generation> {
-        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs } = options;
+        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs, schema } = options;
         if max_tokens == 0 {
             return invalid!("max_tokens=0: at least one token is generated");
         }
@@ -201,13 +217,16 @@ impl Generator {
                 self.context()
             );
         }
+        let sampler = Sampler::new(sampling, self.tokenizer.vocab_size())?;
+        let constraint =
+            schema.map(|schema| self.schemas.constraint(&schema, &self.tokenizer, &prefix, trim_start)).transpose()?;
         Generation::start(Job {
             lm: Arc::clone(&self.lm),
             kept: Arc::clone(&self.kept),
             tokenizer: Arc::clone(&self.tokenizer),
             prompt,
             prefix,
-            sampler: Sampler::new(sampling, self.tokenizer.vocab_size())?,
+            sampler: sampler.constrained(constraint),
             stops: stop,
             max_tokens,
             logprobs,
