@@ -66,7 +66,8 @@ impl Schemas {
 
     fn matcher(&self, mut schema: Value, tokenizer: &Tokenizer) -> Result<(TokEnv, Matcher)> {
         let factory = self.factory.get_or_init(|| factory(tokenizer));
-        let factory = factory.as_ref().map_err(|e| Error::Tokenizer(format!("no schema can be kept to: {e}")))?;
+        let factory =
+            factory.as_ref().map_err(|e| Error::Unsupported(format!("schema: this model cannot keep to one: {e}")))?;
         let options =
             JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.into()), ..JsonCompileOptions::default() };
         options.apply_to(&mut schema);
