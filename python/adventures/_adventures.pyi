@@ -323,7 +323,7 @@ class Generator:
         A key that the schema does not name may come twice in an object.
 
         Raises:
-            NotImplementedError: The model has no chat template, or there is a schema and its tokenizer has no end token.
+            NotImplementedError: The model has no chat template, or no end token and is given a schema.
             TypeError: An option is of another type; the error names the option and the value.
             ValueError: An option is out of range, the chat template is broken or refuses the messages, the schema is no
                 such thing, cannot be kept to or allows no answer that begins with `prefix`, or the prompt leaves no
