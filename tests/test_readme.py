@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     exec(compile(block("python"), "README.md", "exec"), names)
     assert names["report"].written == len(demo.rows())  # type: ignore[attr-defined]
     assert len(names["hits"]) == 4  # type: ignore[arg-type]
+    assert 1 <= json.loads(names["data"])["weight"] <= 50  # type: ignore[call-overload]
     assert "you should use" in capsys.readouterr().out
 
 

@@ -151,7 +151,7 @@ impl Generator {
         "cpu"
     }
 
-    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, prefix=""))]
+    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, prefix="", schema=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn generate(
         &self,
@@ -173,6 +173,7 @@ impl Generator {
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
         prompt_lookup: bool,
         #[pyo3(from_py_with = option::prefix)] prefix: &str,
+        #[pyo3(from_py_with = option::schema)] schema: Option<String>,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {
             temperature,
@@ -194,12 +195,13 @@ impl Generator {
             prefix: prefix.to_owned(),
             logprobs,
             prompt_lookup,
+            schema,
         };
         let messages = self::messages(messages)?;
         self.start(py, || self.inner.generate(&messages, options))
     }
 
-    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true))]
+    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, schema=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn complete(
         &self,
@@ -220,6 +222,7 @@ impl Generator {
         stop: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
         prompt_lookup: bool,
+        #[pyo3(from_py_with = option::schema)] schema: Option<String>,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {
             temperature,
@@ -241,6 +244,7 @@ impl Generator {
             prefix: String::new(),
             logprobs,
             prompt_lookup,
+            schema,
         };
         let prompt = text(prompt, "the prompt")?;
         self.start(py, || self.inner.complete(&prompt, options))

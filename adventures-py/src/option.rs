@@ -4,9 +4,9 @@
 
 use crate::convert::{shown, type_name};
 use adventures::Quantize;
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyRecursionError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyMapping, PyString};
+use pyo3::types::{IntoPyDict, PyDict, PyMapping, PyString};
 use std::collections::BTreeMap;
 
 /// Makes `fn name(value)` out of `read("name", value)`: PyO3 does not tell a reader which argument it reads.
@@ -78,6 +78,32 @@ pub(crate) fn logit_bias(value: &Bound<'_, PyAny>) -> PyResult<Option<BTreeMap<u
         Ok((id, number(&format!("logit_bias[{id}]"), &bias)?))
     });
     bias.collect::<PyResult<_>>().map(Some)
+}
+
+/// Returns the JSON of a JSON schema.
+pub(crate) fn schema(value: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let Ok(schema) = value.cast::<PyDict>() else {
+        let (shown, type_name) = (shown(value), type_name(value));
+        return Err(PyTypeError::new_err(format!("schema={shown}: expected a JSON schema as a dict, not {type_name}")));
+    };
+    let py = value.py();
+    let options = [("allow_nan", false)].into_py_dict(py)?;
+    let json = py.import("json")?.call_method("dumps", (schema,), Some(&options));
+    // What json cannot write raises one of these; an interrupt and the like goes on as it is.
+    let json = json.map_err(|e| {
+        let named = format!("schema: not JSON: {}", e.value(py));
+        if e.is_instance_of::<PyTypeError>(py) {
+            PyTypeError::new_err(named)
+        } else if e.is_instance_of::<PyValueError>(py) || e.is_instance_of::<PyRecursionError>(py) {
+            PyValueError::new_err(named)
+        } else {
+            e
+        }
+    })?;
+    json.extract().map(Some)
 }
 
 /// Returns the ids of an iterable.

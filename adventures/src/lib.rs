@@ -10,6 +10,7 @@ pub mod gguf;
 mod kernels;
 pub mod models;
 mod sampling;
+mod schema;
 mod split;
 mod template;
 pub mod tokenizer;

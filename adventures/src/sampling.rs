@@ -4,6 +4,7 @@
 //! vocabulary is never sorted: what cannot be chosen is filtered out first.
 
 use crate::error::{Error, Result, invalid};
+use crate::schema::Constraint;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -102,6 +103,7 @@ pub(crate) struct Sampler {
     options: SamplingOptions,
     seed: u64,
     random: ChaCha8Rng,
+    constraint: Option<Constraint>,
 }
 
 /// A token and its logit.
@@ -112,7 +114,17 @@ impl Sampler {
         options.validate(vocab_size)?;
         // The standard library draws its hash keys from the operating system.
         let seed = options.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
-        Ok(Self { options, seed, random: ChaCha8Rng::seed_from_u64(seed) })
+        Ok(Self { options, seed, random: ChaCha8Rng::seed_from_u64(seed), constraint: None })
+    }
+
+    /// Keeps to `constraint` where there is one.
+    pub(crate) fn constrained(self, constraint: Option<Constraint>) -> Self {
+        Self { constraint, ..self }
+    }
+
+    /// Returns whether nothing may follow what was chosen so far.
+    pub(crate) fn is_done(&self) -> bool {
+        self.constraint.as_ref().is_some_and(Constraint::is_done)
     }
 
     pub(crate) fn seed(&self) -> u64 {
@@ -121,17 +133,34 @@ impl Sampler {
 
     /// Returns the next token after `history`, whose first `prompt` tokens were not generated. The logits are left changed.
     ///
-    /// Fails where a logit is not a number, for weights or a kernel are broken and any choice would hide it, and where
-    /// `logit_bias` leaves no token.
+    /// Fails where a logit is not a number, for weights or a kernel are broken and any choice would hide it, where
+    /// `logit_bias` leaves no token, and where the schema cannot be followed further.
     pub(crate) fn sample(&mut self, logits: &mut [f32], history: &[u32], prompt: usize) -> Result<u32> {
         if let Some(id) = logits.iter().position(|x| x.is_nan()) {
             return Err(Error::Model(candle_core::Error::Msg(format!("the logit of token {id} is not a number"))));
         }
+        // First, so that neither a bias nor a filter brings back what the schema forbids, nor counts it.
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(logits)?;
+        }
+        let id = self.choose(logits, history, prompt)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(id)?;
+        }
+        Ok(id)
+    }
+
+    fn choose(&mut self, logits: &mut [f32], history: &[u32], prompt: usize) -> Result<u32> {
         self.bias(logits);
         self.penalize_recent(logits, history);
         self.penalize_generated(logits, &history[prompt..]);
-        if !self.options.logit_bias.is_empty() && logits.iter().all(|x| *x == f32::NEG_INFINITY) {
-            return invalid!("logit_bias: every token that the model could choose is banned");
+        let (biased, constrained) = (!self.options.logit_bias.is_empty(), self.constraint.is_some());
+        if (biased || constrained) && logits.iter().all(|x| *x == f32::NEG_INFINITY) {
+            return match (biased, constrained) {
+                (true, true) => invalid!("logit_bias: every token that the schema allows here is banned"),
+                (true, false) => invalid!("logit_bias: every token that the model could choose is banned"),
+                (false, _) => invalid!("schema: the model gives every token that it allows here no chance"),
+            };
         }
         if self.options.temperature == 0.0 {
             return Ok(most_likely(logits));

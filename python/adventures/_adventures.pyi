@@ -322,6 +322,7 @@ class Generator:
         logprobs: int | None = None,
         prompt_lookup: bool = True,
         prefix: str = "",
+        schema: dict[str, Any] | None = None,
     ) -> Generation:
         """Starts the answer to a conversation, through the model's chat template.
 
@@ -349,12 +350,22 @@ class Generator:
             prompt_lookup: Reads several tokens at a time where the answer repeats earlier text, as quotes of passages
                 do; the answer is the same either way.
             prefix: What the answer begins with: part of the prompt, and of the output.
+            schema: A JSON schema that the answer keeps to; `{"type": "object"}` is any JSON object. It is at most
+                262,144 bytes of JSON, 8,192 of them patterns; references lead to places in it. Keywords that cannot be
+                kept to, such as `if`, `not` and `uniqueItems`, are an error.
+
+        With a schema the model chooses each token, by all of these options, among those that the schema allows.
+        `logit_bias` cannot allow what the schema forbids, and `logprobs` are the model's own, as if there were no
+        schema. An answer whose `finish_reason` is `"stop"` is whole JSON that fulfils the schema; one that ends at
+        `max_tokens`, at the end of the context or at a text of `stop`, be it inside a string of the JSON, is cut there.
+        A key that the schema does not name may come twice in an object.
 
         Raises:
-            NotImplementedError: The model has no chat template.
+            NotImplementedError: The model has no chat template, or no end token and is given a schema.
             TypeError: An option is of another type; the error names the option and the value.
-            ValueError: An option is out of range, the chat template is broken or refuses the messages, or the prompt
-                leaves no room in the context.
+            ValueError: An option is out of range, the chat template is broken or refuses the messages, the schema is no
+                such thing, cannot be kept to or allows no answer that begins with `prefix`, or the prompt leaves no
+                room in the context. Reading the answer raises it where keeping to the schema becomes too much work.
         """
     def complete(
         self,
@@ -375,6 +386,7 @@ class Generator:
         stop: str | Iterable[str] | None = None,
         logprobs: int | None = None,
         prompt_lookup: bool = True,
+        schema: dict[str, Any] | None = None,
     ) -> Generation:
         """Starts the continuation of a text, without a template; the options are those of `generate`."""
     def tokenize(self, text: str) -> list[int]:

@@ -106,6 +106,10 @@ impl Answer {
         let seconds = self.stream.seconds();
         self.stream.update(|stats| stats.prompt_seconds = seconds);
         self.stream.send(std::mem::take(&mut self.prefix));
+        // A prefix may be all that a schema allows.
+        if self.sampler.is_done() {
+            return Ok(Some(Finish::Stop));
+        }
         let finish = self.write(logits.to_vec1()?)?;
         Ok(finish.or_else(|| self.full(lm)))
     }
@@ -174,6 +178,9 @@ impl Answer {
         self.stream.send(piece);
         if stopped {
             return Ok(Some(Finish::StopString));
+        }
+        if self.sampler.is_done() {
+            return Ok(Some(self.end(Finish::Stop)));
         }
         if generated == self.max_tokens {
             return Ok(Some(self.end(Finish::Length)));

@@ -20,6 +20,7 @@ use crate::gguf::Gguf;
 use crate::models::CausalLm;
 use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::sampling::{Sampler, SamplingOptions};
+use crate::schema::Schemas;
 use crate::template::{Message, Template, Tokens};
 use crate::tokenizer::Tokenizer;
 use answer::Job;
@@ -62,6 +63,11 @@ pub struct GenerateOptions {
     pub logprobs: Option<usize>,
     /// Whether what the answer repeats of earlier text is read several tokens at a time. The answer is the same either way.
     pub prompt_lookup: bool,
+    /// A JSON schema, as JSON, that the answer keeps to; `{"type": "object"}` is any object.
+    ///
+    /// An answer that ends with [`Finish::Stop`] is whole; one that ends otherwise, as with [`Finish::Length`] or at a stop text,
+    /// may be cut. Log probabilities are the model's own, as if there were no schema.
+    pub schema: Option<String>,
 }
 
 /// How many answers are computed side by side: as many as rows that the products take together.
@@ -79,6 +85,7 @@ impl Default for GenerateOptions {
             prefix: String::new(),
             logprobs: None,
             prompt_lookup: true,
+            schema: None,
         }
     }
 }
@@ -88,6 +95,7 @@ pub struct Generator {
     lm: Arc<dyn CausalLm>,
     engine: Engine,
     tokenizer: Arc<Tokenizer>,
+    schemas: Schemas,
     /// What is wrong with the file's template, where something is: who completes raw prompts need not care.
     template: Option<std::result::Result<Template, String>>,
     architecture: String,
@@ -140,7 +148,15 @@ impl Generator {
             Err(e) => Some(Err(e.to_string())),
         };
         let engine = Engine::new(Arc::clone(&lm), slots);
-        Ok(Self { lm, engine, tokenizer: Arc::new(tokenizer), template, architecture, threads })
+        Ok(Self {
+            lm,
+            engine,
+            tokenizer: Arc::new(tokenizer),
+            schemas: Schemas::default(),
+            template,
+            architecture,
+            threads,
+        })
     }
 
     /// Returns the most tokens that prompt and answer may have together.
@@ -176,7 +192,7 @@ impl Generator {
     /// Starts the answer to a conversation.
     ///
     /// Fails where there are no messages, where the model has no chat template or it refuses them, where an option is out of
-    /// range, or where the prompt leaves no room in the context.
+    /// range, where the schema cannot be kept to or forbids the prefix, or where the prompt leaves no room in the context.
     pub fn generate(&self, messages: &[Message], options: GenerateOptions) -> Result<Generation> {
         let prompt = self.prompt(messages, &options.prefix)?;
         let trim_start = self.tokenizer.leading_space() && options.prefix.is_empty();
@@ -218,7 +234,7 @@ impl Generator {
     }
 
     fn start(&self, prompt: Vec<u32>, options: GenerateOptions, trim_start: bool) -> Result<Generation> {
-        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs, prompt_lookup } = options;
+        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs, prompt_lookup, schema } = options;
         if max_tokens == 0 {
             return invalid!("max_tokens=0: at least one token is generated");
         }
@@ -235,11 +251,14 @@ impl Generator {
                 self.context()
             );
         }
+        let sampler = Sampler::new(sampling, self.tokenizer.vocab_size())?;
+        let constraint =
+            schema.map(|schema| self.schemas.constraint(&schema, &self.tokenizer, &prefix, trim_start)).transpose()?;
         self.engine.start(Job {
             tokenizer: Arc::clone(&self.tokenizer),
             prompt,
             prefix,
-            sampler: Sampler::new(sampling, self.tokenizer.vocab_size())?,
+            sampler: sampler.constrained(constraint),
             stops: stop,
             max_tokens,
             logprobs,
