@@ -22,7 +22,7 @@ use format::{
     Slab, SuperBlock, Whole,
 };
 use rayon::prelude::*;
-use rounded::{PANEL_FROM, Rounded};
+use rounded::{PANEL_FROM, Rounded, SUPER_PANEL_FROM};
 use rows::{ROWS, Sums, Unpacked};
 use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
@@ -290,7 +290,7 @@ struct Unit<'a> {
 impl Unit<'_> {
     fn multiply(&self, x: Dense<'_>, scratch: &Scratch, orders: Orders, space: &mut Space) {
         #[cfg(target_arch = "x86_64")]
-        if self.level == Level::Vnni && orders.rows.min(orders.batch) >= PANEL_FROM && self.last - self.first == PANEL {
+        if self.level == Level::Vnni && orders.rows >= PANEL_FROM && self.last - self.first == PANEL {
             // SAFETY: the instructions were detected.
             #[allow(unsafe_code)]
             if unsafe { self.panel(scratch, orders, &mut space.panel) } {
@@ -377,6 +377,10 @@ impl Unit<'_> {
             }
             macro_rules! superblocks {
                 ($f:ty) => {{
+                    // The order of few rows that are not packed is none of whole integers.
+                    if rows < SUPER_PANEL_FROM || (!matrix.packed() && orders.batch < 8) {
+                        return false;
+                    }
                     panel.fill_super::<$f>(weights, row_bytes);
                     if matrix.packed() {
                         if matrix.dtype == GgmlType::Q2_K {

@@ -11,7 +11,9 @@ const BLOCK: usize = 32;
 const SUPER: usize = 256;
 
 /// How many activation rows are worth laying weight rows side by side for.
-pub(crate) const PANEL_FROM: usize = 8;
+pub(crate) const PANEL_FROM: usize = 2;
+/// The same of superblocks, which take longer to unpack.
+pub(crate) const SUPER_PANEL_FROM: usize = 8;
 
 /// Rows of bytes with what the kernels need beside them. Rows are laid end to end in each field.
 #[derive(Default)]

@@ -289,18 +289,20 @@ fn speed() {
         let (data, _) = quantized(dtype, rows, cols);
         let matrix = Matrix::new(dtype, rows, cols, &data);
         for level in levels().into_iter().skip(1) {
-            for m in [1, 4, 8, 256] {
+            for (m, batch) in [(1, 1), (2, 1), (3, 1), (4, 1), (8, 1), (8, 8), (256, 256)] {
                 let x = noise(m * cols, 6);
                 let mut out = vec![0.0; m * rows];
                 let mut scratch = Scratch::default();
                 let mut best = f64::INFINITY;
                 for _ in 0..20 {
                     let start = std::time::Instant::now();
-                    pool.install(|| multiply_at(level, &x, m, &mut scratch, &mut [Product { matrix, out: &mut out }]));
+                    pool.install(|| {
+                        multiply_at(level, &x, batch, &mut scratch, &mut [Product { matrix, out: &mut out }])
+                    });
                     best = best.min(start.elapsed().as_secs_f64());
                 }
                 eprintln!(
-                    "{dtype:?} {level:?} m={m}: {:.0} us, {:.1} GB/s, {:.0} GOP/s",
+                    "{dtype:?} {level:?} m={m} of {batch}: {:.0} us, {:.1} GB/s, {:.0} GOP/s",
                     best * 1e6,
                     data.len() as f64 / best / 1e9,
                     2.0 * (m * rows * cols) as f64 / best / 1e9
