@@ -2,9 +2,10 @@
 //!
 //! The dialect is that of `transformers.apply_chat_template`: trimmed blocks, loop controls, Python's methods of strings and dicts,
 //! `raise_exception`, `strftime_now` and `tojson`. A template is part of a file that may be hostile: its steps, its depth, its
-//! values (see [`growth`]) and its output are bounded, and it can load nothing.
+//! values (see [`growth`] and [`limits`]) and its output are bounded, and it can load nothing.
 
 mod growth;
+mod limits;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,8 @@ impl Message {
 const MAX_SOURCE: usize = 1 << 20;
 /// What a template may write beyond what it was given.
 const MAX_OUTPUT: usize = 1 << 20;
+/// What is shown of what a template says when it refuses.
+const MAX_SAID: usize = 400;
 const BASE_FUEL: u64 = 1_000_000;
 const FUEL_PER_MESSAGE: u64 = 20_000;
 
@@ -100,12 +103,13 @@ impl Template {
         environment.set_syntax(syntax.clone());
         environment.set_recursion_limit(64);
         python::install(&mut environment);
-        growth::install(&mut environment, MAX_OUTPUT);
+        limits::install(&mut environment, MAX_OUTPUT);
         let unreadable =
             |e: minijinja::Error| Error::Invalid(format!("the chat template cannot be read: {}", describe(&e)));
+        let wrapped = growth::wrap(source, syntax).map_err(unreadable)?;
         // Once as it is, so that errors have its places, and once as it is run.
         environment.template_from_str(source).map_err(unreadable)?;
-        let source = growth::wrap(source, syntax).map_err(unreadable)?;
+        let source = wrapped;
         environment.template_from_str(&source).map_err(unreadable)?;
         Ok(Self { environment, source })
     }
@@ -131,7 +135,7 @@ impl Template {
         environment.set_fuel(Some(BASE_FUEL + FUEL_PER_MESSAGE * messages.len() as u64));
         let given: usize = messages.iter().map(|message| message.content.len()).sum();
         let limit = MAX_OUTPUT + 2 * given;
-        growth::install(&mut environment, limit);
+        limits::install(&mut environment, limit);
         let turns: Vec<Value> = messages
             .iter()
             .map(|message| context! { role => message.role.to_string(), content => message.content.as_str() })
@@ -171,9 +175,13 @@ impl fmt::Debug for Template {
 
 /// What the template itself said, where it raised; else the engine's message with its line.
 fn describe(e: &minijinja::Error) -> String {
-    match e.detail() {
+    let said = match e.detail() {
         Some(detail) if e.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
         _ => e.to_string(),
+    };
+    match said.char_indices().nth(MAX_SAID) {
+        Some((end, _)) => format!("{}…", &said[..end]),
+        None => said,
     }
 }
 

@@ -112,6 +112,7 @@ fn bounds_change_no_value() {
         {% macro f(a, b='m' ~ 'n') %}{{ a + b }}{% endmacro %}{{ f('k' ~ 'l') + f(a='o', b='p' + 'q') }}";
     let mut plain = minijinja::Environment::new();
     super::python::install(&mut plain);
+    plain.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     let expected = plain.render_str(source, ()).unwrap();
     assert!(expected.starts_with("25|abC12|"), "{expected}");
     assert_eq!(render(source, &[(Role::User, "u")]).unwrap(), expected);

@@ -1,6 +1,6 @@
 //! The configuration of a GGUF file.
 
-use super::config::{Config, Family, Pairs, Rotary};
+use super::config::{Config, Family, MAX_LAYERS, Pairs, Rotary};
 use super::weights::Source;
 use crate::error::{Result, invalid, unsupported};
 use crate::gguf::{Array, FromValue, Gguf, Value};
@@ -62,6 +62,9 @@ pub(super) fn config(gguf: &Arc<Gguf>) -> Result<Config> {
     let family = Family::find(architecture)?;
     let keys = Keys { gguf, architecture };
     let layers: usize = keys.get("block_count")?;
+    if layers > MAX_LAYERS {
+        return invalid!("{}: {} is {layers}, at most {MAX_LAYERS} are allowed", gguf.name(), keys.key("block_count"));
+    }
     let hidden: usize = keys.get("embedding_length")?;
     let Some(heads @ 1..) = keys.uniform("attention.head_count")? else {
         return invalid!("{}: {} is missing or 0", gguf.name(), keys.key("attention.head_count"));
