@@ -16,5 +16,6 @@ export HF_HUB_OFFLINE=1
 "$PYTHON" tools/goldens_embedder.py "$CACHE/models/all-minilm-l6-v2" ${NFCORPUS:+"$NFCORPUS"}
 "$PYTHON" tools/goldens_decoder.py
 "$PYTHON" tools/goldens_llama.py --cache "$CACHE"
+"$PYTHON" tools/goldens_perplexity.py --cache "$CACHE"
 "$PYTHON" tools/goldens_tokenizer.py "$CACHE/models"
 git status --short tests/goldens

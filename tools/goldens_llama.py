@@ -50,7 +50,8 @@ PROMPTS = {
     "    ordered = sorted(numbers)\n",
     "letter": "Dear Sir,\n\nI write to complain about the kettle that I bought in your shop on the third of March. It",
     "recipe": "Bread soup for six\n\nIngredients:\n- 400 g stale bread\n- 2 onions\n-",
-    "json": '{"name": "rope", "length_m": 30, "price": 4.5}\n{"name": "lamp oil", "litres": 2, "price": 3.25}\n{"name":',
+    "json": '{"name": "rope", "length_m": 30, "price": 4.5}\n'
+    '{"name": "lamp oil", "litres": 2, "price": 3.25}\n{"name":',
     "sums": "12 + 7 = 19\n23 + 8 = 31\n45 + 6 = 51\n17 + 5 =",
     "question": "Question: Why does ice float on water?\nAnswer:",
     "french": "Il était une fois, dans un petit village au bord de la mer,",
@@ -58,7 +59,8 @@ PROMPTS = {
     "polish": "Stary młyn nad rzeką stał pusty od lat, aż pewnego wieczoru",
     "japanese": "昔々、あるところに、おじいさんとおばあさんが",
     "symbols": "🐉🐉🐉 → 🔥; 🐑🐑 → 🧶; 🐝🐝🐝🐝 →",
-    "rust": "/// Returns the largest of `numbers`, `None` where there are none.\nfn largest(numbers: &[i64]) -> Option<i64> {\n",
+    "rust": "/// Returns the largest of `numbers`, `None` where there are none.\n"
+    "fn largest(numbers: &[i64]) -> Option<i64> {\n",
     "table": "| item | weight | price |\n|---|---|---|\n| rope | 3 kg | 4.50 |\n| lamp | 1 kg | 7.00 |\n|",
     "dialogue": '"Have you ever seen the sea?" asked the boy.\n"Once," said the ferryman. "It was',
     "one word": "The",

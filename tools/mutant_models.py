@@ -1,7 +1,7 @@
 """Broken model files, the same for the same seed: what `tools/mutants.py` feeds to the library.
 
-A mutant starts as a small sound model and has one to three things wrong with it: a field of the format, a count, a name, a
-number that a configuration would never hold, a weight that is not finite, a template that does not end.
+A mutant starts as a small sound model and has one to three things wrong with it: a field of the format, a count, a name,
+a number that a configuration would never hold, a weight that is not finite, a template that does not end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import gguf_file as gguf
-from gguf_file import GgufFile, Key, Tensor
+from gguf_file import GgufFile, Key
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -364,8 +364,18 @@ def _tokens(file: GgufFile, rng: random.Random) -> None:
             for at in some:
                 left, _, right = rng.choice(known).partition(b" ")
                 items[at] = rng.choice(
-                    [left, left + right, b" ", left + b" ", b" " + right, right + b" " + left, left + b"  " + right]
-                    + [left * 999 + b" " + right, b"\xff \xfe", left + b" " + right + b" " + left]
+                    [
+                        left,
+                        left + right,
+                        b" ",
+                        left + b" ",
+                        b" " + right,
+                        right + b" " + left,
+                        left + b"  " + right,
+                        left * 999 + b" " + right,
+                        b"\xff \xfe",
+                        left + b" " + right + b" " + left,
+                    ]
                 )
         case 4 | 5:
             for at in some:
@@ -388,7 +398,11 @@ def _token_ids(file: GgufFile, rng: random.Random) -> None:
             ("add_bos_token", gguf.BOOL, [True, False]),
             ("add_space_prefix", gguf.BOOL, [True, False]),
             ("model", gguf.STRING, [b"llama", b"gpt2", b"bert", b"t5", b"", b"\xff"]),
-            ("pre", gguf.STRING, [b"default", b"llama-bpe", b"tekken", b"gpt-4o", b"deepseek-v3", b"falcon", b"?", b""]),
+            (
+                "pre",
+                gguf.STRING,
+                [b"default", b"llama-bpe", b"tekken", b"gpt-4o", b"deepseek-v3", b"falcon", b"?", b""],
+            ),
         ]
     )
     key = f"tokenizer.ggml.{name}".encode()
@@ -562,5 +576,3 @@ def gguf_mutant(seed: int, words_only: bool = False) -> tuple[str, bytes]:
 def sound(name: str) -> bytes:
     """Returns the base model of this name, whole."""
     return base(name).to_bytes()
-
-

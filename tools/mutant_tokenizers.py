@@ -1,7 +1,7 @@
 """Broken `tokenizer.json` files beside sound weights, the same for the same seed (`tools/mutants.py`).
 
-What is broken is a value anywhere in the file, its vocabulary, its merges, the steps that it normalizes and cuts text with,
-or its JSON.
+What is broken is a value anywhere in the file, its vocabulary, its merges, the steps that it normalizes and cuts text
+with, or its JSON.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import random
 import shutil
 import sys
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +20,9 @@ from mutant_models import CHATML, DATA, MERGES, ROOT, TEMPLATES, TINY, alphabet
 sys.path.insert(0, str(ROOT / "tests"))
 
 import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BASES = ("gemma", "bytelevel", "llama", "unigram", "wordpiece")
 REAL = ("llama-2", "mistral-mixtral-v0.1")
@@ -60,7 +62,19 @@ VALUES: list[Any] = [
     {"String": ""},
     {"Regex": ""},
 ]
-PATTERNS = ["", "(", "(a*)*$", "(a|aa)+$", "(?<=a)b", "\\p{L}{1,1000}", "((a{100}){100}){100}", "(?=(a+))a*b\\1", ".", "^", "\\b"]
+PATTERNS = [
+    "",
+    "(",
+    "(a*)*$",
+    "(a|aa)+$",
+    "(?<=a)b",
+    "\\p{L}{1,1000}",
+    "((a{100}){100}){100}",
+    "(?=(a+))a*b\\1",
+    ".",
+    "^",
+    "\\b",
+]
 
 
 def _split(pattern: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
@@ -167,7 +181,7 @@ def _checkpoint(path: Path, tokenizer: dict[str, Any], vocabulary: int, hidden: 
         "model.embed_tokens": (vocabulary, hidden),
         **{f"{block}self_attn.{n}_proj": (rows, hidden) for n, rows in {"q": hidden, "k": half, "v": half}.items()},
         **{f"{block}{n}_proj": (hidden, hidden) for n in ("self_attn.o", "mlp.gate", "mlp.up", "mlp.down")},
-        **{n: (hidden,) for n in ("model.norm", f"{block}input_layernorm", f"{block}post_attention_layernorm")},
+        **dict.fromkeys(("model.norm", f"{block}input_layernorm", f"{block}post_attention_layernorm"), (hidden,)),
     }
     tensors = {f"{n}.weight": rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
     path.mkdir(parents=True)
@@ -318,7 +332,12 @@ def _steps(tokenizer: dict[str, Any], rng: random.Random) -> None:
     cutters: list[Any] = [
         {**_split(""), "pattern": pattern, "behavior": rng.choice(["Removed", "MergedWithNext", "Contiguous"])},
         {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        {"type": "Metaspace", "replacement": rng.choice(["▁", "", "ab", " "]), "prepend_scheme": "always", "split": True},
+        {
+            "type": "Metaspace",
+            "replacement": rng.choice(["▁", "", "ab", " "]),
+            "prepend_scheme": "always",
+            "split": True,
+        },
         {"type": "Digits", "individual_digits": True},
         {"type": "CharDelimiterSplit", "delimiter": rng.choice(["a", "", "ab"])},
         {"type": "FixedLength", "length": rng.choice([0, 1, 3, 2**40])},
@@ -327,7 +346,13 @@ def _steps(tokenizer: dict[str, Any], rng: random.Random) -> None:
     ]
     post: list[Any] = [
         {"type": "BertProcessing", "sep": ["x", 2**32 - 1], "cls": ["y", 5]},
-        {"type": "RobertaProcessing", "sep": ["", 0], "cls": ["", 9999], "trim_offsets": True, "add_prefix_space": True},
+        {
+            "type": "RobertaProcessing",
+            "sep": ["", 0],
+            "cls": ["", 9999],
+            "trim_offsets": True,
+            "add_prefix_space": True,
+        },
         {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
         {"type": "Sequence", "processors": []},
     ]
@@ -388,7 +413,9 @@ def _neighbours(path: Path, rng: random.Random) -> None:
     }
     (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     ids = rng.choice([0, -1, 2**40, [0, 1], [], "x", None, [None], {"a": 1}, 1.5])
-    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids, "bos_token_id": ids}), encoding="utf-8")
+    (path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": ids, "bos_token_id": ids}), encoding="utf-8"
+    )
 
 
 MUTATORS = [_value, _value, _vocabulary, _merges, _added, _steps, _steps, _model]

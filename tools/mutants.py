@@ -1,7 +1,7 @@
 """Feeds broken model files to the library (`make mutants`): each gives a text or a clear error, within a second.
 
-Children load, tokenize, detokenize and generate under a memory limit; a child that dies or stalls is replaced, and the seed
-that it died of is reported with the command that repeats it. The same seed always makes the same mutant.
+Children load, tokenize, detokenize and generate under a memory limit; a child that dies or stalls is replaced, and the
+seed that it died of is reported with the command that repeats it. The same seed always makes the same mutant.
 
     python tools/mutants.py [--gguf 10000] [--tokenizer 2000] [--first 0] [--jobs 2] [--keep DIR]
     python tools/mutants.py --repeat gguf:1234 [--keep DIR]
@@ -27,7 +27,8 @@ from typing import Any
 import mutant_models
 import mutant_tokenizers
 
-# What a mutant may take. It is looked at again, alone, before it is called slow: other work on the machine is not its fault.
+# What a mutant may take. It is looked at again, alone, before it is called slow: other work on the machine is not its
+# fault.
 SECONDS = 1.0
 STALLED = 20.0
 ADDRESS_SPACE = 1 << 30
@@ -126,7 +127,10 @@ def child(seeds: list[tuple[str, int]], keep: Path | None) -> None:
             wrong = complaints(errors, path)
             if peak > 2 * size + ROOM:
                 wrong.append(f"{peak >> 20} MiB of memory for a file of {size} bytes")
-            if number % 50 == 49 and adv.Generator(healthy, threads=1).complete(PROMPT, max_tokens=4).text() != expected:
+            if (
+                number % 50 == 49
+                and adv.Generator(healthy, threads=1).complete(PROMPT, max_tokens=4).text() != expected
+            ):
                 wrong.append("a sound model says something else after it")
             result = {"seconds": seconds, "peak": peak, "errors": [error[:300] for error in errors], "wrong": wrong}
             print(json.dumps(result), flush=True)
@@ -210,9 +214,14 @@ def work(names: list[str], report: Report, keep: Path | None = None) -> None:
             said = stderr.read().decode(errors="replace")
             report.caught += said.count("panicked at")
         if begun is None and names:
-            sys.exit(f"a child ended between mutants, with status {status}:\n{said[-4000:]}")
+            report.fail(names[0], "not made", f"its child ended with status {status}: {said[-3000:]}")
+            names = names[1:]
         if begun:
-            why = f"no answer for {STALLED:.0f} s" if stalled else f"the process ended with status {status}: {said[-1500:]}"
+            why = (
+                f"no answer for {STALLED:.0f} s"
+                if stalled
+                else f"the process ended with status {status}: {said[-1500:]}"
+            )
             report.fail(begun["begun"], begun["what"], why)
             names = names[1:]
 

@@ -152,3 +152,16 @@ fn local_layers(keys: &Keys<'_>, family: &Family, layers: usize, window: Option<
     }
     Ok(family.local_layers(layers, keys.gguf.metadata.find(&key)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::build::Builder;
+
+    #[test]
+    fn nothing_is_made_for_each_of_four_billion_layers() {
+        let file = Builder::new().str("general.architecture", "llama").u32("llama.block_count", u32::MAX);
+        let error = config(&Arc::new(Gguf::from_bytes(file.bytes()).unwrap())).unwrap_err().to_string();
+        assert!(error.contains("llama.block_count is 4294967295, at most 4096 are allowed"), "{error}");
+    }
+}
