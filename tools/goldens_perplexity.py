@@ -1,6 +1,6 @@
 """Writes how well llama.cpp predicts a text: the references of adventures/tests/perplexity.rs.
 
-Needs llama-cpp-python and the two models in the cache. The text is this repository's: its documents, then its sources. It
+Needs llama-cpp-python and the two models in the cache. The text is this repository's: documents, then sources. It
 is read in windows that know nothing of each other; each window's sum of -log p over all tokens but the first is kept.
 
     python tools/goldens_perplexity.py [--tokens 1000] [--cache DIR] [--out tests/goldens]

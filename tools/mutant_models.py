@@ -1,7 +1,7 @@
 """Broken model files, the same for the same seed: what `tools/mutants.py` feeds to the library.
 
-A mutant starts as a small sound model and has one to three things wrong with it: a field of the format, a count, a name,
-a number that a configuration would never hold, a weight that is not finite, a template that does not end.
+A mutant starts as a small sound model and has one to three things wrong with it: a field of the format, a count, a
+name, a number that a configuration would never hold, a weight that is not finite, a template that does not end.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ def _replace(old: dict[str, str], new: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": old, "content": new}
 
 
-def _llama() -> dict[str, Any]:
-    """As Llama 2 has it: spaces are ▁, what is unknown is bytes, and merges say the rest."""
+def llama() -> dict[str, Any]:
+    """Returns a tokenizer as Llama 2 has it: spaces are ▁, what is unknown is bytes, and merges say the rest."""
     merges = [["▁", "t"], ["h", "e"], ["▁t", "he"], ["a", "t"], ["c", "at"], ["▁", "cat"]]
     words = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyzTC."]
     ids = {word: i for i, word in enumerate(dict.fromkeys([*words, *("".join(pair) for pair in merges)]))}
@@ -198,7 +198,7 @@ def _prepare(name: str, path: Path) -> None:
         case "bytelevel":
             _checkpoint(path, _byte_level(), 320, 16)
         case "llama":
-            _checkpoint(path, _llama(), 320, 16)
+            _checkpoint(path, llama(), 320, 16)
         case "unigram":
             tiny.bert(path, seed=3, model_type="xlm-roberta", pooling="mean")
         case "wordpiece":
