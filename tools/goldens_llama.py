@@ -16,7 +16,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-STEPS = 64
+STEPS = 48
 MODELS = {
     "smollm2-135m-instruct": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "gemma-3-270m": "gemma-3-270m-q4_k_m.gguf",

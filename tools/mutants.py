@@ -210,6 +210,8 @@ def work(names: list[str], report: Report, keep: Path | None = None) -> None:
                     names = names[1:]
                     begun = None
             status = process.wait()
+            assert process.stdout
+            process.stdout.close()
             stderr.seek(0)
             said = stderr.read().decode(errors="replace")
             report.caught += said.count("panicked at")
