@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import adventures as adv
 import gguf_file
 import mutant_models
+import mutant_tokenizers
 import mutants
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
@@ -94,3 +97,30 @@ def test_a_hostile_template_fails_its_own_request(tmp_path: Path, template: str,
         with pytest.raises(ValueError, match=message):
             generator.generate("Hi", max_tokens=2)
         assert generator.complete("the cat", max_tokens=2).text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+                }
+            },
+            "its normalizer makes a text 1099511627776 times as long",
+        ),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "not a tokenizer: chunk size must be non-zero"),
+        ({"normalizer": {"type": "x" * 9999}}, "…$"),
+    ],
+    ids=["grows", "panics", "long"],
+)
+def test_a_hostile_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "model"
+    mutant_tokenizers.prepare("bytelevel", path)
+    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer | change), encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as raised:
+        adv.Generator(path)
+    assert len(str(raised.value)) < 1000

@@ -282,7 +282,9 @@ def _change_number(file: GgufFile, rng: random.Random, prefix: bytes = b"") -> N
 
 def _architecture(file: GgufFile, rng: random.Random) -> None:
     """A number of the architecture is wrong, or one appears that the file did not have."""
-    name = next(key.value for key in file.keys if key.name == b"general.architecture")
+    name = next((key.value for key in file.keys if key.name == b"general.architecture"), None)
+    if not isinstance(name, bytes):
+        return _keys(file, rng)
     if rng.random() < 0.6:
         return _change_number(file, rng, name + b".")
     new = rng.choice(
@@ -309,12 +311,15 @@ def _architecture(file: GgufFile, rng: random.Random) -> None:
 
 def _architecture_name(file: GgufFile, rng: random.Random) -> None:
     """The file says that it is of another family, with the same numbers."""
-    old = next(key for key in file.keys if key.name == b"general.architecture")
+    old = next((key for key in file.keys if key.name == b"general.architecture"), None)
+    if old is None or not isinstance(old.value, bytes):
+        return _keys(file, rng)
     new = rng.choice([b"llama", b"mistral", b"gemma", b"gemma2", b"gemma3", b"qwen2", b"qwen3", b"bert", b"", b"\xff"])
     for key in file.keys:
         if key.name.startswith(old.value + b"."):
             key.name = new + key.name[len(old.value) :]
     old.value = new
+    return None
 
 
 def _keys(file: GgufFile, rng: random.Random) -> None:

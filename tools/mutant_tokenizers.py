@@ -190,8 +190,8 @@ def _checkpoint(path: Path, tokenizer: dict[str, Any], vocabulary: int, hidden: 
     (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
-def _prepare(name: str, path: Path) -> None:
-    """Writes the sound model of this name."""
+def prepare(name: str, path: Path) -> None:
+    """Writes the sound model of this name to a folder."""
     match name:
         case "gemma":
             shutil.copytree(TINY / "tiny-gemma", path)
@@ -428,7 +428,7 @@ def write(seed: int, folder: Path) -> tuple[str, Path, int]:
     name = rng.choice(real) if real and rng.random() < 0.02 else rng.choice(BASES)
     sound = folder / f"sound-{name}"
     if not sound.exists():
-        _prepare(name, sound)
+        prepare(name, sound)
     path = folder / f"mutant-{name}"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(sound, path)

@@ -1,6 +1,6 @@
 //! A model's directory: `config.json`, `tokenizer.json` and safetensors, as the Hugging Face hub lays them out.
 
-use crate::error::{Error, Result, invalid, message, unsupported};
+use crate::error::{Error, Result, cut, invalid, message, unsupported};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
@@ -11,6 +11,10 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
+/// A text of letters, white space and what is neither.
+const PROBE: &str = "The cat, 12 é日🐉 \n\n<s>";
+/// How many times as long a normalizer may make a text: a space that becomes three bytes is usual.
+const MAX_GROWTH: f64 = 64.0;
 /// The largest JSON file that is read; the real ones are below 20 MB.
 const MAX_JSON_BYTES: u64 = 256 << 20;
 
@@ -85,7 +89,7 @@ impl Checkpoint {
     /// Returns the tokenizer of `tokenizer.json`, without truncation and padding; fails where it cannot read an empty text.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.dir.join("tokenizer.json");
-        let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", path.display()));
+        let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {}", path.display(), cut(e.to_string())));
         let Some(bytes) = read(&path)? else {
             return Err(Error::NotFound(format!("{}: no tokenizer.json", self.dir.display())));
         };
@@ -94,7 +98,14 @@ impl Checkpoint {
         let loaded = catch_unwind(|| -> std::result::Result<Tokenizer, tokenizers::Error> {
             let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
             tokenizer.with_truncation(None)?.with_padding(None);
-            tokenizer.encode("", true)?;
+            let growth = growth(&serde_json::to_value(tokenizer.get_normalizer())?);
+            if growth > MAX_GROWTH {
+                return Err(format!("its normalizer makes a text {growth:.0} times as long").into());
+            }
+            // Some steps panic over every text that is not empty.
+            for text in ["", PROBE] {
+                tokenizer.encode(text, true)?;
+            }
             Ok(tokenizer)
         });
         match loaded {
@@ -158,6 +169,27 @@ impl Shard {
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::Invalid(format!("{}: not a safetensors file: {e}", path.display())))?;
         Ok(Self { path, map, metadata, start: header + size_of::<u64>() })
+    }
+}
+
+/// How many times as long a normalizer makes a text at most, by what it puts in: steps multiply.
+fn growth(normalizer: &Value) -> f64 {
+    let length = |value: Option<&Value>| value.and_then(Value::as_str).map_or(0.0, |text| text.len() as f64);
+    match normalizer.get("type").and_then(Value::as_str) {
+        Some("Sequence") => {
+            let steps = normalizer.get("normalizers").and_then(Value::as_array);
+            steps.into_iter().flatten().map(growth).product()
+        }
+        Some("Replace") => {
+            let content = length(normalizer.get("content"));
+            // A regular expression may match a letter, or the nothing between two.
+            match length(normalizer.get("pattern").and_then(|pattern| pattern.get("String"))) {
+                0.0 => 1.0 + content,
+                old => (content / old).max(1.0),
+            }
+        }
+        Some("Prepend") => 1.0 + length(normalizer.get("prepend")),
+        _ => 1.0,
     }
 }
 

@@ -51,7 +51,7 @@ fn predicts_as_llama_cpp(folder: &Path, name: &str) {
     }
     let [ours, theirs] = [ours, theirs].map(|sum: f64| (sum / count as f64).exp());
     let ratio = ours / theirs;
-    println!("{name}: perplexity {ours:.4} over {count} tokens, llama.cpp {theirs:.4}, ratio {ratio:.5}");
+    eprintln!("{name}: perplexity {ours:.4} over {count} tokens, llama.cpp {theirs:.4}, ratio {ratio:.5}");
     assert!((ratio - 1.0).abs() <= CLOSE, "{name}: perplexity {ours}, llama.cpp {theirs}");
 }
 

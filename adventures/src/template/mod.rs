@@ -10,7 +10,7 @@ mod python;
 #[cfg(test)]
 mod tests;
 
-use crate::error::{Error, Result, invalid};
+use crate::error::{Error, Result, cut, invalid};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use std::fmt;
@@ -71,8 +71,6 @@ impl Message {
 const MAX_SOURCE: usize = 1 << 20;
 /// What a template may write beyond what it was given.
 const MAX_OUTPUT: usize = 1 << 20;
-/// What is shown of what a template says when it refuses.
-const MAX_SAID: usize = 400;
 const BASE_FUEL: u64 = 1_000_000;
 const FUEL_PER_MESSAGE: u64 = 20_000;
 
@@ -106,10 +104,8 @@ impl Template {
         limits::install(&mut environment, MAX_OUTPUT);
         let unreadable =
             |e: minijinja::Error| Error::Invalid(format!("the chat template cannot be read: {}", describe(&e)));
-        let wrapped = growth::wrap(source, syntax).map_err(unreadable)?;
-        // Once as it is, so that errors have its places, and once as it is run.
-        environment.template_from_str(source).map_err(unreadable)?;
-        let source = wrapped;
+        // It is never compiled as it is: the engine computes what is constant, such as `'a' * 99999999`, when it compiles.
+        let source = growth::wrap(source, syntax).map_err(unreadable)?;
         environment.template_from_str(&source).map_err(unreadable)?;
         Ok(Self { environment, source })
     }
@@ -179,10 +175,7 @@ fn describe(e: &minijinja::Error) -> String {
         Some(detail) if e.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
         _ => e.to_string(),
     };
-    match said.char_indices().nth(MAX_SAID) {
-        Some((end, _)) => format!("{}…", &said[..end]),
-        None => said,
-    }
+    cut(said)
 }
 
 /// Collects output up to a limit.
