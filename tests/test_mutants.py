@@ -112,7 +112,7 @@ def test_a_hostile_template_fails_its_own_request(tmp_path: Path, template: str,
             "its normalizer makes a text 1099511627776 times as long",
         ),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "not a tokenizer: chunk size must be non-zero"),
-        ({"normalizer": {"type": "x" * 9999}}, "…$"),
+        ({"added_tokens": "x" * 9999}, "…$"),
     ],
     ids=["grows", "panics", "long"],
 )

@@ -218,7 +218,7 @@ fn bounds_change_no_value() {
         {{ 'u' ~ {'a' + 'b': 1 + 1}['a' ~ 'b'] }}|{% set x = 'p' ~ 'q' %}{{ x }}|{{ 2 + 3 ** 2 * 2 }}|{{ -(1 + 2) }}|\
         {% for i in [1] + [2] if i + 1 > 2 %}{{ i }}{% endfor %}|{{-  ' l' ~ 'r ' -}} |{{ range(1 + 1, 2 * 2) | sum }}|\
         {% macro f(a, b='m' ~ 'n') %}{{ a + b }}{% endmacro %}{{ f('k' ~ 'l') + f(a='o', b='p' + 'q') }}|\
-        {% set t %}\n  {{ 1, 2 }}  a long text that is counted where it becomes a value, and white space after it   \n  {% endset %}[{{ t }}]|\
+        {% set t %}\n  {{ (1, 2) }}  a long text that is counted where it becomes a value, and white space after it   \n  {% endset %}[{{ t }}]|\
         {% set ns = namespace(a=1) %}{% set ns.a = [1, (2, 3), {'k': [4]}][1][0] * (ns.a + 1) %}{{ ns.a }}|{{ (2) * (3) * -1 }}|\
         {{ {'a': 1, 'b': [2]}.b[0] }}|{{ [3, 4][-1] * [1, 2] | length }}|{{ ['a', 'b'] | map('upper') | join('-') }}|\
         {{ 'a-b'.split('-') | last ~ 'x'.replace('x', 'y') }}|{% for a, b in {'k': 'v'} | items %}{{ a }}{{ b }}{% endfor %}|\
