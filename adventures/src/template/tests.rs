@@ -224,6 +224,7 @@ fn bounds_change_no_value() {
         {{ 'a-b'.split('-') | last ~ 'x'.replace('x', 'y') }}|{% for a, b in {'k': 'v'} | items %}{{ a }}{{ b }}{% endfor %}|\
         {% if 1 in [1, 2] and 'a' not in ('b', 'c') %}in{% endif %}|{{ '%03d' | format(7) }}|{{ {'a': [1]} | tojson }}";
     let mut plain = minijinja::Environment::new();
+    plain.set_syntax(minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap());
     super::python::install(&mut plain);
     plain.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     let expected = plain.render_str(source, ()).unwrap();
