@@ -109,12 +109,20 @@ def test_a_hostile_template_fails_its_own_request(tmp_path: Path, template: str,
                     "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
                 }
             },
-            "its normalizer makes a text 1099511627776 times as long",
+            "its steps make a text 2199023255552 times as long",
         ),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "not a tokenizer: chunk size must be non-zero"),
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "////" * 9}},
+            "it has 4294967295 bytes, it has 27",
+        ),
+        (
+            {"added_tokens": [{"id": 1, "content": "x" * 9999}]},
+            "an added token of 9999 bytes, at most 1024 are allowed",
+        ),
         ({"added_tokens": "x" * 9999}, "…$"),
     ],
-    ids=["grows", "panics", "long"],
+    ids=["grows", "panics", "lies", "slow", "long"],
 )
 def test_a_hostile_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "model"
