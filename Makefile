@@ -1,6 +1,6 @@
 # make demo    sets everything up and streams cited answers from a Delta table
 # make test    sets everything up, then lints and runs all tests: what CI runs
-# make lint | rust-test | python-test | format | goldens | bench-generate | wheel | clean
+# make lint | rust-test | python-test | format | mutants | perplexity | goldens | bench-generate | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -24,7 +24,7 @@ RUST := $(shell find adventures adventures-py -name '*.rs' -o -name Cargo.toml) 
 DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
-.PHONY: demo test lint rust-test python-test models format goldens bench-generate wheel clean
+.PHONY: demo test lint rust-test python-test models format mutants perplexity goldens bench-generate wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -58,6 +58,17 @@ goldens: models
 	$(PYTHON) -m venv $(CACHE)/goldens
 	$(CACHE)/goldens/bin/pip install --quiet --requirement tools/goldens-requirements.txt
 	PYTHON=$(CACHE)/goldens/bin/python tools/goldens.sh
+
+# 12,000 broken model files: each gives a text or a clear error within a second. The tests run some hundreds.
+mutants: $(VENV)/installed
+	$(BIN)/python tools/mutants.py
+
+# How well 20,000 tokens are predicted, against llama.cpp. The tests compare a thousand.
+perplexity: models
+	$(PYTHON) -m venv $(CACHE)/llama.cpp
+	$(CACHE)/llama.cpp/bin/pip install --quiet llama-cpp-python==0.3.36
+	$(CACHE)/llama.cpp/bin/python tools/goldens_perplexity.py --tokens 20000 --out $(CACHE)/perplexity
+	PERPLEXITY=$(CACHE)/perplexity cargo test --release --locked -p adventures --test perplexity -- --ignored --nocapture
 
 # Speed against llama.cpp, built here for this machine.
 bench-generate: models

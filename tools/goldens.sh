@@ -18,5 +18,6 @@ export HF_HUB_OFFLINE=1
 "$PYTHON" tools/goldens_llm2vec.py
 "$PYTHON" tools/goldens_llama.py --cache "$CACHE"
 "$PYTHON" tools/goldens_quant.py
+"$PYTHON" tools/goldens_perplexity.py --cache "$CACHE"
 "$PYTHON" tools/goldens_tokenizer.py "$CACHE/models"
 git status --short tests/goldens

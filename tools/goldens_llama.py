@@ -16,7 +16,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-STEPS = 64
+STEPS = 48
 MODELS = {
     "smollm2-135m-instruct": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "gemma-3-270m": "gemma-3-270m-q4_k_m.gguf",
@@ -48,6 +48,23 @@ PROMPTS = {
     "list": "Five things that every traveller should carry across the northern moors, with the reason for each:\n\n1.",
     "code": 'def median(numbers):\n    """Return the middle value of a list of numbers."""\n'
     "    ordered = sorted(numbers)\n",
+    "letter": "Dear Sir,\n\nI write to complain about the kettle that I bought in your shop on the third of March. It",
+    "recipe": "Bread soup for six\n\nIngredients:\n- 400 g stale bread\n- 2 onions\n-",
+    "json": '{"name": "rope", "length_m": 30, "price": 4.5}\n'
+    '{"name": "lamp oil", "litres": 2, "price": 3.25}\n{"name":',
+    "sums": "12 + 7 = 19\n23 + 8 = 31\n45 + 6 = 51\n17 + 5 =",
+    "question": "Question: Why does ice float on water?\nAnswer:",
+    "french": "Il était une fois, dans un petit village au bord de la mer,",
+    "german": "Der Wirt stellte die Laterne auf den Tisch und sagte: „",
+    "polish": "Stary młyn nad rzeką stał pusty od lat, aż pewnego wieczoru",
+    "japanese": "昔々、あるところに、おじいさんとおばあさんが",
+    "symbols": "🐉🐉🐉 → 🔥; 🐑🐑 → 🧶; 🐝🐝🐝🐝 →",
+    "rust": "/// Returns the largest of `numbers`, `None` where there are none.\n"
+    "fn largest(numbers: &[i64]) -> Option<i64> {\n",
+    "table": "| item | weight | price |\n|---|---|---|\n| rope | 3 kg | 4.50 |\n| lamp | 1 kg | 7.00 |\n|",
+    "dialogue": '"Have you ever seen the sea?" asked the boy.\n"Once," said the ferryman. "It was',
+    "one word": "The",
+    "spaces": "a    b\n\n\n\tc\r\n   d  e\n",
     "shop": SHOP + SHOP.replace("river road", "coast road").replace("horses", "dogs") + "One evening",
     "advice": ADVICE * 4 + "For crossing a river in flood you should use",
 }
@@ -81,6 +98,8 @@ def main() -> None:
         prompts = dict(PROMPTS)
         if name.startswith("smollm2"):
             prompts["list"] = chat(PROMPTS["list"].removesuffix("\n\n1."))
+            prompts["question"] = chat("Why does ice float on water?")
+            prompts["french"] = chat("Comment fait-on du pain sans levure ?")
         out = []
         for title, text in prompts.items():
             ids = model.tokenize(text.encode(), special=True)

@@ -1,6 +1,6 @@
 //! A model's directory: `config.json`, `tokenizer.json` and safetensors, as the Hugging Face hub lays them out.
 
-use crate::error::{Error, Result, invalid, message, unsupported};
+use crate::error::{Error, Result, cut, invalid, message, unsupported};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
@@ -11,6 +11,12 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
+/// The longest added token; the real ones are below 100 bytes.
+const MAX_ADDED: usize = 1024;
+/// A text of letters, white space and what is neither.
+const PROBE: &str = "The cat, 12 é日🐉 \n\n<s>";
+/// How many times as long a normalizer may make a text: a space that becomes three bytes is usual.
+const MAX_GROWTH: f64 = 64.0;
 /// The largest JSON file that is read; the real ones are below 20 MB.
 const MAX_JSON_BYTES: u64 = 256 << 20;
 
@@ -167,25 +173,104 @@ impl Shard {
     }
 }
 
-/// Returns the tokenizer of the `tokenizer.json` in `dir`, without truncation and padding; fails where it cannot read an empty
-/// text.
+/// Returns the tokenizer of the `tokenizer.json` in `dir`, without truncation and padding; fails where it cannot read a text.
 pub(crate) fn tokenizer(dir: &Path) -> Result<Tokenizer> {
     let path = dir.join("tokenizer.json");
-    let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", path.display()));
+    let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {}", path.display(), cut(e.to_string())));
     let Some(bytes) = read(&path)? else {
         return Err(Error::NotFound(format!("{}: no tokenizer.json", dir.display())));
     };
     // The tokenizers crate panics over a broken decoder, and over a start token that is nowhere defined when it first adds
     // it. Both happen here, where the file can be named.
+    check_steps(&serde_json::from_slice(&bytes).map_err(|e| bad(&e))?).map_err(|e| bad(&e))?;
     let loaded = catch_unwind(|| -> std::result::Result<Tokenizer, tokenizers::Error> {
         let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
         tokenizer.with_truncation(None)?.with_padding(None);
-        tokenizer.encode("", true)?;
+        // Some steps panic over every text that is not empty.
+        for text in ["", PROBE] {
+            tokenizer.encode(text, true)?;
+        }
         Ok(tokenizer)
     });
     match loaded {
         Ok(loaded) => loaded.map_err(|e| bad(&e)),
         Err(panic) => Err(bad(&format!("not a tokenizer: {}", message(&*panic)))),
+    }
+}
+
+/// What `tokenizer.json` does to a text before its model reads it.
+#[derive(serde::Deserialize)]
+struct Steps {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    added_tokens: Value,
+}
+
+/// Fails where a step would fill the memory, or a token take seconds to look for: the tokenizers crate trusts them.
+fn check_steps(steps: &Steps) -> Result<()> {
+    for token in steps.added_tokens.as_array().into_iter().flatten() {
+        let length = token.get("content").and_then(Value::as_str).map_or(0, str::len);
+        if length > MAX_ADDED {
+            return invalid!("an added token of {length} bytes, at most {MAX_ADDED} are allowed");
+        }
+    }
+    check_charsmap(&steps.normalizer)?;
+    let growth = growth(&steps.normalizer) * growth(&steps.pre_tokenizer);
+    if growth > MAX_GROWTH {
+        return invalid!("its steps make a text {growth:.0} times as long");
+    }
+    Ok(())
+}
+
+/// Fails where a table of SentencePiece says that it is longer than it is; it begins with its length.
+fn check_charsmap(normalizer: &Value) -> Result<()> {
+    for step in normalizer.get("normalizers").and_then(Value::as_array).into_iter().flatten() {
+        check_charsmap(step)?;
+    }
+    let Some(table) = normalizer.get("precompiled_charsmap").and_then(Value::as_str) else { return Ok(()) };
+    // Six letters of base64 hold the four bytes.
+    let digit = |letter: u8| match letter {
+        b'A'..=b'Z' => Some(letter - b'A'),
+        b'a'..=b'z' => Some(letter - b'a' + 26),
+        b'0'..=b'9' => Some(letter - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let digits: Option<Vec<u8>> = table.bytes().take(6).map(digit).collect();
+    let Some([a, b, c, d, e, f]) = digits.and_then(|digits| <[u8; 6]>::try_from(digits).ok()) else {
+        return invalid!("its precompiled_charsmap is not a table");
+    };
+    let length = u32::from_le_bytes([a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d, e << 2 | f >> 4]);
+    if length as usize > table.len() {
+        return invalid!("its precompiled_charsmap says that it has {length} bytes, it has {}", table.len() / 4 * 3);
+    }
+    Ok(())
+}
+
+/// How many times as long a step makes a text at most, by what it puts in: steps multiply.
+fn growth(step: &Value) -> f64 {
+    let length = |value: Option<&Value>| value.and_then(Value::as_str).map_or(0.0, |text| text.len() as f64);
+    match step.get("type").and_then(Value::as_str) {
+        Some("Sequence") => {
+            let steps = step.get("normalizers").or_else(|| step.get("pretokenizers")).and_then(Value::as_array);
+            steps.into_iter().flatten().map(growth).product()
+        }
+        Some("Replace") => {
+            let content = length(step.get("content"));
+            // A regular expression may match a letter, or the nothing between two.
+            match length(step.get("pattern").and_then(|pattern| pattern.get("String"))) {
+                0.0 => 1.0 + content,
+                old => (content / old).max(1.0),
+            }
+        }
+        // A byte becomes a character of two.
+        Some("ByteLevel") => 2.0,
+        Some("Prepend") => 1.0 + length(step.get("prepend")),
+        _ => 1.0,
     }
 }
 

@@ -47,6 +47,17 @@ impl Error {
     }
 }
 
+/// What is shown of what a library says of a file: it may quote all of it.
+const MAX_SAID: usize = 400;
+
+/// Returns the beginning of `said`.
+pub(crate) fn cut(said: String) -> String {
+    match said.char_indices().nth(MAX_SAID) {
+        Some((end, _)) => format!("{}…", &said[..end]),
+        None => said,
+    }
+}
+
 /// Returns what a panic said.
 pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);

@@ -4,7 +4,7 @@ mod layout;
 mod llm2vec;
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::error::{Error, Result, invalid, unsupported};
+use crate::error::{Error, Result, cut, invalid, message, unsupported};
 use crate::kernels::math::{accumulate, l2_normalize};
 use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::models::{Batch, Encoder, encoder};
@@ -15,6 +15,7 @@ use llm2vec::{Framed, TextPath};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -355,7 +356,11 @@ impl Embedder {
     ///
     /// A text of megabytes is not tokenized to be cut to a few hundred tokens.
     fn encode_until(&self, text: &str, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
-        let encode = |text| self.tokenizer.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()));
+        // The tokenizers crate panics over some steps that a broken file may hold.
+        let encode = |text| match catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(text, false))) {
+            Ok(read) => read.map_err(|e| Error::Tokenizer(cut(e.to_string()))),
+            Err(panic) => Err(Error::Tokenizer(cut(format!("reading a text: {}", message(&*panic))))),
+        };
         let certain = enough.saturating_add(MARGIN_TOKENS);
         let beginning = beginning(text, certain.saturating_mul(BYTES_PER_TOKEN));
         if beginning.len() < text.len() {

@@ -15,7 +15,7 @@ mod tests;
 pub use dtype::GgmlType;
 pub use metadata::{Array, FromValue, Metadata, Value};
 
-use crate::error::{Error, Result, invalid, unsupported};
+use crate::error::{Error, Result, cut, invalid, unsupported};
 use cursor::Cursor;
 use metadata::{Kind, Slot};
 use source::Source;
@@ -108,8 +108,8 @@ impl Gguf {
     fn read(source: Source) -> Result<Self> {
         let source = Arc::new(source);
         let header = Header::read(source.bytes()).map_err(|e| match e {
-            Error::Invalid(m) => Error::Invalid(format!("{}: {m}", source.name())),
-            Error::Unsupported(m) => Error::Unsupported(format!("{}: {m}", source.name())),
+            Error::Invalid(m) => Error::Invalid(format!("{}: {}", source.name(), cut(m))),
+            Error::Unsupported(m) => Error::Unsupported(format!("{}: {}", source.name(), cut(m))),
             other => other,
         })?;
         let metadata = Metadata::new(source.clone(), header.slots);

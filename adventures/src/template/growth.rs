@@ -1,66 +1,186 @@
 //! Bounds on what a template builds before it writes it.
 //!
-//! The engine counts steps, and forty steps of `x ~ x` make a terabyte. So each `+`, `*` and `~` of a template is wrapped, in
-//! its source, in a filter that refuses a value that is too large: `a ~ b` becomes `(a ~ b)|_bounded`.
+//! The engine counts steps, and forty steps of `x ~ x` make a terabyte. So whatever makes a value is wrapped, in the template's
+//! source, in a filter that refuses one that is too large (see [`super::limits`]): `a ~ b` becomes `(a ~ b)|_bounded`. Nor does
+//! the engine bound how long a chain of operations may be, and its parser calls itself for each.
 
-use minijinja::machinery::{ast, parse};
+use super::limits::{BOUNDED, KEPT, SPENT, TIMES};
+use minijinja::machinery::{Span, Token, ast, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
-use minijinja::{Environment, Error, ErrorKind, Value};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use minijinja::{Error, ErrorKind};
 
-const FILTER: &str = "_bounded";
-/// How many times over a template may build what it may write: it adds to a text message by message.
-const TIMES: usize = 64;
+/// How far an expression may go without a comma: what parses, compiles and drops it calls itself as often.
+const MAX_CHAIN: usize = 256;
+const MAX_ELIFS: usize = 256;
+/// Text of the template itself that is counted where it goes into a value.
+const LONG_TEXT: usize = 64;
+/// White space cannot be counted without changing what is trimmed.
+const MAX_BLANK: usize = 256;
+
+fn refuse(message: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::SyntaxError, message.to_string())
+}
 
 /// Returns `source` with its growing operations wrapped.
 pub(super) fn wrap(source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
-    let mut found = Operations(Vec::new());
+    let mut edits = scan(source, syntax.clone())?;
+    let mut found = Operations { source, captured: false, edits: Vec::new(), blank: None };
     found.statement(&parse(source, "<string>", syntax)?);
-    let mut edits: Vec<(usize, &str)> = Vec::with_capacity(2 * found.0.len());
-    let close = format!(")|{FILTER}");
-    for (start, end) in found.0 {
-        edits.push((end, &close));
-        edits.push((start, "("));
+    if let Some(len) = found.blank {
+        return Err(refuse(format_args!("{len} bytes of white space, at most {MAX_BLANK} are allowed")));
     }
-    // Of edits at one place all are alike: no operation ends where another starts.
-    edits.sort_by_key(|(at, _)| *at);
-    let mut wrapped = String::with_capacity(source.len() + edits.len() * close.len());
+    edits.append(&mut found.edits);
+    // At one place: what closes an operation, innermost first, then what goes on, then what opens one, outermost first. The
+    // order in which they were found does it: whole values were found first, and an operation before what it is made of.
+    edits.sort_by_key(|edit| (edit.at, edit.rank));
+    let mut wrapped = String::with_capacity(2 * source.len());
     let mut done = 0;
-    for (at, text) in edits {
-        wrapped.push_str(&source[done..at]);
-        wrapped.push_str(text);
-        done = at;
+    for edit in edits {
+        wrapped.push_str(&source[done..edit.at]);
+        wrapped.push_str(&edit.text);
+        done = edit.at + edit.replaced;
     }
     wrapped.push_str(&source[done..]);
     Ok(wrapped)
 }
 
-/// Gives the filter to an environment: no value may be longer than `limit`, nor all together than [`TIMES`] of it.
-pub(super) fn install(environment: &mut Environment<'_>, limit: usize) {
-    let all = AtomicUsize::new(0);
-    environment.add_filter(FILTER, move |value: Value| -> Result<Value, Error> {
-        let size = match value.kind() {
-            ValueKind::String => value.as_str().map(str::len),
-            ValueKind::Seq | ValueKind::Iterable => value.len(),
-            _ => None,
-        };
-        let size = size.unwrap_or(0);
-        let before = all.fetch_add(size, Ordering::Relaxed);
-        if size > limit || before.saturating_add(size) > limit.saturating_mul(TIMES) {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("it builds values of more than {limit} bytes"),
-            ));
-        }
-        Ok(value)
-    });
+/// A piece of source to put in, instead of `replaced` bytes.
+struct Edit {
+    at: usize,
+    /// Closing pieces come before opening ones.
+    rank: i64,
+    replaced: usize,
+    text: String,
 }
 
-/// Where the operations that make a value grow lie in the source.
-struct Operations(Vec<(usize, usize)>);
+/// Reads tokens alone, before anything that calls itself does: refuses chains without end, and returns the edits around what is
+/// printed and what a namespace is given.
+fn scan(source: &str, syntax: SyntaxConfig) -> Result<Vec<Edit>, Error> {
+    let mut edits = Vec::new();
+    // How long the chain is in each bracket that is open.
+    let mut chains = vec![0];
+    let mut elifs = 0;
+    let mut tag: Vec<Word<'_>> = Vec::new();
+    let mut opened = 0;
+    let mut assigned = None;
+    for token in tokenize(source, false, syntax) {
+        let (token, span) = token?;
+        let (start, end) = (span.start_offset as usize, span.end_offset as usize);
+        match &token {
+            Token::VariableStart | Token::BlockStart => {
+                chains = vec![0];
+                tag.clear();
+                assigned = None;
+                opened = end;
+                continue;
+            }
+            Token::VariableEnd => {
+                // These are what the engine calls in a way of its own.
+                let special = matches!(tag[..], [Word::Name("super" | "loop" | "caller"), Word::Open, ..]);
+                if !special {
+                    edits.push(Edit { at: opened, rank: i64::MIN, replaced: 0, text: "(".into() });
+                    edits.push(Edit { at: start, rank: 0, replaced: 0, text: format!(")|{BOUNDED}") });
+                }
+                continue;
+            }
+            Token::BlockEnd => {
+                if let Some(at) = assigned {
+                    edits.push(Edit { at, rank: i64::MIN, replaced: 0, text: "(".into() });
+                    edits.push(Edit { at: start, rank: 0, replaced: 0, text: format!(")|{KEPT}") });
+                }
+                continue;
+            }
+            Token::Assign => {
+                let namespace = matches!(tag[..], [Word::Name("set"), Word::Name(_), Word::Dot, ..]);
+                if chains.len() == 1 && assigned.is_none() && namespace {
+                    assigned = Some(end);
+                }
+            }
+            Token::Ident("elif") if tag.is_empty() => elifs += 1,
+            _ => {}
+        }
+        let top = chains.len() - 1;
+        match token {
+            Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => chains.push(0),
+            Token::ParenClose | Token::BracketClose | Token::BraceClose => {
+                if top > 0 {
+                    chains.pop();
+                }
+                *chains.last_mut().expect("the first stays; this is a bug") += 1;
+            }
+            Token::Comma => chains[top] = 0,
+            Token::Str(_) | Token::String(_) | Token::Int(_) | Token::Float(_) | Token::Colon => {}
+            Token::Ident(name) if !matches!(name, "not" | "and" | "or" | "is" | "if" | "in") => {}
+            _ => chains[top] += 1,
+        }
+        if chains.iter().sum::<usize>() > MAX_CHAIN {
+            return Err(refuse(format_args!("an expression of more than {MAX_CHAIN} operations")));
+        }
+        if elifs > MAX_ELIFS {
+            return Err(refuse(format_args!("more than {MAX_ELIFS} elifs")));
+        }
+        if tag.len() < 3 {
+            tag.push(match token {
+                Token::Ident(name) => Word::Name(name),
+                Token::Dot => Word::Dot,
+                Token::ParenOpen => Word::Open,
+                _ => Word::Other,
+            });
+        }
+    }
+    Ok(edits)
+}
 
-impl Operations {
+/// The first words of a tag.
+enum Word<'a> {
+    Name(&'a str),
+    Dot,
+    Open,
+    Other,
+}
+
+/// Finds the operations that make a value grow.
+struct Operations<'a> {
+    source: &'a str,
+    /// Whether what is written here becomes a value.
+    captured: bool,
+    edits: Vec<Edit>,
+    /// The length of white space that is too long.
+    blank: Option<usize>,
+}
+
+impl Operations<'_> {
+    fn put(&mut self, at: usize, rank: i64, replaced: usize, text: impl Into<String>) {
+        self.edits.push(Edit { at, rank, replaced, text: text.into() });
+    }
+
+    /// Puts `before` and `after` around a part of the source.
+    fn around(&mut self, span: Span, before: &str, after: &str) {
+        let (start, end) = (i64::from(span.start_offset), i64::from(span.end_offset));
+        // Of those that start together the longest opens first; of those that end together the shortest closes first.
+        self.put(start as usize, i64::MAX / 2 - end, 0, before);
+        self.put(end as usize, -1 - start, 0, after);
+    }
+
+    fn captured(&mut self, body: &[ast::Stmt<'_>]) {
+        let before = std::mem::replace(&mut self.captured, true);
+        self.statements(body);
+        self.captured = before;
+    }
+
+    /// Counts a text where it goes into a value, before its last letter: white space at its edges may be trimmed.
+    fn text(&mut self, text: &str) {
+        if !self.captured || text.len() <= LONG_TEXT {
+            return;
+        }
+        let at = text.as_ptr() as usize - self.source.as_ptr() as usize;
+        match text.char_indices().rev().find(|(_, c)| !c.is_whitespace()) {
+            Some((last, _)) => self.put(at + last, 0, 0, format!("{{{{''|{SPENT}({})}}}}", text.len())),
+            None if text.len() > MAX_BLANK => self.blank = Some(text.len()),
+            None => {}
+        }
+    }
+
     fn statements(&mut self, all: &[ast::Stmt<'_>]) {
         for statement in all {
             self.statement(statement);
@@ -92,21 +212,22 @@ impl Operations {
             S::Set(s) => self.expression(&s.expr),
             S::SetBlock(s) => {
                 self.maybe(s.filter.as_ref());
-                self.statements(&s.body);
+                self.captured(&s.body);
             }
+            S::EmitRaw(s) => self.text(s.raw),
             S::AutoEscape(s) => self.statements(&s.body),
             S::FilterBlock(s) => {
                 self.expression(&s.filter);
-                self.statements(&s.body);
+                self.captured(&s.body);
             }
             S::Block(s) => self.statements(&s.body),
             S::Macro(s) => {
                 self.expressions(&s.defaults);
-                self.statements(&s.body);
+                self.captured(&s.body);
             }
             S::CallBlock(s) => {
                 self.call(&s.call);
-                self.statements(&s.macro_decl.body);
+                self.captured(&s.macro_decl.body);
             }
             S::Do(s) => self.call(&s.call),
             // Other files are never loaded, and the rest holds no values.
@@ -143,8 +264,16 @@ impl Operations {
         use ast::Expr as E;
         match expression {
             E::BinOp(e) => {
-                if matches!(e.op, ast::BinOpKind::Add | ast::BinOpKind::Mul | ast::BinOpKind::Concat) {
-                    self.0.push((e.span().start_offset as usize, e.span().end_offset as usize));
+                match e.op {
+                    ast::BinOpKind::Add | ast::BinOpKind::Concat => self.around(e.span(), "(", &format!(")|{BOUNDED}")),
+                    ast::BinOpKind::Mul => {
+                        let from = e.left.span().end_offset as usize;
+                        let star = self.source.get(from..).and_then(|rest| rest.find('*'));
+                        let star = from + star.expect("a product has its operator; this is a bug");
+                        self.around(e.span(), &format!("{TIMES}("), ")");
+                        self.put(star, 0, 1, ",");
+                    }
+                    _ => {}
                 }
                 self.expression(&e.left);
                 self.expression(&e.right);
@@ -170,6 +299,8 @@ impl Operations {
             E::Filter(e) => {
                 self.maybe(e.expr.as_ref());
                 self.arguments(&e.args);
+                let (start, end) = (i64::from(e.span().start_offset), e.span().end_offset as usize);
+                self.put(end, -1 - start, 0, format!("|{BOUNDED}"));
             }
             E::Test(e) => {
                 self.expression(&e.expr);
@@ -181,9 +312,16 @@ impl Operations {
                 self.expression(&e.subscript_expr);
             }
             E::Call(e) => self.call(e),
-            E::List(e) => self.expressions(&e.items),
-            E::Tuple(e) => self.expressions(&e.items),
+            E::List(e) => {
+                self.around(e.span(), "((", &format!(")|{BOUNDED})"));
+                self.expressions(&e.items);
+            }
+            E::Tuple(e) => {
+                self.around(e.span(), "((", &format!(")|{BOUNDED})"));
+                self.expressions(&e.items);
+            }
             E::Map(e) => {
+                self.around(e.span(), "((", &format!(")|{BOUNDED})"));
                 self.expressions(&e.keys);
                 self.expressions(&e.values);
             }

@@ -2,14 +2,15 @@
 //!
 //! The dialect is that of `transformers.apply_chat_template`: trimmed blocks, loop controls, Python's methods of strings and dicts,
 //! `raise_exception`, `strftime_now` and `tojson`. A template is part of a file that may be hostile: its steps, its depth, its
-//! values (see [`growth`]) and its output are bounded, and it can load nothing.
+//! values (see [`growth`] and [`limits`]) and its output are bounded, and it can load nothing.
 
 mod growth;
+mod limits;
 mod python;
 #[cfg(test)]
 mod tests;
 
-use crate::error::{Error, Result, invalid};
+use crate::error::{Error, Result, cut, invalid};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use std::fmt;
@@ -100,11 +101,10 @@ impl Template {
         environment.set_syntax(syntax.clone());
         environment.set_recursion_limit(64);
         python::install(&mut environment);
-        growth::install(&mut environment, MAX_OUTPUT);
+        limits::install(&mut environment, MAX_OUTPUT);
         let unreadable =
             |e: minijinja::Error| Error::Invalid(format!("the chat template cannot be read: {}", describe(&e)));
-        // Once as it is, so that errors have its places, and once as it is run.
-        environment.template_from_str(source).map_err(unreadable)?;
+        // It is never compiled as it is: the engine computes what is constant, such as `'a' * 99999999`, when it compiles.
         let source = growth::wrap(source, syntax).map_err(unreadable)?;
         environment.template_from_str(&source).map_err(unreadable)?;
         Ok(Self { environment, source })
@@ -131,7 +131,7 @@ impl Template {
         environment.set_fuel(Some(BASE_FUEL + FUEL_PER_MESSAGE * messages.len() as u64));
         let given: usize = messages.iter().map(|message| message.content.len()).sum();
         let limit = MAX_OUTPUT + 2 * given;
-        growth::install(&mut environment, limit);
+        limits::install(&mut environment, limit);
         let turns: Vec<Value> = messages
             .iter()
             .map(|message| context! { role => message.role.to_string(), content => message.content.as_str() })
@@ -171,10 +171,11 @@ impl fmt::Debug for Template {
 
 /// What the template itself said, where it raised; else the engine's message with its line.
 fn describe(e: &minijinja::Error) -> String {
-    match e.detail() {
+    let said = match e.detail() {
         Some(detail) if e.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
         _ => e.to_string(),
-    }
+    };
+    cut(said)
 }
 
 /// Collects output up to a limit.

@@ -1,4 +1,4 @@
-//! What Python gives to templates: methods of strings and dicts, `raise_exception`, `strftime_now`, `tojson`.
+//! What Python gives to templates: `raise_exception`, `strftime_now`, `tojson`.
 
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind};
@@ -7,11 +7,11 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use std::io;
 
 pub(super) fn install(environment: &mut Environment<'static>) {
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_function("strftime_now", |format: String| {
+        super::limits::date_format(&format)?;
         jiff::fmt::strtime::format(&format, &jiff::Zoned::now())
             .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}")))
     });
@@ -20,7 +20,7 @@ pub(super) fn install(environment: &mut Environment<'static>) {
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what transformers gives to templates.
 #[allow(clippy::needless_pass_by_value, reason = "what minijinja gives to a filter")]
-fn to_json(value: Serde<serde_json::Value>, options: Kwargs) -> Result<String, Error> {
+pub(super) fn to_json(value: Serde<serde_json::Value>, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
     let mut out = Vec::new();

@@ -5,7 +5,7 @@ use super::huggingface::Huggingface;
 use super::sentencepiece::{Parts, SentencePiece};
 use super::special::{Matcher, Token};
 use super::{END_NAMES, Model, Pieces, Tokenizer};
-use crate::error::{Error, Result, invalid, unsupported};
+use crate::error::{Error, Result, cut, invalid, unsupported};
 use crate::gguf::{Array, Gguf, Metadata};
 
 /// What a token is for: `enum llama_token_type`.
@@ -24,8 +24,10 @@ impl Tokenizer {
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         Self::read_gguf(gguf).map_err(|e| match e {
             // Errors of the metadata name the file already.
-            Error::Unsupported(m) if !m.starts_with(gguf.name()) => Error::Unsupported(format!("{}: {m}", gguf.name())),
-            Error::Invalid(m) if !m.starts_with(gguf.name()) => Error::Invalid(format!("{}: {m}", gguf.name())),
+            Error::Unsupported(m) if !m.starts_with(gguf.name()) => {
+                Error::Unsupported(format!("{}: {}", gguf.name(), cut(m)))
+            }
+            Error::Invalid(m) if !m.starts_with(gguf.name()) => Error::Invalid(format!("{}: {}", gguf.name(), cut(m))),
             other => other,
         })
     }

@@ -1,7 +1,8 @@
 //! Encoding by the `tokenizers` crate: its normalizer, pre-tokenizer and model, without its handling of added tokens.
 
 use super::special::Matcher;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, cut, message};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::normalizer::Range;
 use tokenizers::{
     Model as _, NormalizedString, Normalizer as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _,
@@ -14,7 +15,7 @@ pub(super) struct Huggingface {
 }
 
 fn failed(e: impl std::fmt::Display) -> Error {
-    Error::Tokenizer(e.to_string())
+    Error::Tokenizer(cut(e.to_string()))
 }
 
 impl Huggingface {
@@ -23,7 +24,16 @@ impl Huggingface {
     }
 
     /// Adds the ids of `text` to `ids`, none of them in `control`. `at_start` says that nothing stands before it.
+    ///
+    /// A step of the file that the tokenizers crate panics over is an error of that text.
     pub(super) fn encode(&self, text: &str, at_start: bool, control: &Matcher, ids: &mut Vec<u32>) -> Result<()> {
+        let read = catch_unwind(AssertUnwindSafe(|| self.read(text, at_start, control)));
+        ids.extend(read.unwrap_or_else(|panic| Err(failed(format!("reading a text: {}", message(&*panic)))))?);
+        Ok(())
+    }
+
+    fn read(&self, text: &str, at_start: bool, control: &Matcher) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
         let mut normalized = if at_start {
             NormalizedString::from(text)
         } else {
@@ -39,9 +49,9 @@ impl Huggingface {
             pre_tokenizer.pre_tokenize(&mut words).map_err(failed)?;
         }
         for (word, _, _) in words.get_splits(OffsetReferential::Normalized, OffsetType::None) {
-            self.tokenize(word, control, ids)?;
+            self.tokenize(word, control, &mut ids)?;
         }
-        Ok(())
+        Ok(ids)
     }
 
     /// A vocabulary may hold a control token that its merges can reach. Such a word is read in halves.

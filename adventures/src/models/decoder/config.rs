@@ -166,6 +166,8 @@ pub(super) struct Config {
 
 /// No decoder comes near: bounds that keep products of sizes from overflowing.
 const MAX_SIZE: usize = 1 << 24;
+/// More than any model has; whoever makes something of each looks first.
+pub(super) const MAX_LAYERS: usize = 4096;
 
 impl Config {
     pub(super) fn cache_shape(&self) -> Shape {
@@ -188,7 +190,7 @@ impl Config {
                 return invalid!("{place}: {name} {size}, it must be 1 to {MAX_SIZE}");
             }
         }
-        if self.layers > 4096 || self.heads > 4096 || self.head_dim > 4096 {
+        if self.layers > MAX_LAYERS || self.heads > 4096 || self.head_dim > 4096 {
             return invalid!(
                 "{place}: {} layers, {} heads of {}: more than any model has",
                 self.layers,

@@ -1,6 +1,6 @@
 //! The configuration of a checkpoint of transformers.
 
-use super::config::{Activation, Config, Family, Pairs, Rotary};
+use super::config::{Activation, Config, Family, MAX_LAYERS, Pairs, Rotary};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, invalid, unsupported};
 use serde_json::Value;
@@ -84,6 +84,9 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<(Config, bool)> {
     let family = Family::find(model_type)?;
     let gemma = family.scaled_embeddings;
     let layers = fields.needed_size("num_hidden_layers")?;
+    if layers > MAX_LAYERS {
+        return invalid!("{}: num_hidden_layers is {layers}, at most {MAX_LAYERS} are allowed", fields.place);
+    }
     let hidden = fields.needed_size("hidden_size")?;
     let heads = fields.needed_size("num_attention_heads")?;
     if heads == 0 {

@@ -1,6 +1,6 @@
 //! The configuration of a GGUF file.
 
-use super::config::{Config, Family, Pairs, Rotary};
+use super::config::{Config, Family, MAX_LAYERS, Pairs, Rotary};
 use super::weights::Source;
 use crate::error::{Result, invalid, unsupported};
 use crate::gguf::{Array, FromValue, Gguf, Value};
@@ -62,6 +62,9 @@ pub(super) fn config(gguf: &Arc<Gguf>) -> Result<Config> {
     let family = Family::find(architecture)?;
     let keys = Keys { gguf, architecture };
     let layers: usize = keys.get("block_count")?;
+    if layers > MAX_LAYERS {
+        return invalid!("{}: {} is {layers}, at most {MAX_LAYERS} are allowed", gguf.name(), keys.key("block_count"));
+    }
     let hidden: usize = keys.get("embedding_length")?;
     let Some(heads @ 1..) = keys.uniform("attention.head_count")? else {
         return invalid!("{}: {} is missing or 0", gguf.name(), keys.key("attention.head_count"));
@@ -149,4 +152,17 @@ fn local_layers(keys: &Keys<'_>, family: &Family, layers: usize, window: Option<
         return Ok(list[..layers].to_vec());
     }
     Ok(family.local_layers(layers, keys.gguf.metadata.find(&key)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::build::Builder;
+
+    #[test]
+    fn nothing_is_made_for_each_of_four_billion_layers() {
+        let file = Builder::new().str("general.architecture", "llama").u32("llama.block_count", u32::MAX);
+        let error = config(&Arc::new(Gguf::from_bytes(file.bytes()).unwrap())).unwrap_err().to_string();
+        assert!(error.contains("llama.block_count is 4294967295, at most 4096 are allowed"), "{error}");
+    }
 }
