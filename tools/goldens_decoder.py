@@ -3,7 +3,8 @@
 - tests/goldens/tiny-gemma/: a checkpoint of Gemma's first architecture as its publisher lays it out: bfloat16, one
   key-value head, heads wider than the hidden size gives, a head tied to the embedding. The weights are random.
 - tests/goldens/tiny-*/: smaller checkpoints of the other families, each with the parts that set it apart: windows,
-  caps, biases, norms of queries and keys, two rotary bases, stretched positions, layers without. Their weights are random too.
+  caps, biases, norms of queries and keys, two rotary bases, stretched positions, layers without.
+  Their weights are random too.
 - tests/goldens/tiny-gemma.json: the logits `(tokens, vocabulary)` of a text in single precision, and greedy
   continuations of several texts.
 """

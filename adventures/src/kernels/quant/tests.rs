@@ -297,7 +297,7 @@ fn speed() {
                 for _ in 0..20 {
                     let start = std::time::Instant::now();
                     pool.install(|| {
-                        multiply_at(level, &x, batch, &mut scratch, &mut [Product { matrix, out: &mut out }])
+                        multiply_at(level, &x, batch, &mut scratch, &mut [Product { matrix, out: &mut out }]);
                     });
                     best = best.min(start.elapsed().as_secs_f64());
                 }

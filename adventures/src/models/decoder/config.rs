@@ -30,7 +30,7 @@ pub(super) struct Family {
     pub(super) global_every: Option<usize>,
     /// The rotary base of layers with a window, where it is not that of the others.
     pub(super) local_base: Option<f32>,
-    /// One layer of this many has no rotary positions (NoPE, <https://arxiv.org/abs/2305.19466>), where files do not say which.
+    /// One layer of this many has no rotary positions (`NoPE`, <https://arxiv.org/abs/2305.19466>), where files do not say which.
     pub(super) unturned_every: Option<usize>,
 }
 
