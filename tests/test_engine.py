@@ -169,13 +169,17 @@ def test_async_answers_side_by_side(smollm2: adv.Generator) -> None:
 
 def test_threads_that_close_while_others_read(smollm2: adv.Generator) -> None:
     answer = smollm2.generate(PROMPTS[6], max_tokens=400)
-    next(answer)
-    timer = threading.Timer(0.2, answer.close)
-    timer.start()
-    text = "".join(answer)
-    timer.join()
+    begun = threading.Event()
+    closer = threading.Thread(target=lambda: begun.wait(60) and answer.close())
+    closer.start()
+    read = []
+    for piece in answer:
+        read.append(piece)
+        if len(read) == 3:
+            begun.set()
+            closer.join()
     assert answer.stats.finish_reason == "closed"
-    assert answer.text().endswith(text)
+    assert answer.text() == "".join(read)
 
 
 @pytest.mark.parametrize("slots", ["4", None, 2.0])

@@ -12,21 +12,19 @@ mod rounded;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod unit;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::gguf::GgmlType;
 use dense::{BF16, Dense, Element, F16, F32};
 use format::{
-    Block, Halved, IQ4NL, IQ4XS, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding,
-    Slab, SuperBlock, Whole,
+    Block, IQ4NL, IQ4XS, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Rounding, SuperBlock,
 };
 use rayon::prelude::*;
-use rounded::{PANEL_FROM, Rounded, SUPER_PANEL_FROM};
-use rows::{ROWS, Sums, Unpacked};
-use std::ops::Range;
-#[cfg(target_arch = "x86_64")]
-use x86::{PANEL, Panel};
+use rounded::Rounded;
+use rows::ROWS;
+use unit::{Orders, Out, Space, Unit};
 
 /// Weight rows that are handed to a thread together: a panel of them.
 const UNIT: usize = 4 * ROWS;
@@ -64,6 +62,7 @@ macro_rules! by_dtype {
         }
     };
 }
+use by_dtype;
 
 /// The instructions at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,229 +257,4 @@ fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, pro
             unit.multiply(Dense { x, width }, scratch, Orders { rows, batch, fours }, space);
         },
     );
-}
-
-/// What a thread unpacks weights to.
-#[derive(Default)]
-struct Space {
-    unpacked: Unpacked,
-    dense: Vec<f32>,
-    #[cfg(target_arch = "x86_64")]
-    panel: Panel,
-}
-
-/// What the order of additions depends on: of `rows` activation rows, the last of `batch`, the first `fours` are in whole
-/// fours.
-#[derive(Clone, Copy)]
-struct Orders {
-    rows: usize,
-    batch: usize,
-    fours: usize,
-}
-
-/// The weight rows `first..last` of a matrix.
-struct Unit<'a> {
-    level: Level,
-    matrix: Matrix<'a>,
-    out: Out,
-    first: usize,
-    last: usize,
-}
-
-impl Unit<'_> {
-    fn multiply(&self, x: Dense<'_>, scratch: &Scratch, orders: Orders, space: &mut Space) {
-        #[cfg(target_arch = "x86_64")]
-        if self.level == Level::Vnni && orders.rows >= PANEL_FROM && self.last - self.first == PANEL {
-            // SAFETY: the instructions were detected.
-            #[allow(unsafe_code)]
-            if unsafe { self.panel(scratch, orders, &mut space.panel) } {
-                return;
-            }
-        }
-        let (level, matrix, Orders { rows, batch, .. }) = (self.level, self.matrix, orders);
-        let fours = orders.fours;
-        for row in (self.first..self.last).step_by(ROWS) {
-            let last = (row + ROWS).min(self.last);
-            let weights = &matrix.data[row * matrix.row_bytes()..last * matrix.row_bytes()];
-            let unpacked = &mut space.unpacked;
-            let mut store = |r: usize, sums: &Sums| self.out.set(r, row, &sums[..last - row]);
-            macro_rules! blocks {
-                ($f:ty) => {
-                    blocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store)
-                };
-            }
-            macro_rules! packed {
-                ($f:ty) => {
-                    if matrix.packed() { blocks!(Whole<$f>) } else { blocks!($f) }
-                };
-            }
-            macro_rules! superblocks {
-                ($f:ty) => {
-                    if matrix.packed() {
-                        if fours > 0 && matrix.dtype == GgmlType::Q2_K {
-                            superblocks::<Halved<$f>>(level, unpacked, weights, matrix, scratch, 0..fours, &mut store);
-                        } else if fours > 0 {
-                            superblocks::<Quarters<$f>>(
-                                level,
-                                unpacked,
-                                weights,
-                                matrix,
-                                scratch,
-                                0..fours,
-                                &mut store,
-                            );
-                        }
-                        if fours < rows {
-                            superblocks::<$f>(level, unpacked, weights, matrix, scratch, fours..rows, &mut store);
-                        }
-                    } else if batch >= 8 {
-                        superblocks::<Slab<$f>>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store);
-                    } else {
-                        superblocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store);
-                    }
-                };
-            }
-            macro_rules! dense {
-                ($e:ty) => {
-                    dense::<$e>(level, x, weights, &mut space.dense, &mut store)
-                };
-            }
-            by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
-        }
-    }
-
-    /// The same with the rows side by side; returns whether that is implemented for their type.
-    ///
-    /// # Safety
-    /// The CPU has the instructions of [`Level::Vnni`].
-    #[cfg(target_arch = "x86_64")]
-    #[allow(unsafe_code, reason = "the instructions were detected by the caller")]
-    unsafe fn panel(&self, scratch: &Scratch, orders: Orders, panel: &mut Panel) -> bool {
-        let (matrix, rows, row_bytes) = (self.matrix, orders.rows, self.matrix.row_bytes());
-        let Some(rounding) = matrix.rounding() else { return false };
-        let x = scratch.of(rounding);
-        let weights = &matrix.data[self.first * row_bytes..self.last * row_bytes];
-        let fours = orders.fours;
-        let mut store = |r: usize, products: &[f32; PANEL]| self.out.set(r, self.first, products);
-        // SAFETY: the caller has detected the instructions.
-        unsafe {
-            macro_rules! blocks {
-                ($f:ty) => {{
-                    panel.fill_blocks::<$f>(weights, row_bytes);
-                    panel.blocks::<$f>(x, 0..rows, &mut store);
-                }};
-            }
-            macro_rules! packed {
-                ($f:ty) => {
-                    if matrix.packed() { blocks!(Whole<$f>) } else { blocks!($f) }
-                };
-            }
-            macro_rules! superblocks {
-                ($f:ty) => {{
-                    // The order of few rows that are not packed is none of whole integers.
-                    if rows < SUPER_PANEL_FROM || (!matrix.packed() && orders.batch < 8) {
-                        return false;
-                    }
-                    panel.fill_super::<$f>(weights, row_bytes);
-                    if matrix.packed() {
-                        if matrix.dtype == GgmlType::Q2_K {
-                            panel.superblocks::<Halved<$f>>(x, 0..fours, &mut store);
-                        } else {
-                            panel.superblocks::<Quarters<$f>>(x, 0..fours, &mut store);
-                        }
-                        panel.superblocks::<$f>(x, fours..rows, &mut store);
-                    } else {
-                        panel.superblocks::<Slab<$f>>(x, 0..rows, &mut store);
-                    }
-                }};
-            }
-            macro_rules! dense {
-                ($e:ty) => {
-                    return false
-                };
-            }
-            by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
-        }
-        true
-    }
-}
-
-/// Where the products of one matrix go; each unit writes columns of its own.
-#[derive(Clone, Copy)]
-struct Out {
-    start: *mut f32,
-    stride: usize,
-    len: usize,
-}
-
-// SAFETY: the pointer is to an exclusive slice that outlives the parallel loop, and no two units write the same column.
-#[allow(unsafe_code)]
-unsafe impl Send for Out {}
-// SAFETY: as above.
-#[allow(unsafe_code)]
-unsafe impl Sync for Out {}
-
-impl Out {
-    /// Writes neighbouring columns of one row.
-    #[inline(always)]
-    fn set(self, row: usize, column: usize, values: &[f32]) {
-        let at = row * self.stride + column;
-        debug_assert!(column + values.len() <= self.stride && at + values.len() <= self.len);
-        // SAFETY: rows and columns come from the shapes that `multiply` has checked against the slice.
-        #[allow(unsafe_code)]
-        unsafe {
-            self.start.add(at).copy_from_nonoverlapping(values.as_ptr(), values.len());
-        }
-    }
-}
-
-macro_rules! by_level {
-    ($name:ident, $format:ident, $plain:ident, $avx2:ident, $vnni:ident) => {
-        fn $name<F: $format>(
-            level: Level,
-            unpacked: &mut Unpacked,
-            weights: &[u8],
-            matrix: Matrix<'_>,
-            scratch: &Scratch,
-            rows: Range<usize>,
-            store: &mut impl FnMut(usize, &Sums),
-        ) {
-            let row_bytes = matrix.row_bytes();
-            let rounding = matrix.rounding().expect("a block format has its rounding; this is a bug");
-            let x = scratch.of(rounding);
-            match level {
-                Level::Plain => unpacked.$plain::<F>(weights, row_bytes, x, rows, store),
-                // SAFETY: the instructions were detected.
-                #[cfg(target_arch = "x86_64")]
-                #[allow(unsafe_code)]
-                Level::Avx2 => unsafe { unpacked.$avx2::<F>(weights, row_bytes, x, rows, store) },
-                // SAFETY: the instructions were detected.
-                #[cfg(target_arch = "x86_64")]
-                #[allow(unsafe_code)]
-                Level::Vnni => unsafe { unpacked.$vnni::<F>(weights, row_bytes, x, rows, store) },
-            }
-        }
-    };
-}
-by_level!(blocks, Block, plain_blocks, avx2_blocks, vnni_blocks);
-by_level!(superblocks, SuperBlock, plain_super, avx2_super, vnni_super);
-
-fn dense<E: Element>(
-    level: Level,
-    x: Dense<'_>,
-    weights: &[u8],
-    unpacked: &mut Vec<f32>,
-    store: &mut impl FnMut(usize, &Sums),
-) {
-    match level {
-        Level::Plain => x.plain::<E>(weights, unpacked, store),
-        // SAFETY: the instructions were detected.
-        #[cfg(target_arch = "x86_64")]
-        #[allow(unsafe_code)]
-        Level::Avx2 => unsafe { x.avx2::<E>(weights, unpacked, store) },
-        // SAFETY: the instructions were detected.
-        #[cfg(target_arch = "x86_64")]
-        #[allow(unsafe_code)]
-        Level::Vnni => unsafe { x.avx512::<E>(weights, unpacked, store) },
-    }
 }

@@ -3,8 +3,10 @@
 //! Registers of 256 bits in both: eight lanes are what llama.cpp's order of additions has.
 
 mod dense;
+mod few;
 mod panel;
 
+pub(super) use few::few;
 pub(super) use panel::{PANEL, Panel};
 
 use super::format::{Block, Halves, Order, SuperBlock};
