@@ -46,6 +46,17 @@ impl Order {
     }
 }
 
+/// Where the weights of a block of 32 are. Its scale, in half precision, comes first, its minimum next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Low nibbles, then high nibbles, from `first` on; with a fifth bit for each weight in four bytes from `fifths` on.
+    Nibbles { first: usize, fifths: Option<usize> },
+    /// Signed bytes from here on.
+    Bytes(usize),
+    /// None of these.
+    Other,
+}
+
 /// A format of blocks of 32: `weight = scale * (u - OFFSET) + min`, with `u` a byte.
 pub(crate) trait Block: Send + Sync + 'static {
     const BYTES: usize;
@@ -55,6 +66,8 @@ pub(crate) trait Block: Send + Sync + 'static {
     const MIN: bool;
     /// Either in lanes or as a whole.
     const ORDER: Order = Order::Lanes;
+    /// Where the bytes of a block are.
+    const LAYOUT: Layout = Layout::Other;
     /// Unpacks one block; returns scale and minimum.
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32);
 }
@@ -122,6 +135,7 @@ impl<F: Block> Block for Whole<F> {
     const OFFSET: u8 = F::OFFSET;
     const MIN: bool = F::MIN;
     const ORDER: Order = Order::Whole;
+    const LAYOUT: Layout = F::LAYOUT;
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32) {
@@ -212,6 +226,7 @@ impl Block for Q4_0 {
     const BYTES: usize = 18;
     const OFFSET: u8 = 8;
     const MIN: bool = false;
+    const LAYOUT: Layout = Layout::Nibbles { first: 2, fifths: None };
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32) {
@@ -227,6 +242,7 @@ impl Block for Q4_1 {
     const BYTES: usize = 20;
     const OFFSET: u8 = 0;
     const MIN: bool = true;
+    const LAYOUT: Layout = Layout::Nibbles { first: 4, fifths: None };
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32) {
@@ -242,6 +258,7 @@ impl Block for Q5_0 {
     const BYTES: usize = 22;
     const OFFSET: u8 = 16;
     const MIN: bool = false;
+    const LAYOUT: Layout = Layout::Nibbles { first: 6, fifths: Some(2) };
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32) {
@@ -258,6 +275,7 @@ impl Block for Q5_1 {
     const BYTES: usize = 24;
     const OFFSET: u8 = 0;
     const MIN: bool = true;
+    const LAYOUT: Layout = Layout::Nibbles { first: 8, fifths: Some(4) };
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32) {
@@ -274,6 +292,7 @@ impl Block for Q8_0 {
     const BYTES: usize = 34;
     const OFFSET: u8 = 128;
     const MIN: bool = false;
+    const LAYOUT: Layout = Layout::Bytes(2);
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32) {

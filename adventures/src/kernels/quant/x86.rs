@@ -5,6 +5,7 @@
 mod dense;
 mod few;
 mod panel;
+mod turn;
 
 pub(super) use few::few;
 pub(super) use panel::{PANEL, Panel};

@@ -4,7 +4,8 @@
 //! addition across lanes, and a scale serves sixteen rows. The order of additions is that of [`super::super::rows`].
 
 use super::F16c;
-use crate::kernels::quant::format::{Block, Order, SuperBlock};
+use super::turn::turn;
+use crate::kernels::quant::format::{Block, Layout, Order, SuperBlock};
 use crate::kernels::quant::rounded::Rounded;
 use std::arch::x86_64::{
     __m256i, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi8, _mm256_loadu_si256,
@@ -20,12 +21,12 @@ use std::ops::Range;
 pub(in crate::kernels::quant) const PANEL: usize = 16;
 
 /// Products of the sixteen rows.
-type Products = [f32; PANEL];
+pub(super) type Products = [f32; PANEL];
 
 /// What fills one register; a load across two cache lines costs two.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line<T>(T);
+pub(super) struct Line<T>(pub(super) T);
 
 /// Sixteen weight rows as bytes, and their scales.
 #[derive(Default)]
@@ -68,6 +69,17 @@ impl Panel {
         let lift = if F::OFFSET == 0 { 0 } else { 128 - F::OFFSET };
         for (b, lines) in self.u.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             ask_for_next(weights, b * PANEL * F::BYTES, PANEL * F::BYTES);
+            if F::LAYOUT != Layout::Other {
+                let at = b * F::BYTES;
+                assert!(weights.len() == PANEL * row_bytes && at + F::BYTES <= row_bytes, "sixteen rows; this is a bug");
+                // SAFETY: the instructions are enabled here; a block lies there in each of the sixteen rows.
+                #[allow(unsafe_code)]
+                unsafe {
+                    let (scale, min) = (&mut self.scale[b], &mut self.min[b]);
+                    turn::<F>(weights.as_ptr().add(at), row_bytes, lines, scale, min);
+                }
+                continue;
+            }
             let mut rows = [[0; 32]; PANEL];
             for (i, (row, weights)) in rows.iter_mut().zip(weights.chunks_exact(row_bytes)).enumerate() {
                 let block = &weights[b * F::BYTES..(b + 1) * F::BYTES];

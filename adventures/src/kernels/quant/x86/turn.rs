@@ -1,0 +1,121 @@
+//! One block of sixteen rows turned into lines, in registers: what [`super::panel`] multiplies.
+
+use super::panel::{Line, PANEL, Products};
+use crate::kernels::quant::format::{Block, Layout};
+use std::arch::x86_64::{
+    __m512i, _mm_loadu_si128, _mm512_add_epi8, _mm512_and_si512, _mm512_castsi128_si512, _mm512_cvtepi32_epi16,
+    _mm512_cvtph_ps, _mm512_i32gather_epi32, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mask_add_epi8,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi16,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_test_epi8_mask, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
+};
+
+/// For each four bytes the byte `n` of the same four.
+const fn byte_of_four(n: u8) -> [u8; 64] {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        // The shuffle counts within sixteen bytes.
+        out[i] = (i % 16 / 4 * 4) as u8 + n;
+        i += 1;
+    }
+    out
+}
+
+const BYTE_OF_FOUR: [[u8; 64]; 4] = [byte_of_four(0), byte_of_four(1), byte_of_four(2), byte_of_four(3)];
+
+/// Writes the weights of a block of sixteen rows that lie `row_bytes` apart, raised to an offset of 128 where they have one,
+/// with their scales and minima.
+///
+/// # Safety
+/// The CPU has AVX-512 with bytes and words; at `block` and each `row_bytes` after it lies a block. The layout is not
+/// [`Layout::Other`].
+#[inline(always)]
+#[allow(unsafe_code, reason = "intrinsics; the caller enables the instructions")]
+pub(super) unsafe fn turn<F: Block>(
+    block: *const u8,
+    row_bytes: usize,
+    lines: &mut [Line<[u8; 64]>; 8],
+    scale: &mut Line<Products>,
+    min: &mut Line<Products>,
+) {
+    // SAFETY: the caller enables the instructions; all reads are within the blocks, all writes within the lines.
+    unsafe {
+        let mut at = [0_i32; PANEL];
+        for (i, at) in at.iter_mut().enumerate() {
+            *at = (i * row_bytes) as i32;
+        }
+        let at = _mm512_loadu_si512(at.as_ptr().cast());
+        // Each format begins with its scale; its minimum, where it has one, is next.
+        let halves = _mm512_i32gather_epi32::<1>(at, block.cast());
+        _mm512_storeu_ps(scale.0.as_mut_ptr(), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(halves)));
+        if F::MIN {
+            let upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(halves));
+            _mm512_storeu_ps(min.0.as_mut_ptr(), _mm512_cvtph_ps(upper));
+        }
+        let mut u = [_mm512_setzero_si512(); 8];
+        let fifths = match F::LAYOUT {
+            Layout::Bytes(first) => {
+                // Signed bytes become unsigned ones with an offset of 128.
+                let sign = _mm512_set1_epi8(-128);
+                for half in 0..2 {
+                    let four = columns(block.add(first + 16 * half), row_bytes);
+                    for k in 0..4 {
+                        u[4 * half + k] = _mm512_xor_si512(four[k], sign);
+                    }
+                }
+                None
+            }
+            Layout::Nibbles { first, fifths } => {
+                let low = _mm512_set1_epi8(15);
+                let four = columns(block.add(first), row_bytes);
+                for k in 0..4 {
+                    u[k] = _mm512_and_si512(four[k], low);
+                    u[k + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(four[k]), low);
+                }
+                fifths
+            }
+            Layout::Other => unreachable!("the caller looks at the layout; this is a bug"),
+        };
+        if let Some(fifths) = fifths {
+            let bits = _mm512_i32gather_epi32::<1>(at, block.add(fifths).cast());
+            let sixteen = _mm512_set1_epi8(16);
+            for k in 0..8 {
+                let byte = _mm512_shuffle_epi8(bits, _mm512_loadu_si512(BYTE_OF_FOUR[k / 2].as_ptr().cast()));
+                let bit = _mm512_set1_epi32(if k % 2 == 0 { 0x0804_0201 } else { 0x8040_2010_u32.cast_signed() });
+                u[k] = _mm512_mask_add_epi8(u[k], _mm512_test_epi8_mask(byte, bit), u[k], sixteen);
+            }
+        }
+        let lift = _mm512_set1_epi8(if F::OFFSET == 0 { 0 } else { (128 - F::OFFSET).cast_signed() });
+        for k in 0..8 {
+            _mm512_storeu_si512(lines[k].0.as_mut_ptr().cast(), _mm512_add_epi8(u[k], lift));
+        }
+    }
+}
+
+/// The `k`-th four of sixteen bytes of each row, for each `k`.
+#[inline(always)]
+#[allow(unsafe_code, reason = "intrinsics; the caller enables the instructions")]
+unsafe fn columns(start: *const u8, row_bytes: usize) -> [__m512i; 4] {
+    // SAFETY: the caller enables the instructions, and each row has sixteen bytes there.
+    unsafe {
+        let mut x = [_mm512_setzero_si512(); 4];
+        for (i, x) in x.iter_mut().enumerate() {
+            let row = start.add(i * row_bytes);
+            let sixteen = |n: usize| row.add(4 * n * row_bytes).cast();
+            *x = _mm512_castsi128_si512(_mm_loadu_si128(sixteen(0)));
+            *x = _mm512_inserti32x4::<1>(*x, _mm_loadu_si128(sixteen(1)));
+            *x = _mm512_inserti32x4::<2>(*x, _mm_loadu_si128(sixteen(2)));
+            *x = _mm512_inserti32x4::<3>(*x, _mm_loadu_si128(sixteen(3)));
+        }
+        // Rows 0, 4, 8 and 12 lie in the first, rows 1, 5, 9 and 13 in the second, and so on.
+        let (a, b) = (_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+        let (c, d) = (_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+        [
+            _mm512_unpacklo_epi64(a, c),
+            _mm512_unpackhi_epi64(a, c),
+            _mm512_unpacklo_epi64(b, d),
+            _mm512_unpackhi_epi64(b, d),
+        ]
+    }
+}
