@@ -71,7 +71,10 @@ impl Panel {
             ask_for_next(weights, b * PANEL * F::BYTES, PANEL * F::BYTES);
             if F::LAYOUT != Layout::Other {
                 let at = b * F::BYTES;
-                assert!(weights.len() == PANEL * row_bytes && at + F::BYTES <= row_bytes, "sixteen rows; this is a bug");
+                assert!(
+                    weights.len() == PANEL * row_bytes && at + F::BYTES <= row_bytes,
+                    "sixteen rows; this is a bug"
+                );
                 // SAFETY: the instructions are enabled here; a block lies there in each of the sixteen rows.
                 #[allow(unsafe_code)]
                 unsafe {

@@ -4,10 +4,10 @@ use super::panel::{Line, PANEL, Products};
 use crate::kernels::quant::format::{Block, Layout};
 use std::arch::x86_64::{
     __m512i, _mm_loadu_si128, _mm512_add_epi8, _mm512_and_si512, _mm512_castsi128_si512, _mm512_cvtepi32_epi16,
-    _mm512_cvtph_ps, _mm512_i32gather_epi32, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mask_add_epi8,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi16,
-    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_test_epi8_mask, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
+    _mm512_cvtph_ps, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mask_add_epi8, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_test_epi8_mask, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64, _mm512_xor_si512,
 };
 
 /// For each four bytes the byte `n` of the same four.
@@ -41,13 +41,8 @@ pub(super) unsafe fn turn<F: Block>(
 ) {
     // SAFETY: the caller enables the instructions; all reads are within the blocks, all writes within the lines.
     unsafe {
-        let mut at = [0_i32; PANEL];
-        for (i, at) in at.iter_mut().enumerate() {
-            *at = (i * row_bytes) as i32;
-        }
-        let at = _mm512_loadu_si512(at.as_ptr().cast());
         // Each format begins with its scale; its minimum, where it has one, is next.
-        let halves = _mm512_i32gather_epi32::<1>(at, block.cast());
+        let halves = four_bytes(block, row_bytes);
         _mm512_storeu_ps(scale.0.as_mut_ptr(), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(halves)));
         if F::MIN {
             let upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(halves));
@@ -78,7 +73,7 @@ pub(super) unsafe fn turn<F: Block>(
             Layout::Other => unreachable!("the caller looks at the layout; this is a bug"),
         };
         if let Some(fifths) = fifths {
-            let bits = _mm512_i32gather_epi32::<1>(at, block.add(fifths).cast());
+            let bits = four_bytes(block.add(fifths), row_bytes);
             let sixteen = _mm512_set1_epi8(16);
             for k in 0..8 {
                 let byte = _mm512_shuffle_epi8(bits, _mm512_loadu_si512(BYTE_OF_FOUR[k / 2].as_ptr().cast()));
@@ -117,5 +112,19 @@ unsafe fn columns(start: *const u8, row_bytes: usize) -> [__m512i; 4] {
             _mm512_unpacklo_epi64(b, d),
             _mm512_unpackhi_epi64(b, d),
         ]
+    }
+}
+
+/// Four bytes of each row.
+#[inline(always)]
+#[allow(unsafe_code, reason = "intrinsics; the caller enables the instructions")]
+unsafe fn four_bytes(start: *const u8, row_bytes: usize) -> __m512i {
+    // SAFETY: the caller enables the instructions, and each row has four bytes there.
+    unsafe {
+        let mut x = [0_u32; PANEL];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = start.add(i * row_bytes).cast::<u32>().read_unaligned();
+        }
+        _mm512_loadu_si512(x.as_ptr().cast())
     }
 }
