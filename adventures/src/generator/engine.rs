@@ -98,9 +98,16 @@ impl Worker {
             }
             // Dropping an answer frees its cache.
             self.answers.retain(|answer| !answer.stream.is_closed());
-            let (read, stepped) = (self.read(), self.step());
-            if !read && !stepped {
-                self.inbox.bell.wait(rings);
+            match catch_unwind(AssertUnwindSafe(|| self.read() | self.step())) {
+                Ok(true) => {}
+                Ok(false) => self.inbox.bell.wait(rings),
+                // Nobody may wait for a thread that is gone.
+                Err(panic) => {
+                    let problem = message(&*panic);
+                    for answer in self.answers.drain(..) {
+                        answer.stream.end(Err(internal(problem)));
+                    }
+                }
             }
         }
     }

@@ -177,6 +177,22 @@ fn attend_with<V: Vector, N: Number>(
     }
 }
 
+/// Asks for memory that will be read soon.
+#[inline(always)]
+fn ask_for<N>(numbers: &[N]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..size_of_val(numbers)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 CPU has the instruction, and asking for memory touches nothing.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(numbers.as_ptr().cast::<i8>().wrapping_add(line));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
+}
+
 /// `S` times sixteen running sums per product; `R` query rows and `P` keys or values at a time.
 #[inline(always)]
 fn attend_in<V: Vector, N: Number, const S: usize, const R: usize, const P: usize>(
@@ -216,6 +232,11 @@ fn attend_rows<V: Vector, N: Number, const S: usize, const R: usize, const P: us
     for page in from..to {
         for p in (0..PAGE).step_by(P) {
             let keys: [&[N]; P] = std::array::from_fn(|i| &pages[page].keys[(p + i) * dim..][..dim]);
+            // The CPU foresees no step from page to page, nor the way through the values.
+            if page + 1 < to {
+                ask_for(&pages[page + 1].keys[p * dim..][..P * dim]);
+            }
+            ask_for(&pages[page].values[p * dim..][..P * dim]);
             let products = products::<V, N, S, R, P>(0..1, |_| q, |_| keys);
             for (r, products) in products.iter().enumerate() {
                 scores[r * span + page * PAGE + p..][..P].copy_from_slice(products);
