@@ -234,8 +234,7 @@ fn a_step_of_many_runs_is_each_alone() {
             for (((run, alone), ids), rows) in runs.iter_mut().zip(&ids).zip(rows) {
                 assert_eq!(rows.is_err(), ids.is_empty(), "{name}");
                 for (i, id) in ids.iter().enumerate() {
-                    let row: Vec<f32> = rows.as_ref().expect("it reads").get(i).expect("a row").to_vec1().expect("f32");
-                    assert_eq!(row, read(alone.as_mut(), &[*id]), "{name}");
+                    assert_eq!(rows.as_ref().expect("it reads")[i], read(alone.as_mut(), &[*id]), "{name}");
                 }
                 assert_eq!(run.len(), alone.len());
                 // As after a wrong guess.

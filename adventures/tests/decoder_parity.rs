@@ -127,7 +127,7 @@ fn is_the_same_in_every_way(name: &str) {
             let mut steps: Vec<_> = steps.map(|((run, _), ids)| Step { run: run.as_mut(), ids }).collect();
             let rows = lm.step(&mut steps);
             for (((_, alone), ids), rows) in runs.iter_mut().zip(&ids).zip(rows) {
-                let rows: Vec<Vec<f32>> = rows.expect("it reads").to_vec2().expect("f32");
+                let rows = rows.expect("it reads");
                 for (row, id) in rows.iter().zip(ids) {
                     assert!(*row == read(alone.as_mut(), &[*id]), "{name}: {together} together");
                 }

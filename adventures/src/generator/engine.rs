@@ -9,7 +9,6 @@ use super::generation::{Finish, Generation};
 use super::stream::{Bell, Stream};
 use crate::error::{Error, Result, message};
 use crate::models::{CausalLm, Step};
-use candle_core::Tensor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -142,14 +141,14 @@ impl Worker {
         for (i, result) in chosen.into_iter().zip(results).rev() {
             let answer = &mut self.answers[i];
             answer.stepped = self.turns;
-            let result = result.and_then(|logits| guard(|| answer.follow(lm.as_ref(), logits.to_vec2()?)));
+            let result = result.and_then(|logits| guard(|| answer.follow(lm.as_ref(), logits)));
             self.settle(i, result);
         }
         true
     }
 
     /// The logits after what the `chosen` answers read next, with at most `guesses` beside the token that is certain.
-    fn compute(&mut self, chosen: &[usize], guesses: usize) -> Vec<Result<Tensor>> {
+    fn compute(&mut self, chosen: &[usize], guesses: usize) -> Vec<Result<Vec<Vec<f32>>>> {
         let lm = self.lm.as_ref();
         let answers = self.answers.iter_mut().enumerate().filter(|(i, _)| chosen.contains(i));
         let mut steps: Vec<Step<'_>> = answers.filter_map(|(_, answer)| answer.step(lm, guesses)).collect();

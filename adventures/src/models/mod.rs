@@ -52,11 +52,11 @@ pub trait CausalLm: Send + Sync {
     fn kept_bytes(&self) -> usize {
         0
     }
-    /// Reads the tokens of several runs together; returns for each run the logits after each of its tokens, `(tokens, vocab)`.
+    /// Reads the tokens of several runs together; returns for each run the logits after each of its tokens.
     ///
     /// They are those of [`Run::read`] with one token at a time, to the last bit, whatever is read beside them. A run that
     /// fails is left as it was, and does not disturb the others.
-    fn step(&self, steps: &mut [Step<'_>]) -> Vec<Result<Tensor>> {
+    fn step(&self, steps: &mut [Step<'_>]) -> Vec<Result<Vec<Vec<f32>>>> {
         steps.iter_mut().map(Step::alone).collect()
     }
 }
@@ -74,13 +74,10 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn alone(&mut self) -> Result<Tensor> {
+    fn alone(&mut self) -> Result<Vec<Vec<f32>>> {
         let start = self.run.len();
-        let rows = self.ids.iter().map(|id| self.run.read(&[*id])).collect::<Result<Vec<_>>>();
-        match rows {
-            Ok(rows) => Ok(Tensor::stack(&rows, 0)?),
-            Err(e) => self.run.rewind(start).and(Err(e)),
-        }
+        let rows: Result<_> = self.ids.iter().map(|id| Ok(self.run.read(&[*id])?.to_vec1()?)).collect();
+        rows.or_else(|e| self.run.rewind(start).and(Err(e)))
     }
 }
 

@@ -26,7 +26,6 @@ use crate::error::{Result, invalid, unsupported};
 use crate::gguf::Gguf;
 use crate::kernels::paged::Number;
 use cache::Shape;
-use candle_core::Tensor;
 use changes::Changes;
 use config::Config;
 use half::f16;
@@ -199,7 +198,7 @@ impl<N: Number> CausalLm for Decoder<N> {
         self.prefixes().bytes()
     }
 
-    fn step(&self, steps: &mut [Step<'_>]) -> Vec<Result<Tensor>> {
+    fn step(&self, steps: &mut [Step<'_>]) -> Vec<Result<Vec<Vec<f32>>>> {
         run::step::<N>(&self.model, steps)
     }
 }

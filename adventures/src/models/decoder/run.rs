@@ -130,7 +130,7 @@ impl<N: Number> Run for Reading<N> {
 }
 
 /// Reads the tokens of several runs of one model in one pass; see [`crate::models::CausalLm::step`].
-pub(super) fn step<N: Number>(model: &Arc<Model>, steps: &mut [Step<'_>]) -> Vec<Result<Tensor>> {
+pub(super) fn step<N: Number>(model: &Arc<Model>, steps: &mut [Step<'_>]) -> Vec<Result<Vec<Vec<f32>>>> {
     let (vocab, mut ids) = (model.config.vocab, Vec::new());
     let mut runs: Vec<Result<(&mut Reading<N>, usize)>> = Vec::with_capacity(steps.len());
     for step in steps {
@@ -163,7 +163,7 @@ pub(super) fn step<N: Number>(model: &Arc<Model>, steps: &mut [Step<'_>]) -> Vec
             let own = rest.split_off(..tokens * vocab).unwrap_or_default();
             run.buffers = std::mem::take(&mut buffers);
             run.finish(tokens, own)?;
-            Ok(Tensor::from_slice(own, (tokens, vocab), &Device::Cpu)?)
+            Ok(own.chunks_exact(vocab).map(<[f32]>::to_vec).collect())
         }));
     }
     out
