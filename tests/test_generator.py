@@ -270,7 +270,7 @@ def test_ctrl_c_stops_it(wait: str) -> None:
     code = f"""
 import adventures as adv, os, signal, threading, time
 generator = adv.Generator("smollm2-135m-instruct")
-answer = generator.generate("Tell a very long story.", max_tokens=8000)
+answer = generator.generate("Tell a very long story.", max_tokens=8000, prompt_lookup=False)
 next(answer)
 sent = []
 def interrupt():
@@ -374,6 +374,7 @@ def test_runs_into_the_end_of_its_context() -> None:
         ("x", {"stop": ["\ud800"]}, ValueError, "stop text 0 is not valid Unicode"),
         ("x", {"stop": [7]}, TypeError, "stop text 0 is int, not str"),
         ("x", {"max_tokens": "many"}, TypeError, "max_tokens='many': expected a whole number"),
+        ("x", {"prompt_lookup": "no"}, TypeError, "prompt_lookup='no': expected True or False, not str"),
         ("x", {"max_tokens": 1.5}, TypeError, "max_tokens=1.5: expected a whole number"),
         ("x", {"max_tokens": None}, TypeError, "max_tokens=None: expected a whole number"),
         (

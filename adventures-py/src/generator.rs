@@ -171,7 +171,7 @@ impl Generator {
         #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
-        prompt_lookup: bool,
+        #[pyo3(from_py_with = option::prompt_lookup)] prompt_lookup: bool,
         #[pyo3(from_py_with = option::prefix)] prefix: &str,
         #[pyo3(from_py_with = option::schema)] schema: Option<String>,
     ) -> PyResult<Generation> {
@@ -221,7 +221,7 @@ impl Generator {
         #[pyo3(from_py_with = option::seed)] seed: Option<u64>,
         stop: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
-        prompt_lookup: bool,
+        #[pyo3(from_py_with = option::prompt_lookup)] prompt_lookup: bool,
         #[pyo3(from_py_with = option::schema)] schema: Option<String>,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {

@@ -37,6 +37,7 @@ named! {
     repeat_penalty("repeat_penalty") -> f64 = number;
     frequency_penalty("frequency_penalty") -> f64 = number;
     presence_penalty("presence_penalty") -> f64 = number;
+    prompt_lookup("prompt_lookup") -> bool = flag;
     query_prefix("query_prefix") -> Option<String> = owned_or_none;
     passage_prefix("passage_prefix") -> Option<String> = owned_or_none;
 }
@@ -140,6 +141,11 @@ fn whole_or_none(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<u64>> 
 fn whole(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     let expected = || format!("{name}={}: expected a whole number from 0 to {}", shown(value), u64::MAX);
     value.extract::<u64>().map_err(|e| refused(&e, value, &expected()))
+}
+
+fn flag(name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let expected = || format!("{name}={}: expected True or False", shown(value));
+    value.extract().map_err(|e| refused(&e, value, &expected()))
 }
 
 fn number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {

@@ -1,10 +1,13 @@
 //! The decoder on real files, against llama.cpp's greedy text (`tools/goldens_llama.py`).
 
+mod common;
+
 use adventures::gguf::Gguf;
 use adventures::models::decoder::{DecoderOptions, from_gguf};
 use adventures::models::{Run, Step};
+use common::file;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Below this, two logits are a tie: the order of additions alone moves them by more.
@@ -14,19 +17,6 @@ fn goldens(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// The model's file in the cache, `None` where it has not been pulled.
-fn file(golden: &Value) -> Option<PathBuf> {
-    let cache = std::env::var_os("ADVENTURES_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/adventures")))?;
-    let name = golden["model"].as_str().expect("a name");
-    let path = cache.join("models").join(name).join(golden["file"].as_str().expect("a file"));
-    if path.is_file() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is absent; `adventures models pull {name}` fetches it", path.display());
-    None
 }
 
 fn ids(value: &Value) -> Vec<u32> {

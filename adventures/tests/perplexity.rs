@@ -1,26 +1,16 @@
 //! How well the decoder predicts a text, against llama.cpp on the same file (`tools/goldens_perplexity.py`).
 
+mod common;
+
 use adventures::gguf::Gguf;
 use adventures::models::decoder::{DecoderOptions, from_gguf};
+use common::file;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Of one perplexity to the other.
 const CLOSE: f64 = 0.005;
-
-/// The model's file in the cache, `None` where it has not been pulled.
-fn file(golden: &Value) -> Option<PathBuf> {
-    let cache = std::env::var_os("ADVENTURES_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/adventures")))?;
-    let name = golden["model"].as_str().expect("a name");
-    let path = cache.join("models").join(name).join(golden["file"].as_str().expect("a file"));
-    if path.is_file() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is absent; `adventures models pull {name}` fetches it", path.display());
-    None
-}
 
 /// -log p of `id`.
 fn surprise(logits: &[f32], id: u32) -> f64 {

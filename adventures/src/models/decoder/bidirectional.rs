@@ -6,18 +6,17 @@
 
 use super::Model;
 use super::config::Activation;
-use super::weights::{Layer, Linear, Weight};
+use super::pass::{ROWS, add_bias, add_normed, embed, norm_rows, place};
+use super::weights::{Layer, Weight};
 use crate::error::{Result, invalid};
+use crate::kernels::causal;
 use crate::kernels::paged::{self, PAGE, Queries};
 use crate::kernels::quant::{Product, Scratch, multiply};
-use crate::kernels::{causal, math};
 use crate::models::{Batch, Encoder};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows that one thread takes at a time where rows are independent.
-const ROWS: usize = 8;
 /// Tokens whose attention one thread computes at a time.
 const TILE: usize = 16;
 
@@ -87,13 +86,7 @@ impl<'a> Pass<'a> {
     fn run(mut self) -> Vec<f32> {
         let Model { config, weights, .. } = self.model;
         self.hidden.resize(self.batch.ids.len() * config.hidden, 0.0);
-        let embedding = weights.embedding.matrix();
-        for (id, row) in self.batch.ids.iter().zip(self.hidden.chunks_exact_mut(config.hidden)) {
-            embedding.read_row(*id as usize, row);
-        }
-        if config.family.scaled_embeddings {
-            causal::scale(&mut self.hidden, (config.hidden as f32).sqrt());
-        }
+        embed(self.model, &self.batch.ids, &mut self.hidden);
         for (i, layer) in weights.layers.iter().enumerate() {
             self.attention(i, layer);
             self.feed_forward(layer);
@@ -106,8 +99,7 @@ impl<'a> Pass<'a> {
 
     fn attention(&mut self, index: usize, layer: &Layer) {
         let Model { config, ropes, .. } = self.model;
-        let (heads, dim, eps) = (config.heads, config.head_dim, config.norm_eps);
-        let (q_width, kv_width) = (heads * dim, config.kv_heads * dim);
+        let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let normed = self.normed(&layer.attention_norm);
         let [mut query, mut key, mut value] =
             self.products(&normed, [&layer.query.weight, &layer.key.weight, &layer.value.weight]);
@@ -116,26 +108,15 @@ impl<'a> Pass<'a> {
         add_bias(&layer.key, &mut key);
         add_bias(&layer.value, &mut value);
         let local = usize::from(config.local_layers[index]);
-        let (rope, turns) = (&ropes[local], &self.turns[local]);
+        let (pairs, turns) = (ropes[local].pairs(), &self.turns[local]);
         let positions: Vec<usize> = self.batch.lengths.iter().flat_map(|length| 0..*length).collect();
         let rows = query.par_chunks_exact_mut(q_width).zip(key.par_chunks_exact_mut(kv_width)).zip(&positions);
         rows.with_min_len(ROWS).for_each(|((query, key), &position)| {
-            if let Some((query_norm, key_norm)) = &layer.qk_norm {
-                causal::rms_norm_in_place(query, query_norm, eps);
-                causal::rms_norm_in_place(key, key_norm, eps);
-            }
-            let turns = &turns[position * rope.pairs()..(position + 1) * rope.pairs()];
-            if !config.unturned_layers[index] {
-                causal::rotate(query, dim, turns, rope.halves);
-                causal::rotate(key, dim, turns, rope.halves);
-            }
-            if config.family.scaled_queries {
-                causal::scale(query, config.query_scale);
-            }
+            place(self.model, index, (query, key), &turns[position * pairs..(position + 1) * pairs]);
         });
         let attended = self.attend(&query, &key, &value);
         let [mut projected] = self.products(&attended, [&layer.output]);
-        self.add(&mut projected, layer.post_attention_norm.as_deref());
+        add_normed(&mut self.hidden, &mut projected, layer.post_attention_norm.as_deref(), config.norm_eps);
     }
 
     /// Returns `(tokens, heads * dim)`: what each query head sees of its sequence.
@@ -207,14 +188,12 @@ impl<'a> Pass<'a> {
             Activation::GeluErf => causal::gelu_erf_gate(gate, up),
         });
         let [mut projected] = self.products(&gate, [&layer.down]);
-        self.add(&mut projected, layer.post_feed_forward_norm.as_deref());
+        add_normed(&mut self.hidden, &mut projected, layer.post_feed_forward_norm.as_deref(), config.norm_eps);
     }
 
     fn normed(&self, weight: &[f32]) -> Vec<f32> {
         let mut normed = vec![0.0; self.hidden.len()];
-        let piece = ROWS * weight.len();
-        let pieces = self.hidden.par_chunks(piece).zip(normed.par_chunks_mut(piece));
-        pieces.for_each(|(x, out)| causal::rms_norm(x, weight, self.model.config.norm_eps, out));
+        norm_rows(&self.hidden, weight, self.model.config.norm_eps, &mut normed);
         normed
     }
 
@@ -227,15 +206,6 @@ impl<'a> Pass<'a> {
         // Whole fours, so that each row is added up in the same order, however many there are.
         multiply(x, tokens.next_multiple_of(4).max(8), &mut self.scratch, &mut products);
         outs
-    }
-
-    /// `hidden += norm(rows)`, or `rows` as they are where there is no norm.
-    fn add(&mut self, rows: &mut [f32], norm: Option<&[f32]>) {
-        if let Some(norm) = norm {
-            let eps = self.model.config.norm_eps;
-            rows.par_chunks_mut(ROWS * norm.len()).for_each(|rows| causal::rms_norm_in_place(rows, norm, eps));
-        }
-        math::accumulate(&mut self.hidden, rows);
     }
 }
 
@@ -267,11 +237,5 @@ impl Pages {
     fn list(&self, dim: usize) -> Vec<paged::Page<'_, f32>> {
         let pages = self.keys.chunks_exact(PAGE * dim).zip(self.values.chunks_exact(PAGE * dim));
         pages.map(|(keys, values)| paged::Page { keys, values }).collect()
-    }
-}
-
-fn add_bias(linear: &Linear, rows: &mut [f32]) {
-    if let Some(bias) = &linear.bias {
-        math::add_bias(rows, bias);
     }
 }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows that one thread takes at a time where rows are independent.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 
 /// Activations, a row per token.
 #[derive(Default)]
@@ -79,13 +79,7 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
         let width = config.hidden;
         let buffers = &mut *self.buffers;
         buffers.hidden.resize(ids.len() * width, 0.0);
-        let embedding = model.weights.embedding.matrix();
-        for (id, row) in ids.iter().zip(buffers.hidden.chunks_exact_mut(width)) {
-            embedding.read_row(*id as usize, row);
-        }
-        if config.family.scaled_embeddings {
-            causal::scale(&mut buffers.hidden, (width as f32).sqrt());
-        }
+        embed(model, ids, &mut buffers.hidden);
         for (rope, turns) in model.ropes.iter().zip(&mut buffers.turns) {
             turns.clear();
             for segment in &*self.segments {
@@ -147,18 +141,8 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
         let rope = &model.ropes[local];
         let rows = query.par_chunks_exact_mut(q_width).zip(key.par_chunks_exact_mut(kv_width)).enumerate();
         rows.with_min_len(ROWS).for_each_init(Vec::new, |halves, (t, (query, key))| {
-            if let Some((query_norm, key_norm)) = &layer.qk_norm {
-                causal::rms_norm_in_place(query, query_norm, config.norm_eps);
-                causal::rms_norm_in_place(key, key_norm, config.norm_eps);
-            }
             let turns = &turns[local][t * rope.pairs()..(t + 1) * rope.pairs()];
-            if !config.unturned_layers[index] {
-                causal::rotate(query, dim, turns, rope.halves);
-                causal::rotate(key, dim, turns, rope.halves);
-            }
-            if config.family.scaled_queries {
-                causal::scale(query, config.query_scale);
-            }
+            place(model, index, (query, key), turns);
             if N::HALF {
                 paged::round_to_half(query, halves);
             }
@@ -278,20 +262,48 @@ fn keep_last_row(rows: &mut Vec<f32>, width: usize) {
     rows.truncate(width);
 }
 
-fn norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+/// Writes the embeddings of `ids` to `hidden`, a row for each.
+pub(super) fn embed(model: &Model, ids: &[u32], hidden: &mut [f32]) {
+    let (config, embedding) = (&model.config, model.weights.embedding.matrix());
+    for (id, row) in ids.iter().zip(hidden.chunks_exact_mut(config.hidden)) {
+        embedding.read_row(*id as usize, row);
+    }
+    if config.family.scaled_embeddings {
+        causal::scale(hidden, (config.hidden as f32).sqrt());
+    }
+}
+
+/// Makes one token's queries and keys of layer `index` what attention compares: normed, turned by its position, scaled.
+pub(super) fn place(model: &Model, index: usize, (query, key): (&mut [f32], &mut [f32]), turns: &[(f32, f32)]) {
+    let config = &model.config;
+    if let Some((query_norm, key_norm)) = &model.weights.layers[index].qk_norm {
+        causal::rms_norm_in_place(query, query_norm, config.norm_eps);
+        causal::rms_norm_in_place(key, key_norm, config.norm_eps);
+    }
+    if !config.unturned_layers[index] {
+        let halves = model.ropes[usize::from(config.local_layers[index])].halves;
+        causal::rotate(query, config.head_dim, turns, halves);
+        causal::rotate(key, config.head_dim, turns, halves);
+    }
+    if config.family.scaled_queries {
+        causal::scale(query, config.query_scale);
+    }
+}
+
+pub(super) fn norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let piece = ROWS * weight.len();
     x.par_chunks(piece).zip(out.par_chunks_mut(piece)).for_each(|(x, out)| causal::rms_norm(x, weight, eps, out));
 }
 
 /// `hidden += norm(rows)`, or `rows` as they are where there is no norm.
-fn add_normed(hidden: &mut [f32], rows: &mut [f32], norm: Option<&[f32]>, eps: f32) {
+pub(super) fn add_normed(hidden: &mut [f32], rows: &mut [f32], norm: Option<&[f32]>, eps: f32) {
     if let Some(norm) = norm {
         rows.par_chunks_mut(ROWS * norm.len()).for_each(|rows| causal::rms_norm_in_place(rows, norm, eps));
     }
     crate::kernels::math::accumulate(hidden, rows);
 }
 
-fn add_bias(linear: &Linear, rows: &mut [f32]) {
+pub(super) fn add_bias(linear: &Linear, rows: &mut [f32]) {
     if let Some(bias) = &linear.bias {
         crate::kernels::math::add_bias(rows, bias);
     }

@@ -1,4 +1,5 @@
-//! Products with many activation rows: sixteen weight rows side by side, one in each lane of a register of 512 bits.
+//! Products with two activation rows and more, of superblocks with eight and more: sixteen weight rows side by side, one in
+//! each lane of a register of 512 bits.
 //!
 //! Four weights of each of the sixteen rows are one register, four activations are repeated in all lanes: a sum needs no
 //! addition across lanes, and a scale serves sixteen rows. The order of additions is that of [`super::super::rows`].
