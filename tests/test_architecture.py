@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 RUST = ROOT / "adventures" / "src"
+SERVER = ROOT / "adventures-server" / "src"
 PYTHON = ROOT / "python" / "adventures"
 
 
@@ -28,11 +29,11 @@ def module(path: Path, root: Path) -> str:
     return path.relative_to(root).parts[0].removesuffix(path.suffix)
 
 
-def rust_uses() -> dict[str, set[str]]:
+def rust_uses(root: Path = RUST) -> dict[str, set[str]]:
     uses: dict[str, set[str]] = {}
-    for path in RUST.rglob("*.rs"):
-        name = module(path, RUST)
-        if name == "lib":
+    for path in root.rglob("*.rs"):
+        name = module(path, root)
+        if name in {"lib", "main"}:
             continue
         code = re.sub(r"//.*", "", path.read_text(encoding="utf-8"))
         found = set(re.findall(r"\bcrate::(\w+)", code))
@@ -84,7 +85,11 @@ def python_uses() -> dict[str, set[str]]:
     return uses
 
 
-@pytest.mark.parametrize(("language", "uses"), [("rust", rust_uses), ("python", python_uses)])
+def server_uses() -> dict[str, set[str]]:
+    return rust_uses(SERVER)
+
+
+@pytest.mark.parametrize(("language", "uses"), [("rust", rust_uses), ("server", server_uses), ("python", python_uses)])
 def test_arrows(language: str, uses: Callable[[], dict[str, set[str]]]) -> None:
     arrows = drawn(language)
     order = list(arrows)
@@ -122,7 +127,10 @@ def test_the_tree_is_that_of_the_files() -> None:
     gone = [str(path.relative_to(ROOT)) for path in paths if not path.exists()]
     assert not gone, f"in CONTRIBUTING.md's tree and nowhere else: {gone}"
     modules = [
-        path for root in (RUST, PYTHON) for path in root.iterdir() if path.suffix in {".rs", ".py"} or path.is_dir()
+        path
+        for root in (RUST, SERVER, PYTHON)
+        for path in root.iterdir()
+        if path.suffix in {".rs", ".py"} or path.is_dir()
     ]
     missing = {path.name for path in modules} - {path.name for path in paths}
     assert not missing - {"__pycache__", "__main__.py", "__init__.py"}, f"not in CONTRIBUTING.md's tree: {missing}"
@@ -130,7 +138,12 @@ def test_the_tree_is_that_of_the_files() -> None:
 
 def test_files_are_short() -> None:
     long = []
-    for path in [*RUST.rglob("*.rs"), *(ROOT / "adventures-py").rglob("*.rs"), *PYTHON.rglob("*.py")]:
+    for path in [
+        *RUST.rglob("*.rs"),
+        *SERVER.rglob("*.rs"),
+        *(ROOT / "adventures-py").rglob("*.rs"),
+        *PYTHON.rglob("*.py"),
+    ]:
         code = path.read_text(encoding="utf-8").split("#[cfg(test)]\nmod tests {")[0]
         if path.name != "tests.rs" and code.count("\n") > 500:
             long.append(path.name)

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from adventures.cli import answers, demo, embed, evaluation, libraries, models
+from adventures.cli import answers, demo, embed, evaluation, libraries, models, serve
 from adventures.cli.program import Program, keep_examples, set_up
 
 
@@ -32,6 +32,7 @@ def app(ctx: click.Context, *, quiet: bool, debug: bool) -> None:
       adventures search -l ./lib 'waterproof boots'       the nearest passages
       adventures ask -l ./lib 'What keeps feet dry?'      an answer with its sources
       adventures chat -l ./lib                            a conversation
+      adventures serve -l ./lib                           the same for a team, over HTTP
 
     Answers and data go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
     2 used wrongly. A file name or question of - is read from stdin.
@@ -49,6 +50,7 @@ for command in (
     answers.ask,
     answers.chat,
     evaluation.evaluate,
+    serve.serve,
 ):
     app.add_command(command)
 keep_examples(app)

@@ -1,0 +1,231 @@
+//! A question with its history to an answer with its sources.
+
+use crate::library::{Hit, Query};
+use crate::service::Service;
+use adventures::{
+    CitationFilter, Error, GenerateOptions, Generation, GenerationStats, Kind, Message, NOT_FOUND, Prompt, PromptRequest, Result,
+    Role, TokenLogprob, Turn, leans,
+};
+use serde_json::{Map, Value};
+use std::future::poll_fn;
+use std::sync::Arc;
+
+/// How passages are looked for.
+#[derive(Debug, Clone)]
+pub struct Retrieval {
+    /// How many.
+    pub k: usize,
+    /// Whether full-text search takes part.
+    pub hybrid: bool,
+    /// Which may answer.
+    pub filter: Map<String, Value>,
+    /// The cosine similarity below which one is not about the question.
+    pub min_similarity: f32,
+}
+
+/// What the model will read, and from which passages.
+#[derive(Debug)]
+pub struct Prepared {
+    service: Arc<Service>,
+    /// The hits that the model is given, in the order of their numbers.
+    pub sources: Vec<Hit>,
+    /// How many relevant hits did not fit into the context.
+    pub dropped: usize,
+    /// `None` where the library holds nothing on the question: then no model runs.
+    prompt: Option<Reads>,
+}
+
+#[derive(Debug)]
+struct Reads {
+    messages: Vec<Message>,
+    options: GenerateOptions,
+    filter: Option<CitationFilter>,
+}
+
+/// A running answer.
+#[derive(Debug)]
+pub struct Answer {
+    generation: Option<Generation>,
+    filter: Option<CitationFilter>,
+    over: bool,
+}
+
+/// Returns the passages nearest to a question, best first.
+pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) -> Result<Vec<Hit>> {
+    let Some(library) = &service.library else {
+        return Err(Error::NotFound("this service has no library".into()));
+    };
+    if question.trim().is_empty() {
+        return Err(Error::Invalid("the question is empty".into()));
+    }
+    let found = service.embedder.batches.embed(vec![question.to_owned()], Kind::Query).await?;
+    let Retrieval { k, hybrid, ref filter, .. } = *retrieval;
+    library
+        .search(Query { text: question.to_owned(), vector: found.vectors, k, hybrid, filter: filter.clone() })
+        .await
+}
+
+impl Prepared {
+    /// Searches and builds the prompt of a conversation whose last message is the question. Without `retrieval` the model
+    /// reads the conversation as it is.
+    pub async fn new(
+        service: &Arc<Service>,
+        messages: Vec<Message>,
+        retrieval: Option<&Retrieval>,
+        system: Option<&str>,
+        options: GenerateOptions,
+    ) -> Result<Self> {
+        let Some(last) = messages.last().filter(|message| message.role == Role::User) else {
+            return Err(Error::Invalid("messages: the last must be the user's".into()));
+        };
+        let Some(retrieval) = retrieval else {
+            let mut messages = messages;
+            if let Some(system) = system
+                && messages[0].role != Role::System
+            {
+                messages.insert(0, Message::new(Role::System, system));
+            }
+            let prompt = Reads { messages, options, filter: None };
+            return Self { service: Arc::clone(service), sources: Vec::new(), dropped: 0, prompt: Some(prompt) }.checked().await;
+        };
+        let question = last.content.clone();
+        let conversation = Conversation::of(&messages[..messages.len() - 1]);
+        let asked = match &conversation.topic {
+            Some(topic) if leans(&question) => format!("{topic} {question}"),
+            _ => question.clone(),
+        };
+        let mut sources = search(service, &asked, retrieval).await?;
+        sources.retain(|hit| hit.similarity >= retrieval.min_similarity);
+        if sources.is_empty() {
+            return Ok(Self { service: Arc::clone(service), sources, dropped: 0, prompt: None });
+        }
+        let shared = Arc::clone(service);
+        let system = conversation.system.or_else(|| system.map(str::to_owned));
+        blocking(move || {
+            let writes = shared.writes()?;
+            let passages: Vec<&str> = sources.iter().map(|hit| hit.text.as_str()).collect();
+            let request = PromptRequest {
+                question: &question,
+                passages: &passages,
+                history: &conversation.turns,
+                system: system.as_deref(),
+                reserve: options.max_tokens,
+            };
+            let Prompt { messages, passages, dropped } = Prompt::build(&writes.model, &writes.profile, &request)?;
+            sources.truncate(passages);
+            let filter = CitationFilter::new(sources.len());
+            let filter = if writes.profile.passages == Some(1) { filter.always() } else { filter };
+            let options = GenerateOptions { prefix: writes.profile.prefix.clone(), ..options };
+            let prompt = Some(Reads { messages, options, filter: Some(filter) });
+            Ok(Self { service: Arc::clone(&shared), sources, dropped, prompt })
+        })
+        .await
+    }
+
+    /// Refuses a conversation that the model cannot read, before anybody waits for it.
+    async fn checked(self) -> Result<Self> {
+        blocking(move || {
+            if let Some(Reads { messages, options, .. }) = &self.prompt {
+                let model = &self.service.writes()?.model;
+                let tokens = model.prompt(messages, &options.prefix)?.len();
+                if tokens >= model.context() {
+                    return Err(Error::Invalid(format!(
+                        "the messages have {tokens} tokens; this model reads {} of prompt and answer together",
+                        model.context()
+                    )));
+                }
+            }
+            Ok(self)
+        })
+        .await
+    }
+
+    /// Whether the library holds something on the question.
+    pub fn found(&self) -> bool {
+        self.prompt.is_some()
+    }
+
+    /// Starts the model.
+    pub async fn start(&mut self) -> Result<Answer> {
+        let Some(Reads { messages, options, filter }) = self.prompt.take() else {
+            return Ok(Answer { generation: None, filter: None, over: false });
+        };
+        let service = Arc::clone(&self.service);
+        let generation = blocking(move || service.writes()?.model.generate(&messages, options)).await?;
+        Ok(Answer { generation: Some(generation), filter, over: false })
+    }
+}
+
+impl Answer {
+    /// The continuation of a text, without template, library or citations.
+    pub fn of(generation: Generation) -> Self {
+        Self { generation: Some(generation), filter: None, over: false }
+    }
+
+    /// Returns more text; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<String>> {
+        while !self.over {
+            let Some(generation) = &mut self.generation else {
+                self.over = true;
+                return Ok(Some(NOT_FOUND.into()));
+            };
+            let piece = poll_fn(|context| generation.poll_next(context)).await.transpose();
+            let text = match (piece.inspect_err(|_| self.over = true)?, &mut self.filter) {
+                (Some(piece), None) => piece,
+                (Some(piece), Some(filter)) => filter.feed(&piece),
+                (None, filter) => {
+                    self.over = true;
+                    filter.as_mut().map(CitationFilter::finish).unwrap_or_default()
+                }
+            };
+            if !text.is_empty() {
+                return Ok(Some(text));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The numbers of the sources that were cited so far.
+    pub fn cited(&self) -> &[usize] {
+        self.filter.as_ref().map_or(&[], CitationFilter::cited)
+    }
+
+    /// What the model has done; `None` where none ran.
+    pub fn stats(&self) -> Option<GenerationStats> {
+        self.generation.as_ref().map(Generation::stats)
+    }
+
+    /// How likely each token was, but the first `skip`; `None` where nobody asked.
+    pub fn logprobs(&self, skip: usize) -> Option<Vec<TokenLogprob>> {
+        self.generation.as_ref().and_then(|generation| generation.logprobs(skip))
+    }
+}
+
+/// The messages before a question.
+struct Conversation {
+    system: Option<String>,
+    turns: Vec<Turn>,
+    /// The last question that is understood without the one before it.
+    topic: Option<String>,
+}
+
+impl Conversation {
+    fn of(messages: &[Message]) -> Self {
+        let said = |role| messages.iter().filter(move |m| m.role == role).map(|m| m.content.as_str());
+        let system = said(Role::System).collect::<Vec<_>>().join("\n\n");
+        let answered = messages.windows(2).filter(|pair| (pair[0].role, pair[1].role) == (Role::User, Role::Assistant));
+        let turn = |pair: &[Message]| Turn { question: pair[0].content.clone(), answer: pair[1].content.clone() };
+        let topic = said(Role::User).fold(None, |topic: Option<&str>, question| match topic {
+            Some(topic) if leans(question) => Some(topic),
+            _ => Some(question),
+        });
+        let topic = topic.filter(|topic| !topic.trim().is_empty()).map(str::to_owned);
+        Self { system: (!system.is_empty()).then_some(system), turns: answered.map(turn).collect(), topic }
+    }
+}
+
+/// Runs what computes for a while on a thread where nobody waits for it.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|problem| Err(Error::Busy(format!("the work was stopped: {problem}"))))
+}

@@ -1,0 +1,10 @@
+//! The chat service: cited answers over HTTP, for browsers and for OpenAI's clients.
+
+pub mod answer;
+pub mod embedding;
+pub mod http;
+pub mod library;
+pub mod models;
+pub mod options;
+pub mod queue;
+pub mod service;

@@ -1,0 +1,246 @@
+//! A library, read: the passages of a Delta table with their vectors, in the LanceDB table that the Python package writes.
+//!
+//! Readers follow the tag `published`: they see the table as it was before a sync, or as it is after.
+
+mod filter;
+mod hit;
+mod search;
+
+pub use hit::{Hit, Source};
+pub use search::Query;
+
+use anyhow::{Context, Result, bail, ensure};
+use arrow_schema::{Schema, SchemaRef};
+use lancedb::Table;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+/// What marks the version that readers see.
+const TAG: &str = "published";
+/// The newest format that is understood.
+const FORMAT: u64 = 1;
+
+/// Returns an error where a table's name could be a path, or none.
+pub fn check_name(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let first = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    ensure!(
+        first && name.len() <= 63 && name.chars().all(plain),
+        "the table name {name:?} must be of letters, digits, '_' and '-', 63 at most"
+    );
+    Ok(())
+}
+
+/// Which model made a library's vectors.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Model {
+    /// The name it was opened by.
+    pub name: String,
+    /// Its weights; empty where they are not known.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// The length of a vector.
+    pub dim: usize,
+    /// How the vectors of tokens became one.
+    pub pooling: String,
+    /// What was put before a text, by its kind.
+    pub prompts: Value,
+}
+
+impl Model {
+    /// Whether vectors of both can be compared. An unknown revision is no evidence of a difference.
+    fn fits(&self, other: &Self) -> bool {
+        let known = |model: &Self| model.revision.clone().filter(|revision| !revision.is_empty());
+        let revisions = known(self).zip(known(other)).is_none_or(|(a, b)| a == b);
+        let same = |a: &Self, b: &Self| (&a.name, a.dim, &a.pooling, &a.prompts) == (&b.name, b.dim, &b.pooling, &b.prompts);
+        revisions && same(self, other)
+    }
+
+    fn spell(&self) -> String {
+        let revision = self.revision.as_deref().filter(|revision| !revision.is_empty());
+        let revision = revision.map_or_else(String::new, |revision| format!(" at revision {revision}"));
+        format!("{}{revision} ({} dimensions, {} pooling, prompts {})", self.name, self.dim, self.pooling, self.prompts)
+    }
+}
+
+/// One published version of a library's table.
+#[derive(Debug)]
+pub struct Snapshot {
+    table: Table,
+    schema: SchemaRef,
+    /// LanceDB's number of the version.
+    pub version: u64,
+    /// How many passages it holds.
+    pub rows: usize,
+    /// The Delta table that it mirrors: table, version, columns, counts.
+    pub source: Value,
+    /// Which model made the vectors.
+    pub model: Model,
+    has_text_index: bool,
+    has_vector_index: bool,
+}
+
+/// A library that is being served.
+///
+/// LanceDB's work runs on the threads of `runtime`, so that whoever waits for it can do something else.
+#[derive(Debug)]
+pub struct Library {
+    place: Place,
+    name: String,
+    runtime: Handle,
+    current: Mutex<Arc<Snapshot>>,
+}
+
+impl Library {
+    /// Opens the published version of a table.
+    pub async fn open(path: &str, name: &str, runtime: Handle) -> Result<Self> {
+        check_name(name)?;
+        let (place, name) = (Place::new(expand(path))?, name.to_owned());
+        let opened = {
+            let (place, name) = (place.clone(), name.clone());
+            runtime.spawn(async move { Snapshot::open(&place, &name).await })
+        };
+        let snapshot = opened.await.context("opening the library")??;
+        Ok(Self { place, name, runtime, current: Mutex::new(Arc::new(snapshot)) })
+    }
+
+    /// Returns the version that is served now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serves the version that is published now; returns whether it is another. Searches that run keep theirs.
+    pub async fn follow(&self) -> Result<bool> {
+        let (place, name, current) = (self.place.clone(), self.name.clone(), self.snapshot());
+        let followed = self.runtime.spawn(async move {
+            if current.published().await? == Some(current.version) {
+                return Ok(None);
+            }
+            let next = Snapshot::open(&place, &name).await?;
+            ensure!(
+                next.model.fits(&current.model),
+                "the new version was embedded with {}, not with {}; start the service anew",
+                next.model.spell(),
+                current.model.spell()
+            );
+            Ok(Some(next))
+        });
+        let Some(next) = followed.await.context("following the library")?? else { return Ok(false) };
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        Ok(true)
+    }
+
+    /// Returns an error where the library's vectors were made by another model.
+    pub fn check_model(&self, model: &Model) -> Result<()> {
+        let made = self.snapshot().model.clone();
+        ensure!(
+            made.fits(model),
+            "the library {} (table {:?}) was embedded with {}, not with {}",
+            self.place.path,
+            self.name,
+            made.spell(),
+            model.spell()
+        );
+        Ok(())
+    }
+
+    /// Returns the passages that answer a query best.
+    pub async fn search(&self, query: Query) -> Result<Vec<Hit>, adventures::Error> {
+        let snapshot = self.snapshot();
+        let found = self.runtime.spawn(async move { search::search(&snapshot, &query).await });
+        found.await.unwrap_or_else(|problem| Err(adventures::Error::Busy(format!("the search was stopped: {problem}"))))
+    }
+}
+
+impl Snapshot {
+    async fn open(place: &Place, name: &str) -> Result<Self> {
+        let uri = place.uri();
+        let place = format!("{} (table {name:?})", place.path);
+        if !uri.contains("://") && !Path::new(&uri).is_dir() {
+            bail!("no library at {place}: make one with `adventures sync`");
+        }
+        let db = lancedb::connect(&uri).execute().await.with_context(|| format!("opening the library {place}"))?;
+        let table = match db.open_table(name).execute().await {
+            Err(lancedb::Error::TableNotFound { .. }) => bail!("no library at {place}: make one with `adventures sync`"),
+            opened => opened.with_context(|| format!("opening the library {place}"))?,
+        };
+        let Some(version) = published(&table).await? else {
+            bail!("nothing was published of the library {place}: its first sync is not done")
+        };
+        table.checkout(version).await?;
+        let schema = table.schema().await?;
+        let Some(record) = schema.metadata().get("adventures") else {
+            bail!("{place} was not written by adventures");
+        };
+        let record: Value = serde_json::from_str(record).with_context(|| format!("the record of {place}"))?;
+        let format = record.get("format").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        ensure!(format <= FORMAT, "{place} has format {format}, this version reads up to {FORMAT}: update the service");
+        let model = Model::deserialize(&record["model"]).with_context(|| format!("the record of {place}"))?;
+        let indices = table.list_indices().await?;
+        let indexed = |column: &str| indices.iter().any(|index| index.columns.iter().any(|name| name == column));
+        let (has_text_index, has_vector_index) = (indexed("text"), indexed("vector"));
+        let rows = table.count_rows(None).await?;
+        let source = source(&schema);
+        Ok(Self { table, schema, version, rows, source, model, has_text_index, has_vector_index })
+    }
+
+    async fn published(&self) -> Result<Option<u64>> {
+        published(&self.table).await
+    }
+
+    /// Returns the columns that filters may name, with their types.
+    pub fn columns(&self) -> Vec<(String, String)> {
+        let columns = filter::columns(&self.schema);
+        columns.iter().map(|(_, field)| (field.name().clone(), field.data_type().to_string())).collect()
+    }
+}
+
+async fn published(table: &Table) -> Result<Option<u64>> {
+    Ok(table.tags().await?.list().await?.get(TAG).map(|tag| tag.version))
+}
+
+/// What the schema says of the Delta table.
+fn source(schema: &Schema) -> Value {
+    let raw = schema.field_with_name("id").ok().and_then(|field| field.metadata().get("adventures.source"));
+    raw.and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_else(|| json!({}))
+}
+
+/// Where a library is.
+#[derive(Debug, Clone)]
+struct Place {
+    path: String,
+    /// A link of a plain name. Of other names LanceDB writes %xx in places, and looks for tags in a folder of that name.
+    link: Option<Arc<TempDir>>,
+}
+
+impl Place {
+    fn new(path: String) -> Result<Self> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_./ -".contains(c);
+        let whole = std::path::absolute(&path).with_context(|| format!("the library {path}"))?;
+        if path.contains("://") || !whole.is_dir() || whole.to_string_lossy().chars().all(plain) {
+            return Ok(Self { path, link: None });
+        }
+        let what = || format!("linking to the library {path}");
+        let folder = tempfile::Builder::new().prefix("adventures-").tempdir().with_context(what)?;
+        std::os::unix::fs::symlink(&whole, folder.path().join("library")).with_context(what)?;
+        Ok(Self { path, link: Some(Arc::new(folder)) })
+    }
+
+    fn uri(&self) -> String {
+        match &self.link {
+            Some(folder) => folder.path().join("library").to_string_lossy().into_owned(),
+            None => self.path.clone(),
+        }
+    }
+}
+
+fn expand(path: &str) -> String {
+    match (path.strip_prefix("~/"), std::env::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest).to_string_lossy().into_owned(),
+        _ => path.to_owned(),
+    }
+}

@@ -1,0 +1,57 @@
+//! `adventures-server`: cited chat over HTTP.
+
+use adventures_server::http;
+use adventures_server::options::{Flags, LogFormat, Options};
+use clap::Parser;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let probe = flags.probe;
+    let options = match flags.options() {
+        Ok(options) => options,
+        Err(problem) => return fail(&problem, 2),
+    };
+    if probe {
+        return match http::probe(options.host, options.port) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => fail(&problem, 1),
+        };
+    }
+    if let Err(problem) = log(&options) {
+        return fail(&problem, 2);
+    }
+    // LanceDB's work, and loading models, is done beside the threads that answer requests.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(problem) => return fail(&problem.into(), 1),
+    };
+    let handle = runtime.handle().clone();
+    let served = actix_web::rt::System::new().block_on(http::serve(options, handle));
+    runtime.shutdown_background();
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => fail(&problem, 1),
+    }
+}
+
+/// Tells what went wrong, in one line.
+fn fail(problem: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("adventures-server: {problem:#}");
+    ExitCode::from(code)
+}
+
+fn log(options: &Options) -> anyhow::Result<()> {
+    let text = match options.log_format {
+        Some(format) => format == LogFormat::Text,
+        None => std::io::stderr().is_terminal(),
+    };
+    // Of its own parts a LanceDB tells more than anybody wants.
+    let filter = EnvFilter::try_new(format!("lance=warn,lancedb=warn,datafusion=warn,{}", options.log))
+        .map_err(|problem| anyhow::anyhow!("log {:?}: {problem}", options.log))?;
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    if text { lines.with_target(false).init() } else { lines.json().flatten_event(true).with_current_span(false).init() }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What is served: models and a library, loaded in the background.
+
+use crate::embedding::Embedding;
+use crate::library::{Library, Model};
+use crate::models::{self, Located};
+use crate::options::Options;
+use adventures::{Embedder, EmbedderOptions, Generator, GeneratorOptions, Kind, Profile};
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+/// The embedder of a service without a library and without `--embedder`.
+const EMBEDDER: &str = "all-minilm-l6-v2";
+
+/// All that answers need.
+#[derive(Debug)]
+pub struct Service {
+    /// What embeds.
+    pub embedder: Embeds,
+    /// What writes; `None` where nothing is to be written.
+    pub generator: Option<Writes>,
+    /// What is searched; `None` where the model answers from itself.
+    pub library: Option<Library>,
+    /// The cosine similarity below which a passage is not about a question.
+    pub min_similarity: f32,
+}
+
+/// A model that embeds.
+#[derive(Debug)]
+pub struct Embeds {
+    /// What it is called.
+    pub name: String,
+    /// The length of a vector.
+    pub dim: usize,
+    /// How many tokens of a text it reads.
+    pub max_tokens: usize,
+    /// Where texts are sent to.
+    pub batches: Embedding,
+}
+
+/// A model that writes.
+pub struct Writes {
+    /// What it is called.
+    pub name: String,
+    /// How it is prompted.
+    pub profile: Profile,
+    /// The model.
+    pub model: Generator,
+}
+
+impl std::fmt::Debug for Writes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writes").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// Returns the model that writes.
+    pub fn writes(&self) -> adventures::Result<&Writes> {
+        let missing = || adventures::Error::NotFound("this service has no model that writes".into());
+        self.generator.as_ref().ok_or_else(missing)
+    }
+
+    /// Loads models and library, side by side.
+    pub async fn load(options: &Options, runtime: Handle) -> Result<Self> {
+        let writes = options.generator.clone().map(|spec| {
+            let options = options.clone();
+            runtime.spawn_blocking(move || Writes::load(&spec, &options))
+        });
+        let library = match &options.library {
+            None => None,
+            Some(path) => Some(Library::open(path, &options.table, runtime.clone()).await?),
+        };
+        let made = library.as_ref().map(|library| library.snapshot().model.name.clone());
+        let spec = options.embedder.clone().or(made).unwrap_or_else(|| EMBEDDER.into());
+        let threads = options.threads;
+        let embeds = runtime.spawn_blocking(move || load_embedder(&spec, threads));
+        let (embedder, model, least) = embeds.await.context("loading the embedder")??;
+        if let Some(library) = &library {
+            library.check_model(&model)?;
+        }
+        let generator = match writes {
+            None => None,
+            Some(writes) => Some(writes.await.context("loading the generator")??),
+        };
+        let min_similarity = options.min_similarity.or(least).unwrap_or(-1.0);
+        Ok(Self { embedder, generator, library, min_similarity })
+    }
+}
+
+/// Returns the embedder, what a library must have been made with, and the similarity that its catalogue entry states.
+fn load_embedder(spec: &str, threads: Option<usize>) -> Result<(Embeds, Model, Option<f32>)> {
+    let Located { path, name, revision, profile, adapters } = models::locate(spec)?;
+    let text = |key: &str| profile.get(key).and_then(Value::as_str).map(str::to_owned);
+    let options = EmbedderOptions {
+        threads,
+        max_tokens: profile.get("max_tokens").and_then(Value::as_u64).map(|n| n as usize),
+        query_prefix: text("query_prefix"),
+        passage_prefix: text("passage_prefix"),
+        pooling: text("pooling"),
+        adapters,
+        ..EmbedderOptions::default()
+    };
+    let embedder = Embedder::load(&path, &options).with_context(|| format!("the embedder {name}"))?;
+    let prompts = json!({"query": embedder.prefix(Kind::Query), "passage": embedder.prefix(Kind::Passage)});
+    let (dim, max_tokens, pooling) = (embedder.dim(), embedder.max_tokens(), embedder.pooling().name().to_owned());
+    let model = Model { name: name.clone(), revision: Some(revision), dim, pooling, prompts };
+    let least = profile.get("min_similarity").and_then(Value::as_f64).map(|x| x as f32);
+    let batches = Embedding::start(Arc::new(embedder)).context("starting the embedder's thread")?;
+    Ok((Embeds { name, dim, max_tokens, batches }, model, least))
+}
+
+impl Writes {
+    fn load(spec: &str, options: &Options) -> Result<Self> {
+        let Located { path, name, profile, adapters, .. } = models::locate(spec)?;
+        let settings = GeneratorOptions {
+            threads: options.threads,
+            context: options.context,
+            slots: Some(options.slots),
+            prefix_bytes: Some(options.prefix_bytes),
+            adapters,
+            ..GeneratorOptions::default()
+        };
+        let model = Generator::load(&path, &settings).with_context(|| format!("the generator {name}"))?;
+        let profile = Profile::read(name.as_str(), &profile)?;
+        Ok(Self { name, profile, model })
+    }
+}

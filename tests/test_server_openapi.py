@@ -1,0 +1,54 @@
+"""The service against its own description: requests made from it, thousands of them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+
+from serving import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import adventures as adv
+
+# For each route; 5,000 with SERVER_FUZZ=full.
+EXAMPLES = 5_000 if os.environ.get("SERVER_FUZZ") == "full" else 60
+MODELS = ["default", "smollm2-135m-instruct", "all-minilm-l6-v2"]
+
+
+@pytest.fixture(scope="module")
+def server(stock: adv.Library) -> Iterator[Server]:
+    with Server("--library", stock.path, "--max-tokens", "2", "--queue", "1000") as server:
+        yield server
+
+
+@pytest.fixture
+def api(server: Server) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_dict(server.get("/openapi.json").json() | {"servers": [{"url": server.url}]})
+
+
+schema = schemathesis.pytest.from_fixture("api")
+
+
+@schema.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_no_request_breaks_the_service(case: schemathesis.Case, server: Server) -> None:
+    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+        # Most would fail on the name of the model alone.
+        case.body["model"] = MODELS[len(case.body["model"]) % 3]
+    response = case.call(base_url=server.url, timeout=60)
+    case.validate_response(response, checks=(not_a_server_error,))
+    assert response.status_code in {200, 400, 404, 405, 413, 415, 429}, response.text
+    if response.status_code >= 400 and response.status_code != 405:
+        assert response.json()["error"]["message"]
+
+
+def test_it_is_still_there(server: Server) -> None:
+    assert server.get("/ready").status == 200
+    assert server.process.poll() is None
