@@ -19,7 +19,7 @@ pub use device::{device, threads};
 pub use embedder::{Embedder, EmbedderOptions, Embeddings, Kind, Pooling};
 pub use error::{Error, Result};
 pub use generator::{
-    Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next, TokenLogprob,
+    EngineLoad, Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next, TokenLogprob,
 };
 pub use models::decoder::Quantize;
 pub use sampling::SamplingOptions;

@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::logprob::Logits;
-use super::{Finish, GenerateOptions, Generation, Generator, GeneratorOptions, Next};
+use super::{EngineLoad, Finish, GenerateOptions, Generation, Generator, GeneratorOptions, Next};
 use crate::error::Result;
 use crate::models::{CausalLm, Run};
 use crate::sampling::SamplingOptions;
@@ -513,4 +513,45 @@ fn a_task_may_run_where_it_is_woken() {
     assert!(generation.poll_next(&mut Context::from_waker(&waker)).is_pending());
     *eager.0.lock().unwrap() = Some(generation);
     eager.1.wait(0);
+}
+
+/// Waits until the load is that of `want`.
+fn wait_for(generator: &Generator, want: EngineLoad) {
+    let start = Instant::now();
+    while generator.engine_load() != want {
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}, not {want:?}", generator.engine_load());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_load_says_who_waits_is_read_and_is_written() {
+    let load = |waiting, reading, writing| EngineLoad { waiting, reading, writing };
+    // Two slots, and five answers that come at once: while the first prompt is read, nobody has gone on.
+    let Some((generator, _)) = generator(&"x".repeat(500), 999, Duration::from_millis(20)) else { return };
+    assert_eq!(generator.engine_load(), load(0, 0, 0));
+    let mut open: Vec<_> = (0..5).map(|_| generator.complete("", options(400, &[])).unwrap()).collect();
+    let now = generator.engine_load();
+    assert_eq!(now.waiting + now.reading + now.writing, 5);
+    assert!(now.waiting >= 3, "{now:?}");
+    // Readers that do not read give their slots away; the answers are still there.
+    wait_for(&generator, load(0, 0, 5));
+    // A reader that is gone and one that says so.
+    drop(open.remove(0));
+    open[0].close();
+    wait_for(&generator, load(0, 0, 3));
+    drop(open);
+    wait_for(&generator, load(0, 0, 0));
+}
+
+#[test]
+fn who_sees_the_end_finds_the_slot_free() {
+    for text in ["ab", "ab!"] {
+        let Some((generator, _)) = generator(text, 100, Duration::ZERO) else { return };
+        for _ in 0..50 {
+            let mut generation = generator.complete("", options(99, &[])).unwrap();
+            while !matches!(generation.next(Duration::from_secs(5)), Ok(Next::End) | Err(_)) {}
+            assert_eq!(generator.engine_load(), EngineLoad::default());
+        }
+    }
 }
