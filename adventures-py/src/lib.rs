@@ -1,6 +1,7 @@
 //! What Python sees of adventures.
 
 mod boundary;
+mod chat;
 mod convert;
 mod embedder;
 mod error;
@@ -14,6 +15,8 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _adventures {
     #[pymodule_export]
+    use crate::chat::{CitationFilter, Profile, Prompt, leans};
+    #[pymodule_export]
     use crate::embedder::{Embedder, Embeddings};
     #[pymodule_export]
     use crate::error::{AdventuresError, BusyError, TruncationWarning};
@@ -25,6 +28,7 @@ mod _adventures {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("NOT_FOUND", adventures::NOT_FOUND)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -50,6 +50,10 @@ pub(crate) fn device<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
     text("device", value)
 }
 
+pub(crate) fn system<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str>> {
+    text_or_none("system", value)
+}
+
 /// Returns what matrices are rounded to.
 pub(crate) fn quantize(value: &Bound<'_, PyAny>) -> PyResult<Option<Quantize>> {
     let name = text_or_none("quantize", value)?;
@@ -86,16 +90,21 @@ pub(crate) fn schema(value: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     if value.is_none() {
         return Ok(None);
     }
-    let Ok(schema) = value.cast::<PyDict>() else {
+    if !value.is_instance_of::<PyDict>() {
         let (shown, type_name) = (shown(value), type_name(value));
         return Err(PyTypeError::new_err(format!("schema={shown}: expected a JSON schema as a dict, not {type_name}")));
-    };
+    }
+    json("schema", value).map(Some)
+}
+
+/// Returns the JSON of a value; `name` is what an error calls it.
+pub(crate) fn json(name: &str, value: &Bound<'_, PyAny>) -> PyResult<String> {
     let py = value.py();
     let options = [("allow_nan", false)].into_py_dict(py)?;
-    let json = py.import("json")?.call_method("dumps", (schema,), Some(&options));
+    let json = py.import("json")?.call_method("dumps", (value,), Some(&options));
     // What json cannot write raises one of these; an interrupt and the like goes on as it is.
     let json = json.map_err(|e| {
-        let named = format!("schema: not JSON: {}", e.value(py));
+        let named = format!("{name}: not JSON: {}", e.value(py));
         if e.is_instance_of::<PyTypeError>(py) {
             PyTypeError::new_err(named)
         } else if e.is_instance_of::<PyValueError>(py) || e.is_instance_of::<PyRecursionError>(py) {
@@ -104,7 +113,7 @@ pub(crate) fn schema(value: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
             e
         }
     })?;
-    json.extract().map(Some)
+    json.extract()
 }
 
 /// Returns the ids of an iterable.

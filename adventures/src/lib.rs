@@ -1,6 +1,7 @@
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests state exact numbers"))]
 //! Self-hosted retrieval-augmented chat without torch: embeddings and generation on plain CPUs.
 
+mod chat;
 pub mod checkpoint;
 mod device;
 mod embedder;
@@ -15,11 +16,12 @@ mod split;
 mod template;
 pub mod tokenizer;
 
+pub use chat::{CitationFilter, Example, NOT_FOUND, Profile, Prompt, PromptRequest, Turn, leans};
 pub use device::{device, threads};
 pub use embedder::{Embedder, EmbedderOptions, Embeddings, Kind, Pooling};
 pub use error::{Error, Result};
 pub use generator::{
-    Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next, TokenLogprob,
+    EngineLoad, Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next, TokenLogprob,
 };
 pub use models::decoder::Quantize;
 pub use sampling::SamplingOptions;

@@ -1,6 +1,6 @@
 """The Rust core: what computes."""
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, Self, final
@@ -9,16 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "NOT_FOUND",
     "AdventuresError",
     "BusyError",
+    "CitationFilter",
     "Embedder",
     "Embeddings",
     "Generation",
     "GenerationStats",
     "Generator",
+    "Profile",
+    "Prompt",
     "TokenLogprob",
     "TruncationWarning",
     "__version__",
+    "leans",
 ]
 
 __version__: str
@@ -403,3 +408,92 @@ class Generator:
         """Returns how many tokens a text has."""
     def count_prompt(self, messages: str | Iterable[Mapping[str, str]], *, prefix: str = "") -> int:
         """Returns how many tokens `generate` would read."""
+
+NOT_FOUND: str
+"""The answer to a question that nothing in the library is about."""
+
+def leans(question: str) -> bool:
+    """Whether an English question is understood only after the one before it."""
+
+@final
+class Profile:
+    """How to prompt a model, as its catalogue entry says.
+
+    A large model gets rules and numbered passages; a small one what was found to work: few passages, worked examples,
+    an answer that has begun.
+    """
+
+    @staticmethod
+    def of(generator: Generator) -> Profile:
+        """Returns the profile of a generator's catalogue entry; the plain one where it has none.
+
+        Raises:
+            ValueError: The entry has a field of the wrong kind.
+        """
+    @property
+    def passages(self) -> int | None:
+        """How many go into a prompt at most; None for as many as were found and fit."""
+    @property
+    def prefix(self) -> str:
+        """What each answer begins with."""
+
+@final
+class Prompt:
+    """What a generator reads."""
+
+    @staticmethod
+    def build(
+        generator: Generator,
+        profile: Profile,
+        *,
+        question: str,
+        passages: Sequence[str],
+        history: Sequence[tuple[str, str]] = ...,
+        system: str | None = None,
+        reserve: int = 512,
+    ) -> Prompt:
+        """Returns the longest prompt that fits: what does not fit goes, the oldest turn first, then the last passage.
+
+        Args:
+            generator: Counts, and knows its context.
+            profile: How to prompt it.
+            question: The question.
+            passages: What was found, best first; at least one.
+            history: Earlier questions and their answers, the oldest first.
+            system: Replaces the persona, or the profile's instruction.
+            reserve: Tokens to leave for the answer; a quarter of the context at most is left.
+
+        Raises:
+            ValueError: The question with one passage is longer than the context.
+        """
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation, the question last."""
+    @property
+    def passages(self) -> int:
+        """How many of the passages are in it."""
+    @property
+    def dropped(self) -> int:
+        """How many did not fit into the context."""
+
+@final
+class CitationFilter:
+    """Passes a text on piece by piece, holding back what may become a citation until it is clear what it is.
+
+    `[1]`, `[^1]`, `[1, 2]`, `[1-3]`, `[Passage 1]` and the same in other brackets come out as `[1]` or `[1][2]`;
+    numbers that were not given are left out, with the blanks before them. Other brackets are text like any other.
+    However the text is cut into pieces, what comes out is the same.
+
+    Args:
+        count: How many passages were given; they are numbered from 1.
+        always: Whether a text that cites nothing ends with `[1]`.
+    """
+
+    def __new__(cls, count: int, *, always: bool = False) -> Self: ...
+    @property
+    def cited(self) -> list[int]:
+        """The numbers that were cited so far, in the order of their first mention."""
+    def feed(self, piece: str) -> str:
+        """Returns the text that is decided now."""
+    def finish(self) -> str:
+        """Returns what is left at the end of the text: nothing of a citation that was cut off, no blanks."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Self
 
-from adventures.citations import CitationFilter
+from adventures._adventures import NOT_FOUND, CitationFilter, Profile, Prompt, leans
+from adventures.filters import check_unicode
 from adventures.models.catalogue import find
-from adventures.prompt import Profile, Turn, build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -16,20 +15,7 @@ if TYPE_CHECKING:
     from adventures._adventures import Generation, GenerationStats, Generator, TokenLogprob
     from adventures.library import Hit, Library
 
-NOT_FOUND = "The library holds nothing on that."
-"""The answer to a question that nothing in the library is about."""
-
-_ANAPHORA = re.compile(r"\b(it|its|it's|this|these|those|them|they|their|he|him|his|she|her)\b", re.IGNORECASE)
-# Words that point back in a short question, and do something else in a longer one.
-_MAYBE = re.compile(r"\b(that|one|ones|there|same|instead|else|another)\b", re.IGNORECASE)
-_CONTINUES = re.compile(
-    r"\s*(and|or|but|why|how come|what about|how about|what if|what else|which of|really|tell me more)\b",
-    re.IGNORECASE,
-)
-# On the demo's questions, each followed by 15 such questions, the two together find the right row first in 86 of 100
-# cases; the second alone finds it by chance.
-_SHORT = 9
-_SHORTER = 6
+__all__ = ["NOT_FOUND", "Answer", "Chat"]
 
 
 class Chat:
@@ -85,7 +71,7 @@ class Chat:
         self.min_similarity = _threshold(library) if min_similarity is None else min_similarity
         self.options = options
         self._profile = Profile.of(generator)
-        self._turns: list[Turn] = []
+        self._turns: list[tuple[str, str]] = []
         self._topic = ""
 
     def ask(self, question: str, *, where: Mapping[str, object] | None = None) -> Answer:
@@ -104,7 +90,7 @@ class Chat:
         relevant = [hit for hit in hits if hit.similarity >= self.min_similarity]
         if not relevant:
             return Answer(question, hits, [])
-        prompt = build(
+        prompt = Prompt.build(
             self.generator,
             self._profile,
             question=question,
@@ -121,7 +107,7 @@ class Chat:
             generation=generation,
             dropped=prompt.dropped,
             always_cites=self._profile.passages == 1,
-            when_done=lambda text: self._turns.append(Turn(question, text)),
+            when_done=lambda text: self._turns.append((question, text)),
         )
 
     def reset(self) -> None:
@@ -132,8 +118,10 @@ class Chat:
     def _search(self, question: str, where: Mapping[str, object] | None) -> list[Hit]:
         """The hits of a question; of one that leans on the question before, together with that."""
         # What is no question leans on nothing: the library refuses it.
-        if self._topic and isinstance(question, str) and question.strip() and _leans(question):
-            return self.library.search(f"{self._topic} {question}", self.k, hybrid=self.hybrid, where=where)
+        if self._topic and isinstance(question, str) and question.strip():
+            check_unicode(question, "the query")
+            if leans(question):
+                return self.library.search(f"{self._topic} {question}", self.k, hybrid=self.hybrid, where=where)
         hits = self.library.search(question, self.k, hybrid=self.hybrid, where=where)
         self._topic = question
         return hits
@@ -168,11 +156,9 @@ class Answer:
         self.sources = sources
         self.dropped = dropped
         self._generation = generation
-        self._filter = CitationFilter(len(sources))
-        self._always_cites = always_cites
+        self._filter = CitationFilter(len(sources), always=always_cites)
         self._when_done = when_done
         self._written: list[str] = []
-        self._cited: list[int] = []
         self._pieces = self._write() if generation is not None else iter([NOT_FOUND])
 
     @property
@@ -183,7 +169,7 @@ class Answer:
     @property
     def citations(self) -> list[int]:
         """The numbers cited so far, in the order of their first mention; all of them after the end."""
-        return list(self._cited)
+        return self._filter.cited
 
     @property
     def stats(self) -> GenerationStats | None:
@@ -227,15 +213,9 @@ class Answer:
     def _write(self) -> Iterator[str]:
         assert self._generation is not None
         for piece in self._generation:
-            text = self._filter.feed(piece)
-            self._cited = self._filter.cited
-            if text:
+            if text := self._filter.feed(piece):
                 yield text
-        text = self._filter.finish()
-        if self._always_cites and not self._cited:
-            text += " [1]"
-            self._cited = [1]
-        if text:
+        if text := self._filter.finish():
             yield text
         self._finish()
 
@@ -243,16 +223,6 @@ class Answer:
         done, self._when_done = self._when_done, None
         if done is not None and self._written:
             done("".join(self._written))
-
-
-def _leans(question: str) -> bool:
-    """Whether a question is understood only after the one before it."""
-    words = question.split()
-    if any(word[:1].isupper() and not re.match(r"I\b", word) for word in words[1:]):
-        return False  # It names somebody or something.
-    if len(words) <= 3 or (len(words) <= _SHORTER and _MAYBE.search(question)):
-        return True
-    return len(words) <= _SHORT and bool(_ANAPHORA.search(question) or _CONTINUES.match(question))
 
 
 def _threshold(library: Library) -> float:

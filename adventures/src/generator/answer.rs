@@ -1,6 +1,7 @@
 //! One answer, as the engine has it: a prompt that is read in pieces, then a token at a time.
 
 use super::generation::Finish;
+use super::load::Place;
 use super::logprob::Logits;
 use super::lookup::Lookup;
 use super::stop::StopFinder;
@@ -51,10 +52,12 @@ pub(super) struct Answer {
     run: Option<Box<dyn Run>>,
     /// Tokens to be read next: the last one generated, and guesses at what follows.
     next: Vec<u32>,
+    /// The last to be dropped: who is counted no more has freed its cache.
+    pub(super) place: Place,
 }
 
 impl Answer {
-    pub(super) fn new(job: Job, stream: Arc<Stream>) -> Self {
+    pub(super) fn new(job: Job, stream: Arc<Stream>, place: Place) -> Self {
         Self {
             stream,
             stepped: 0,
@@ -71,7 +74,15 @@ impl Answer {
             lookup: job.prompt_lookup.then(Lookup::default),
             run: None,
             next: Vec::new(),
+            place,
         }
+    }
+
+    /// Ends the answer; a reader who sees the end finds its slot free.
+    pub(super) fn end(self, result: Result<Finish>) {
+        let stream = Arc::clone(&self.stream);
+        drop(self);
+        stream.end(result);
     }
 
     /// Returns whether reading the prompt has begun.
@@ -163,7 +174,7 @@ impl Answer {
         let said = self.logprobs.map(|n| (n, Logits::new(&logits)));
         let id = self.sampler.sample(&mut logits, &self.history, self.prompt_tokens)?;
         if self.tokenizer.is_end(id) {
-            return Ok(Some(self.end(Finish::Stop)));
+            return Ok(Some(self.flush(Finish::Stop)));
         }
         self.history.push(id);
         let generated = self.history.len() - self.prompt_tokens;
@@ -180,10 +191,10 @@ impl Answer {
             return Ok(Some(Finish::StopString));
         }
         if self.sampler.is_done() {
-            return Ok(Some(self.end(Finish::Stop)));
+            return Ok(Some(self.flush(Finish::Stop)));
         }
         if generated == self.max_tokens {
-            return Ok(Some(self.end(Finish::Length)));
+            return Ok(Some(self.flush(Finish::Length)));
         }
         self.next = vec![id];
         Ok(None)
@@ -192,11 +203,11 @@ impl Answer {
     /// Ends the answer where its last token cannot be read.
     fn full(&mut self, lm: &dyn CausalLm) -> Option<Finish> {
         let full = self.run.as_ref().is_some_and(|run| run.len() == lm.context());
-        full.then(|| self.end(Finish::Context))
+        full.then(|| self.flush(Finish::Context))
     }
 
     /// Sends what was held back.
-    fn end(&mut self, finish: Finish) -> Finish {
+    fn flush(&mut self, finish: Finish) -> Finish {
         let (piece, stopped) = self.stop.push(&self.text.finish());
         let rest = if stopped { String::new() } else { self.stop.finish() };
         self.stream.send(piece + &rest);

@@ -6,6 +6,7 @@
 
 use super::answer::{Answer, Job};
 use super::generation::{Finish, Generation};
+use super::load::{Counts, EngineLoad, Phase, Place};
 use super::stream::{Bell, Stream};
 use crate::error::{Error, Result, message};
 use crate::models::{CausalLm, Step};
@@ -20,6 +21,7 @@ pub(super) struct Engine {
     lm: Arc<dyn CausalLm>,
     slots: usize,
     inbox: Arc<Inbox>,
+    counts: Counts,
 }
 
 #[derive(Default)]
@@ -30,7 +32,7 @@ struct Inbox {
 
 #[derive(Default)]
 struct Waiting {
-    jobs: Vec<(Job, Arc<Stream>)>,
+    jobs: Vec<(Job, Arc<Stream>, Place)>,
     /// Whether there is a thread.
     runs: bool,
     /// Whether no more jobs will come.
@@ -45,7 +47,11 @@ impl Inbox {
 
 impl Engine {
     pub(super) fn new(lm: Arc<dyn CausalLm>, slots: usize) -> Self {
-        Self { lm, slots, inbox: Arc::default() }
+        Self { lm, slots, inbox: Arc::default(), counts: Counts::default() }
+    }
+
+    pub(super) fn load(&self) -> EngineLoad {
+        self.counts.now()
     }
 
     pub(super) fn start(&self, job: Job) -> Result<Generation> {
@@ -61,7 +67,7 @@ impl Engine {
                 .map_err(|e| Error::io("starting the engine's thread", e))?;
             waiting.runs = true;
         }
-        waiting.jobs.push((job, Arc::clone(&stream)));
+        waiting.jobs.push((job, Arc::clone(&stream), self.counts.enter()));
         drop(waiting);
         self.inbox.bell.ring();
         Ok(Generation::new(stream))
@@ -90,7 +96,8 @@ impl Worker {
             let rings = self.inbox.bell.rings();
             {
                 let mut waiting = self.inbox.state();
-                self.answers.extend(waiting.jobs.drain(..).map(|(job, stream)| Answer::new(job, stream)));
+                let jobs = waiting.jobs.drain(..);
+                self.answers.extend(jobs.map(|(job, stream, place)| Answer::new(job, stream, place)));
                 if waiting.closed && self.answers.is_empty() {
                     return;
                 }
@@ -104,7 +111,7 @@ impl Worker {
                 Err(panic) => {
                     let problem = message(&*panic);
                     for answer in self.answers.drain(..) {
-                        answer.stream.end(Err(internal(problem)));
+                        answer.end(Err(internal(problem)));
                     }
                 }
             }
@@ -119,7 +126,12 @@ impl Worker {
         let free = self.answers.iter().filter(busy).count() < self.slots;
         let first = self.answers.iter_mut().position(|answer| !answer.is_writing() && (free || answer.has_begun()));
         let Some(i) = first else { return false };
-        let result = guard(|| self.answers[i].read(lm));
+        let answer = &mut self.answers[i];
+        answer.place.go_on(Phase::Reading);
+        let result = guard(|| answer.read(lm));
+        if answer.is_writing() {
+            answer.place.go_on(Phase::Writing);
+        }
         self.settle(i, result);
         true
     }
@@ -178,7 +190,7 @@ impl Worker {
             Ok(Some(finish)) => Ok(finish),
             Err(error) => Err(error),
         };
-        self.answers.remove(i).stream.end(end);
+        self.answers.remove(i).end(end);
     }
 }
 

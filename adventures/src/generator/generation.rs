@@ -4,6 +4,7 @@ use super::logprob::TokenLogprob;
 use super::stream::Stream;
 use crate::error::Result;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// Why an answer ended.
@@ -89,6 +90,13 @@ impl Generation {
     /// An error ends the answer: what comes after it is [`Next::End`].
     pub fn next(&mut self, timeout: Duration) -> Result<Next> {
         self.stream.next(timeout)
+    }
+
+    /// Returns more text, `None` at the end; where there is neither yet, the task of `context` is woken when there is.
+    ///
+    /// No thread waits. Of several tasks that asked in vain, the last is woken. An error ends the answer.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<String>>> {
+        self.stream.poll_next(context)
     }
 
     /// Stops the model within one step, or one piece of the prompt. What was not read yet is dropped.

@@ -3,6 +3,7 @@
 mod answer;
 mod engine;
 mod generation;
+mod load;
 mod logprob;
 mod lookup;
 mod stop;
@@ -11,6 +12,7 @@ mod stream;
 mod tests;
 
 pub use generation::{Finish, Generation, GenerationStats, Next};
+pub use load::EngineLoad;
 pub use logprob::TokenLogprob;
 
 use crate::checkpoint::Checkpoint;
@@ -177,6 +179,11 @@ impl Generator {
     /// Returns how many bytes are used by what is kept of prompts for prompts that begin alike.
     pub fn kept_bytes(&self) -> usize {
         self.lm.kept_bytes()
+    }
+
+    /// Returns how many answers wait, are read and are written now.
+    pub fn engine_load(&self) -> EngineLoad {
+        self.engine.load()
     }
 
     /// Returns how many threads compute.

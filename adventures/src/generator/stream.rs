@@ -5,6 +5,7 @@ use super::logprob::TokenLogprob;
 use crate::error::Result;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// How far the model may run ahead of its reader, in pieces: little, so that it stops with a reader that was interrupted.
@@ -50,6 +51,8 @@ struct State {
     over: bool,
     /// Nothing more is read.
     closed: bool,
+    /// Of the task that waits for a change.
+    waker: Option<Waker>,
     stats: GenerationStats,
     /// One for each token generated; `None` where nobody asked.
     logprobs: Option<Vec<TokenLogprob>>,
@@ -70,12 +73,23 @@ impl Stream {
             finish: None,
         };
         let logprobs = logprobs.then(Vec::new);
-        let state = State { pieces: VecDeque::new(), over: false, closed: false, stats, logprobs };
+        let state = State { pieces: VecDeque::new(), over: false, closed: false, waker: None, stats, logprobs };
         Self { state: Mutex::new(state), arrived: Condvar::new(), bell, started: Instant::now() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the reader of a change, in whichever way it waits.
+    fn announce(&self, mut state: MutexGuard<'_, State>) {
+        let waker = state.waker.take();
+        // Woken without the lock: a waker may run its task at once.
+        drop(state);
+        self.arrived.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     // The reader's side.
@@ -92,6 +106,25 @@ impl Stream {
         piece.map(Next::Piece)
     }
 
+    pub(super) fn poll_next(&self, context: &Context<'_>) -> Poll<Option<Result<String>>> {
+        let mut state = self.state();
+        if let Some(piece) = state.pieces.pop_front() {
+            drop(state);
+            self.bell.ring();
+            return Poll::Ready(Some(piece));
+        }
+        if state.over || state.closed {
+            return Poll::Ready(None);
+        }
+        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            let before = state.waker.replace(context.waker().clone());
+            // Dropped without the lock: it may be the last that keeps a task, and what that holds.
+            drop(state);
+            drop(before);
+        }
+        Poll::Pending
+    }
+
     pub(super) fn close(&self) {
         let mut state = self.state();
         if state.closed {
@@ -100,8 +133,7 @@ impl Stream {
         state.closed = true;
         state.pieces.clear();
         state.stats.finish.get_or_insert(Finish::Closed);
-        drop(state);
-        self.arrived.notify_all();
+        self.announce(state);
         self.bell.ring();
     }
 
@@ -129,7 +161,7 @@ impl Stream {
         let mut state = self.state();
         if !text.is_empty() && !state.closed {
             state.pieces.push_back(Ok(text));
-            self.arrived.notify_all();
+            self.announce(state);
         }
     }
 
@@ -158,7 +190,7 @@ impl Stream {
             state.pieces.push_back(Err(error));
         }
         state.over = true;
-        self.arrived.notify_all();
+        self.announce(state);
     }
 
     pub(super) fn seconds(&self) -> f64 {

@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::logprob::Logits;
-use super::{Finish, GenerateOptions, Generator, GeneratorOptions, Next};
+use super::{EngineLoad, Finish, GenerateOptions, Generation, Generator, GeneratorOptions, Next};
 use crate::error::Result;
 use crate::models::{CausalLm, Run};
 use crate::sampling::SamplingOptions;
@@ -11,8 +11,9 @@ use crate::tokenizer::Tokenizer;
 use candle_core::{Device, Tensor};
 use std::any::Any;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// Says the bytes of a text one after the other, as byte tokens of the tiny Llama vocabulary; panics at `!`.
@@ -411,4 +412,146 @@ fn a_prefix_is_read_as_the_beginning_of_an_answer() {
     let mut halves = generator.prompt(std::slice::from_ref(&question), "").unwrap();
     halves.extend(generator.tokenizer.encode("Balsa").unwrap());
     assert_ne!(generator.prompt(&[question], "Balsa").unwrap(), halves);
+}
+
+/// Counts how often it was woken; a thread may wait for that.
+#[derive(Default)]
+struct Alarm {
+    rung: Mutex<usize>,
+    rings: Condvar,
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        *self.rung.lock().unwrap() += 1;
+        self.rings.notify_all();
+    }
+}
+
+impl Alarm {
+    fn rung(&self) -> usize {
+        *self.rung.lock().unwrap()
+    }
+
+    /// Waits until it has been woken more than `before` times.
+    fn wait(&self, before: usize) {
+        let waits = |rung: &mut usize| *rung <= before;
+        let woken = self.rings.wait_timeout_while(self.rung.lock().unwrap(), Duration::from_secs(20), waits).unwrap();
+        assert!(!woken.1.timed_out(), "nobody woke the task");
+    }
+}
+
+/// Drives an answer as an executor does: it is polled only after it was woken.
+fn drive(generation: &mut Generation) -> (String, Option<String>) {
+    let alarm = Arc::new(Alarm::default());
+    let waker = Waker::from(Arc::clone(&alarm));
+    let mut context = Context::from_waker(&waker);
+    let (mut text, mut error) = (String::new(), None);
+    loop {
+        let before = alarm.rung();
+        match generation.poll_next(&mut context) {
+            Poll::Ready(Some(Ok(piece))) => text += &piece,
+            Poll::Ready(Some(Err(e))) => error = Some(e.to_string()),
+            Poll::Ready(None) => return (text, error),
+            Poll::Pending => alarm.wait(before),
+        }
+    }
+}
+
+#[test]
+fn a_task_is_woken_for_each_change() {
+    for pause in [Duration::ZERO, Duration::from_millis(3)] {
+        let Some((generator, _)) = generator("a é 日本 🐉 end", 100, pause) else { return };
+        let mut generation = generator.complete("", options(99, &[])).unwrap();
+        assert_eq!(drive(&mut generation), ("a é 日本 🐉 end".into(), None));
+        assert_eq!(generation.stats().finish, Some(Finish::Stop));
+        assert_eq!(drive(&mut generation), (String::new(), None), "the end stays the end");
+    }
+    let Some((generator, _)) = generator("ab!", 100, Duration::from_millis(3)) else { return };
+    let (text, error) = drive(&mut generator.complete("", options(99, &[])).unwrap());
+    assert_eq!(text, "ab");
+    assert!(error.is_some_and(|error| error.contains("internal error: the script said so")));
+}
+
+#[test]
+fn closing_wakes_the_task_that_waits_and_no_other() {
+    // The first token takes long enough for all that happens before it.
+    let Some((generator, _)) = generator("x", 100, Duration::from_secs(2)) else { return };
+    let mut generation = generator.complete("", options(99, &[])).unwrap();
+    let alarms = [(); 2].map(|()| Arc::new(Alarm::default()));
+    for alarm in &alarms {
+        let waker = Waker::from(Arc::clone(alarm));
+        for _ in 0..3 {
+            assert!(generation.poll_next(&mut Context::from_waker(&waker)).is_pending());
+        }
+    }
+    assert_eq!(Arc::strong_count(&alarms[0]), 1, "the task that was polled before is let go");
+    assert_eq!(Arc::strong_count(&alarms[1]), 2, "one waker is kept, however often it was polled");
+    generation.close();
+    assert_eq!(alarms.each_ref().map(|alarm| alarm.rung()), [0, 1]);
+    assert!(matches!(generation.poll_next(&mut Context::from_waker(Waker::noop())), Poll::Ready(None)));
+    assert_eq!(Arc::strong_count(&alarms[1]), 1);
+}
+
+/// A waker that looks at the answer at once, as one may that runs its task where it is woken.
+#[test]
+fn a_task_may_run_where_it_is_woken() {
+    struct Eager(Mutex<Option<Generation>>, Alarm);
+    impl Wake for Eager {
+        fn wake(self: Arc<Self>) {
+            if let Some(generation) = self.0.lock().unwrap().as_mut() {
+                assert!(!matches!(generation.next(Duration::ZERO).unwrap(), Next::Waiting));
+            }
+            *self.1.rung.lock().unwrap() += 1;
+            self.1.rings.notify_all();
+        }
+    }
+    let Some((generator, _)) = generator("x", 100, Duration::from_millis(300)) else { return };
+    let eager = Arc::new(Eager(Mutex::default(), Alarm::default()));
+    let mut generation = generator.complete("", options(99, &[])).unwrap();
+    let waker = Waker::from(Arc::clone(&eager));
+    assert!(generation.poll_next(&mut Context::from_waker(&waker)).is_pending());
+    *eager.0.lock().unwrap() = Some(generation);
+    eager.1.wait(0);
+}
+
+/// Waits until the load is that of `want`.
+fn wait_for(generator: &Generator, want: EngineLoad) {
+    let start = Instant::now();
+    while generator.engine_load() != want {
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}, not {want:?}", generator.engine_load());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_load_says_who_waits_is_read_and_is_written() {
+    let load = |waiting, reading, writing| EngineLoad { waiting, reading, writing };
+    // Two slots, and five answers that come at once: while the first prompt is read, nobody has gone on.
+    let Some((generator, _)) = generator(&"x".repeat(500), 999, Duration::from_millis(20)) else { return };
+    assert_eq!(generator.engine_load(), load(0, 0, 0));
+    let mut open: Vec<_> = (0..5).map(|_| generator.complete("", options(400, &[])).unwrap()).collect();
+    let now = generator.engine_load();
+    assert_eq!(now.waiting + now.reading + now.writing, 5);
+    assert!(now.waiting >= 3, "{now:?}");
+    // Readers that do not read give their slots away; the answers are still there.
+    wait_for(&generator, load(0, 0, 5));
+    // A reader that is gone and one that says so.
+    drop(open.remove(0));
+    open[0].close();
+    wait_for(&generator, load(0, 0, 3));
+    drop(open);
+    wait_for(&generator, load(0, 0, 0));
+}
+
+#[test]
+fn who_sees_the_end_finds_the_slot_free() {
+    for text in ["ab", "ab!"] {
+        let Some((generator, _)) = generator(text, 100, Duration::ZERO) else { return };
+        for _ in 0..50 {
+            let mut generation = generator.complete("", options(99, &[])).unwrap();
+            while !matches!(generation.next(Duration::from_secs(5)), Ok(Next::End) | Err(_)) {}
+            assert_eq!(generator.engine_load(), EngineLoad::default());
+        }
+    }
 }
