@@ -11,10 +11,13 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from playwright.sync_api import Browser, Page, Playwright
+    from playwright.sync_api import Browser, BrowserContext, Page, Playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# The browser's own sandbox does not run under root.
+_SANDBOX = ("--no-sandbox",) if os.geteuid() == 0 else ()
 
 
 def executable() -> str:
@@ -38,13 +41,22 @@ def driving() -> Iterator[Playwright]:
 @contextmanager
 def chromium(driver: Playwright, *arguments: str) -> Iterator[Browser]:
     """Runs the browser."""
-    # Its sandbox does not run under root.
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    browser = driver.chromium.launch(executable_path=executable(), args=[*sandbox, *arguments])
+    browser = driver.chromium.launch(executable_path=executable(), args=[*_SANDBOX, *arguments])
     try:
         yield browser
     finally:
         browser.close()
+
+
+@contextmanager
+def resident(driver: Playwright, profile: Path, *arguments: str) -> Iterator[BrowserContext]:
+    """Runs the browser as people do, with a profile that stays: so it does what it does not do in private."""
+    arguments = (*_SANDBOX, "--headless=new", *arguments)
+    context = driver.chromium.launch_persistent_context(profile, executable_path=executable(), args=list(arguments))
+    try:
+        yield context
+    finally:
+        context.close()
 
 
 @contextmanager

@@ -151,6 +151,13 @@ class Server:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(text.split("VmRSS:")[1].split()[0]) * 1024
 
+    def connections(self) -> int:
+        """How many clients have a connection that the service has not given up."""
+        established, port = "01", f"{self.address[1]:04X}"
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        fields = (line.split() for line in lines)
+        return sum(local.endswith(f":{port}") and state == established for _, local, _, state, *_ in fields)
+
     def stop(self, how: signal.Signals = signal.SIGTERM, seconds: float = 40) -> int:
         """Ends the process and returns its exit code."""
         if self.process.poll() is None:

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from serving import KEY, Server, program, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 QUESTION = "How do I get past a dragon that is sleeping on its gold?"
 
@@ -417,7 +417,7 @@ class TestStart:
             (["--min-similarity", "2"], "min-similarity 2"),
             (["--cors-origin", "*"], "cors-origin"),
             (["--deadline", "0"], "deadline 0"),
-            (["--port", "70000"], "70000"),
+            (["--context", "many"], "many"),
             (["--colour", "red"], "--colour"),
             (["--config", "/no/such/file"], "/no/such/file"),
             (["--api-key-file", "/no/such/file"], "/no/such/file"),
@@ -440,8 +440,8 @@ class TestStart:
             (["--library", "/no/such/library"], "no library at /no/such/library"),
         ],
     )
-    def test_what_is_not_there(self, arguments: list[str], message: str, tmp_path: Path) -> None:
-        finished = self.run(*arguments, HOME=str(tmp_path))
+    def test_what_is_not_there(self, arguments: list[str], message: str) -> None:
+        finished = self.run(*arguments, HOME=str(Path.home()))
         assert finished.returncode == 1
         assert message in finished.stderr
 

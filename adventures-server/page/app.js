@@ -23,6 +23,7 @@ const app = {
   opened(id) {
     history.replaceState(null, '', id ? `#c/${id}` : '#new');
     if (!id) chat.open(null);
+    way();
     list.draw(chat.id);
   },
 
@@ -96,10 +97,16 @@ function served() {
   byId('question').placeholder = generator ? 'Ask a question' : 'This service has no model that writes; use Search';
   dialog.apply(app.info);
   if (!generator && library) location.hash = '#search';
-  route();
+  draw();
 }
 
 function route() {
+  app.panel.close(false);
+  if (narrow.matches) sidebar(false);
+  draw();
+}
+
+function draw() {
   const { hash } = location;
   const searches = hash === '#search';
   byId('chat-view').hidden = searches;
@@ -108,16 +115,17 @@ function route() {
   byId('to-search').setAttribute('aria-current', searches ? 'page' : 'false');
   const id = /^#c\/([\w-]+)$/.exec(hash)?.[1] ?? null;
   if (!searches && id !== chat.id && !chat.open(id) && id) history.replaceState(null, '', '#new');
-  // Back from a search to the conversation that was open.
-  if (!searches) byId('to-search').dataset.from = location.hash || '#new';
-  byId('to-chat').setAttribute('href', byId('to-search').dataset.from ?? '#new');
-  app.panel.close(false);
-  if (narrow.matches) sidebar(false);
+  way();
   chat.update();
   search.update();
   list.draw(searches ? null : chat.id);
   const name = app.info?.page.title ?? 'adventures';
   document.title = searches ? `Search · ${name}` : name;
+}
+
+/** From the search the way leads back to the conversation that was open. */
+function way() {
+  byId('to-chat').setAttribute('href', chat.id ? `#c/${chat.id}` : '#new');
 }
 
 function view() {

@@ -275,10 +275,14 @@ export class Chat {
     hero.hidden = Boolean(this.#chat);
     const { page, library, generator } = this.#app.info ?? {};
     byId('hero-title').textContent = page?.title ?? '';
-    byId('greeting').textContent = page ? page.greeting || (library ? 'Ask a question; the answer cites the passages that it comes from.' : 'Ask a question.') : '';
+    const usual = library ? 'Ask a question; the answer cites the passages that it comes from.' : 'Ask a question.';
+    byId('greeting').textContent = page ? page.greeting || usual : '';
     const examples = generator ? page?.examples ?? [] : [];
-    byId('examples').replaceChildren(...examples.map((example) =>
-      el('li', {}, button(example, () => { this.ask(example); this.#input.focus(); }, { class: 'example', dir: 'auto' }))));
+    const proposal = (example) => button(example, () => {
+      this.ask(example);
+      this.#input.focus();
+    }, { class: 'example', dir: 'auto' });
+    byId('examples').replaceChildren(...examples.map((example) => el('li', {}, proposal(example))));
     const from = library?.delta ? ` from ${tableName(library.delta)}, version ${library.delta_version ?? '–'}` : '';
     byId('holdings').textContent = library ? `${library.passages.toLocaleString('en')} passages${from}` : '';
   }

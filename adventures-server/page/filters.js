@@ -8,12 +8,13 @@ const ORDERED = [['eq', '='], ['ne', '≠'], ['lt', '<'], ['lte', '≤'], ['gt',
 /** How values of an Arrow type are written and compared; null for one that no form can hold. */
 function kindOf(type) {
   if (/^(Large)?Utf8/.test(type)) return { input: 'text', operators: WORDS, read: (text) => text };
-  if (/^(U?Int|Float|Decimal)/.test(type)) return { input: 'number', operators: ORDERED, read: number };
+  if (/^(U?Int|Float|Decimal)/.test(type)) return { input: 'number', step: 'any', operators: ORDERED, read: number };
   if (type === 'Boolean') return { choices: ['true', 'false'], operators: [['eq', 'is']], read: (text) => text === 'true' };
   if (/^Date/.test(type)) return { input: 'date', operators: ORDERED, read: (text) => text };
   if (/^Timestamp/.test(type)) {
     const zoned = /,\s*(?!None)/.test(type);
-    return { input: 'datetime-local', operators: ORDERED, read: (text) => (zoned ? new Date(text).toISOString() : text) };
+    const read = (text) => (zoned ? new Date(text).toISOString() : text);
+    return { input: 'datetime-local', step: '1', operators: ORDERED, read };
   }
   if (/^(Large)?List/.test(type)) {
     const item = /Int|Float|Decimal/.test(type) ? number : (text) => text;
@@ -27,6 +28,10 @@ function number(text) {
   if (text.trim() === '' || !Number.isFinite(value)) throw new Error(`“${text}” is not a number`);
   if (Number.isInteger(value) && !Number.isSafeInteger(value)) throw new Error(`${text} has too many digits`);
   return value;
+}
+
+function choice(label, options) {
+  return el('select', { 'aria-label': label }, ...options.map(([value, text]) => el('option', { value, text })));
 }
 
 export class Filters {
@@ -47,20 +52,23 @@ export class Filters {
   }
 
   add() {
-    const column = el('select', { 'aria-label': 'Column' }, ...this.#columns.map(({ name }) => el('option', { text: name, value: name })));
+    const column = choice('Column', this.#columns.map(({ name }) => [name, name]));
+    const used = new Set(this.#rows.map((row) => row.column.value));
+    column.value = (this.#columns.find(({ name }) => !used.has(name)) ?? this.#columns[0]).name;
     const row = { column, operator: null, value: null };
     const node = el('div', { class: 'filter', role: 'group', 'aria-label': 'Filter' });
     const draw = () => {
       const { kind } = this.#columns.find(({ name }) => name === column.value);
       row.kind = kind;
-      row.operator = el('select', { 'aria-label': 'Condition' }, ...kind.operators.map(([value, text]) => el('option', { value, text })));
+      row.operator = choice('Condition', kind.operators);
       row.value = kind.choices
-        ? el('select', { 'aria-label': 'Value' }, ...kind.choices.map((choice) => el('option', { text: choice, value: choice })))
-        : el('input', { type: kind.input, 'aria-label': 'Value', step: kind.input === 'number' ? 'any' : kind.input === 'datetime-local' ? '1' : null, dir: 'auto', placeholder: kind.input === 'text' ? 'value' : null });
-      const list = () => {
+        ? choice('Value', kind.choices.map((value) => [value, value]))
+        : el('input', { type: kind.input, 'aria-label': 'Value', step: kind.step, dir: 'auto' });
+      const hint = () => {
         if (kind.input === 'text') row.value.placeholder = row.operator.value === 'in' ? 'one, two, …' : 'value';
       };
-      row.operator.addEventListener('change', list);
+      row.operator.addEventListener('change', hint);
+      hint();
       node.replaceChildren(column, row.operator, row.value, iconButton('close', 'Remove this filter', () => {
         this.#rows.splice(this.#rows.indexOf(row), 1);
         node.remove();

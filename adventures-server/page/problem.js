@@ -13,7 +13,6 @@ const TITLES = {
 
 const HINTS = {
   key: 'Your question is kept.',
-  busy: 'Others are being served; your question is kept.',
   loading: 'This takes a few seconds after a start.',
   offline: 'Is it running, and are you connected? Your question is kept.',
   cut: 'What had arrived is kept.',
@@ -29,7 +28,8 @@ export function kept(problem) {
 export function problemNote({ kind, message, until }, retry) {
   const known = Object.hasOwn(TITLES, kind) ? kind : 'failed';
   const again = button(known === 'key' ? 'Enter a key' : 'Try again', retry, { class: 'plain' });
-  const hint = HINTS[known] ?? `${message.charAt(0).toUpperCase()}${message.slice(1)}`;
+  const said = `${message.charAt(0).toUpperCase()}${message.slice(1)}`;
+  const hint = HINTS[known] ?? (known === 'busy' ? `${said}. Your question is kept.` : said);
   const note = el('div', { class: `note problem ${known}`, role: 'group', 'aria-label': TITLES[known] },
     el('div', {}, el('strong', { text: TITLES[known] }), el('p', { text: hint, dir: 'auto' })), again);
   if (until && until > Date.now()) countDown(again, until);

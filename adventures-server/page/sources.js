@@ -47,6 +47,12 @@ export class SourcePanel {
   #sources = [];
   #at = 0;
 
+  constructor() {
+    narrow.addEventListener('change', () => {
+      if (this.open) this.#cover();
+    });
+  }
+
   get open() {
     return !this.#node.hidden;
   }
@@ -59,9 +65,13 @@ export class SourcePanel {
     this.#draw();
     this.#node.hidden = false;
     document.body.classList.add('with-panel');
-    // Where the panel covers the page, the page is out of reach.
-    if (narrow.matches) for (const id of ['sidebar', 'main']) byId(id).inert = true;
+    this.#cover();
     byId('panel-title').focus();
+  }
+
+  /** Where the panel covers the page, the page is out of reach. */
+  #cover() {
+    for (const id of ['sidebar', 'main']) byId(id).inert = narrow.matches;
   }
 
   close(focus = true) {

@@ -79,8 +79,13 @@ export class TurnView {
     this.node.setAttribute('aria-busy', String(running));
     this.#progressed();
     clearInterval(this.#clock);
-    if (running) this.#clock = setInterval(() => this.#progressed(), 1000);
+    if (running) this.#clock = setInterval(() => this.#tick(), 1000);
     this.#below.replaceChildren(...(running ? [] : this.#notes()), ...this.#sources(), ...(running ? [] : [this.#actions()]));
+  }
+
+  #tick() {
+    if (this.node.isConnected) this.#progressed();
+    else clearInterval(this.#clock);
   }
 
   #progressed() {
@@ -156,7 +161,7 @@ export class TurnView {
     if (state === 'cut') notes.push(problemNote(problem ?? { kind: 'cut', message: '' }, again));
     if (state === 'stopped') say('You stopped this answer.');
     if (state === 'done' && finish === 'length') say('The answer ends here because it has reached its longest length.');
-    if (dropped) say(dropped === 1 ? 'One more passage did not fit.' : `${dropped} more passages did not fit.`);
+    if (dropped) say(`${dropped === 1 ? 'One more passage was' : `${dropped} more passages were`} found; the model reads no more at once.`);
     return notes;
   }
 
@@ -165,7 +170,8 @@ export class TurnView {
     if (!sources.length) return [];
     const items = sources.map((hit, i) => {
       const used = state !== 'done' || cited.length === 0 || cited.includes(i + 1);
-      const node = el('button', { type: 'button', class: used ? 'source' : 'source unused', on: { click: () => this.#hooks.source(this.#turn, i + 1, node) } },
+      const open = () => this.#hooks.source(this.#turn, i + 1, node);
+      const node = el('button', { type: 'button', class: used ? 'source' : 'source unused', on: { click: open } },
         el('span', { class: 'number', text: String(i + 1) }),
         el('span', { class: 'name', text: sourceName(hit), dir: 'auto' }),
         el('span', { class: 'figure', text: figure(hit.similarity), title: 'Similarity' }));
@@ -176,8 +182,12 @@ export class TurnView {
 
   #actions() {
     const { answer, state } = this.#turn;
-    const again = el('button', { type: 'button', class: 'quiet labelled again', title: 'At temperature 0 the answer stays the same', on: { click: () => this.#hooks.again(this.#turn) } },
-      icon('again'), 'Regenerate');
+    const again = el('button', {
+      type: 'button',
+      class: 'quiet labelled again',
+      title: 'At temperature 0 the answer stays the same',
+      on: { click: () => this.#hooks.again(this.#turn) },
+    }, icon('again'), 'Regenerate');
     const failed = state === 'failed' || state === 'cut';
     return el('div', { class: 'actions' },
       answer ? copyButton('Copy the answer', () => this.#turn.answer) : null, failed ? null : again);

@@ -78,6 +78,7 @@ impl Prepared {
         let Some(last) = messages.last().filter(|message| message.role == Role::User) else {
             return Err(Error::Invalid("messages: the last must be the user's".into()));
         };
+        service.writes()?.model.check(&options)?;
         let Some(retrieval) = retrieval else {
             let mut messages = messages;
             if let Some(system) = system

@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 
 /// Places for `slots` requests that run and `depth` that wait.
 ///
-/// A free slot goes to the client with the fewest running requests; among those, to who has waited longest.
+/// A free slot goes to the client with the fewest running requests; among those, to the one who was given a slot longest ago;
+/// of its requests, to the one that has waited longest.
 #[derive(Debug, Clone)]
 pub struct Queue(Arc<Inner>);
 
@@ -23,6 +24,9 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     running: HashMap<Arc<str>, usize>,
+    /// When each client was last given a slot, in slots given; there are as many clients as keys.
+    turns: HashMap<Arc<str>, u64>,
+    given: u64,
     total: usize,
     waiting: VecDeque<Waiting>,
     next: u64,
@@ -96,6 +100,8 @@ impl Queue {
 impl State {
     fn start(&mut self, client: &Arc<str>) {
         *self.running.entry(Arc::clone(client)).or_default() += 1;
+        self.given += 1;
+        self.turns.insert(Arc::clone(client), self.given);
         self.total += 1;
     }
 
@@ -111,7 +117,9 @@ impl State {
 
     fn admit(&mut self, slots: usize) {
         while self.total < slots {
-            let fewest = |(at, waiting): &(usize, &Waiting)| (self.running.get(&waiting.client).copied(), *at);
+            let fewest = |(at, Waiting { client, .. }): &(usize, &Waiting)| {
+                (self.running.get(client).copied(), self.turns.get(client).copied(), *at)
+            };
             let Some((at, _)) = self.waiting.iter().enumerate().min_by_key(fewest) else { return };
             let Some(next) = self.waiting.remove(at) else { return };
             self.start(&next.client);
@@ -186,6 +194,20 @@ mod tests {
         drop(second);
         third.turn().await;
         assert_eq!(queue.load(), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn clients_take_turns() {
+        let (queue, a, b) = (Queue::new(1, 8, 2), client("a"), client("b"));
+        let first = queue.enter(&a).expect("there is room");
+        let mut second = queue.enter(&a).expect("there is room");
+        let mut third = queue.enter(&b).expect("there is room");
+        drop(first);
+        third.turn().await;
+        assert!(!second.runs());
+        drop(third);
+        second.turn().await;
+        assert_eq!(queue.load(), (1, 0));
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! A library, read: the passages of a Delta table with their vectors, in the LanceDB table that the Python package writes.
 //!
+//! Such a table is a Lance dataset in a folder of its name.
+//!
 //! Readers follow the tag `published`: they see the table as it was before a sync, or as it is after.
 
 mod filter;
@@ -11,7 +13,8 @@ pub use search::Query;
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow_schema::{Schema, SchemaRef};
-use lancedb::Table;
+use lance::Dataset;
+use lance::index::DatasetIndexExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -70,7 +73,7 @@ impl Model {
 /// One published version of a library's table.
 #[derive(Debug)]
 pub struct Snapshot {
-    table: Table,
+    table: Arc<Dataset>,
     schema: SchemaRef,
     /// LanceDB's number of the version.
     pub version: u64,
@@ -163,16 +166,15 @@ impl Snapshot {
         if !uri.contains("://") && !Path::new(&uri).is_dir() {
             bail!("no library at {place}: make one with `adventures sync`");
         }
-        let db = lancedb::connect(&uri).execute().await.with_context(|| format!("opening the library {place}"))?;
-        let table = match db.open_table(name).execute().await {
-            Err(lancedb::Error::TableNotFound { .. }) => bail!("no library at {place}: make one with `adventures sync`"),
+        let newest = match Dataset::open(&format!("{uri}/{name}.lance")).await {
+            Err(lance::Error::DatasetNotFound { .. }) => bail!("no library at {place}: make one with `adventures sync`"),
             opened => opened.with_context(|| format!("opening the library {place}"))?,
         };
-        let Some(version) = published(&table).await? else {
+        let Some(version) = published(&newest).await? else {
             bail!("nothing was published of the library {place}: its first sync is not done")
         };
-        table.checkout(version).await?;
-        let schema = table.schema().await?;
+        let table = newest.checkout_version(version).await.with_context(|| format!("version {version} of {place}"))?;
+        let schema: SchemaRef = Arc::new(Schema::from(table.schema()));
         let Some(record) = schema.metadata().get("adventures") else {
             bail!("{place} was not written by adventures");
         };
@@ -180,11 +182,15 @@ impl Snapshot {
         let format = record.get("format").and_then(Value::as_u64).unwrap_or(u64::MAX);
         ensure!(format <= FORMAT, "{place} has format {format}, this version reads up to {FORMAT}: update the service");
         let model = Model::deserialize(&record["model"]).with_context(|| format!("the record of {place}"))?;
-        let indices = table.list_indices().await?;
-        let indexed = |column: &str| indices.iter().any(|index| index.columns.iter().any(|name| name == column));
+        let indices = table.load_indices().await.with_context(|| format!("the indexes of {place}"))?;
+        let indexed = |column: &str| {
+            let field = table.schema().field(column).map(|field| field.id);
+            indices.iter().any(|index| field.is_some_and(|field| index.fields.contains(&field)))
+        };
         let (has_text_index, has_vector_index) = (indexed("text"), indexed("vector"));
         let rows = table.count_rows(None).await?;
         let source = source(&schema);
+        let table = Arc::new(table);
         Ok(Self { table, schema, version, rows, source, model, has_text_index, has_vector_index })
     }
 
@@ -199,8 +205,8 @@ impl Snapshot {
     }
 }
 
-async fn published(table: &Table) -> Result<Option<u64>> {
-    Ok(table.tags().await?.list().await?.get(TAG).map(|tag| tag.version))
+async fn published(table: &Dataset) -> Result<Option<u64>> {
+    Ok(table.tags().list().await.context("the tags of the library")?.get(TAG).map(|tag| tag.version))
 }
 
 /// What the schema says of the Delta table.

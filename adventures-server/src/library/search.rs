@@ -4,9 +4,11 @@ use super::hit::{Hit, hits};
 use super::{Snapshot, filter};
 use adventures::Error;
 use futures_util::TryStreamExt;
-use lancedb::DistanceType;
-use lancedb::index::scalar::{FtsQuery, FullTextSearchQuery, MatchQuery};
-use lancedb::query::{ExecutableQuery, QueryBase, Select};
+use arrow_array::Float32Array;
+use lance::dataset::scanner::Scanner;
+use lance_index::scalar::FullTextSearchQuery;
+use lance_index::scalar::inverted::query::{FtsQuery, MatchQuery};
+use lance_linalg::distance::DistanceType;
 use serde_json::{Map, Value};
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -74,22 +76,14 @@ fn columns(snapshot: &Snapshot) -> Vec<&str> {
 }
 
 async fn nearest(snapshot: &Snapshot, query: &Query, limit: usize, sql: Option<&str>) -> Result<Vec<Hit>, Error> {
-    let mut search = snapshot
-        .table
-        .query()
-        .nearest_to(query.vector.as_slice())
-        .map_err(|e| read(&e))?
-        .column("vector")
-        .distance_type(DistanceType::Cosine)
-        .select(Select::columns(&columns(snapshot)))
-        .limit(limit);
+    let mut search = snapshot.table.scan();
+    let vector = Float32Array::from(query.vector.clone());
+    search.nearest("vector", &vector, limit).map_err(|e| read(&e))?.distance_metric(DistanceType::Cosine);
     if snapshot.has_vector_index {
-        search = search.nprobes(PROBES).refine_factor(REFINE);
+        search.nprobes(PROBES).refine(REFINE);
     }
-    if let Some(sql) = sql {
-        search = search.only_if(sql);
-    }
-    let mut found = run(search, snapshot, query).await?.0;
+    search.project(&columns(snapshot)).map_err(|e| read(&e))?;
+    let mut found = run(search, snapshot, query, sql).await?.0;
     found.sort_by(best_first);
     Ok(found)
 }
@@ -100,25 +94,30 @@ async fn matching(snapshot: &Snapshot, query: &Query, limit: usize, sql: Option<
     }
     // A match query is only words: quotes and operators in it are not a syntax that could be wrong.
     let words = MatchQuery::new(query.text.clone()).with_column(Some("text".into()));
+    let words = FullTextSearchQuery::new_query(FtsQuery::Match(words)).limit(Some(limit as i64));
+    let mut search = snapshot.table.scan();
     let columns: Vec<&str> = columns(snapshot).into_iter().chain(["_score"]).collect();
-    let mut search = snapshot
-        .table
-        .query()
-        .full_text_search(FullTextSearchQuery::new_query(FtsQuery::Match(words)))
-        .select(Select::columns(&columns))
-        .limit(limit);
-    if let Some(sql) = sql {
-        search = search.only_if(sql);
-    }
-    let (found, scores) = run(search, snapshot, query).await?;
+    search.full_text_search(words).and_then(|search| search.project(&columns)).map_err(|e| read(&e))?;
+    search.limit(Some(limit as i64), None).map_err(|e| read(&e))?;
+    let (found, scores) = run(search, snapshot, query, sql).await?;
     let mut found: Vec<(f32, Hit)> = scores.into_iter().zip(found).collect();
     found.sort_by(|(a, left), (b, right)| b.total_cmp(a).then_with(|| left.id.cmp(&right.id)));
     Ok(found.into_iter().map(|(_, hit)| hit).collect())
 }
 
-/// The hits of a search in LanceDB, with its own scores where it has any.
-async fn run(search: impl ExecutableQuery, snapshot: &Snapshot, query: &Query) -> Result<(Vec<Hit>, Vec<f32>), Error> {
-    let mut batches = search.execute().await.map_err(|e| read(&e))?;
+/// The hits of a search that a filter narrows, with Lance's own scores where it has any.
+async fn run(
+    mut search: Scanner,
+    snapshot: &Snapshot,
+    query: &Query,
+    sql: Option<&str>,
+) -> Result<(Vec<Hit>, Vec<f32>), Error> {
+    if let Some(sql) = sql {
+        search.filter(sql).map_err(|e| read(&e))?;
+    }
+    // What does not pass the filter takes no place of what does.
+    search.prefilter(true);
+    let mut batches = search.try_into_stream().await.map_err(|e| read(&e))?;
     let (mut found, mut scores) = (Vec::new(), Vec::new());
     while let Some(batch) = batches.try_next().await.map_err(|e| read(&e))? {
         found.extend(hits(&batch, &query.vector, &snapshot.source).map_err(|e| read(&e))?);

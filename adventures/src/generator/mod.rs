@@ -240,17 +240,23 @@ impl Generator {
         self.tokenizer.encode_rendered(&rendered, &shield)
     }
 
-    fn start(&self, prompt: Vec<u32>, options: GenerateOptions, trim_start: bool) -> Result<Generation> {
-        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs, prompt_lookup, schema } = options;
-        if max_tokens == 0 {
+    /// Refuses options that no answer can be generated with, whatever the prompt.
+    pub fn check(&self, options: &GenerateOptions) -> Result<()> {
+        if options.max_tokens == 0 {
             return invalid!("max_tokens=0: at least one token is generated");
         }
-        if stop.iter().any(String::is_empty) {
+        if options.stop.iter().any(String::is_empty) {
             return invalid!("stop: an empty text would end every answer before it begins");
         }
-        if let Some(n) = logprobs.filter(|n| *n > MAX_LOGPROBS) {
+        if let Some(n) = options.logprobs.filter(|n| *n > MAX_LOGPROBS) {
             return invalid!("logprobs={n}: expected a number of alternatives from 0 to {MAX_LOGPROBS}");
         }
+        Sampler::new(options.sampling.clone(), self.tokenizer.vocab_size()).map(drop)
+    }
+
+    fn start(&self, prompt: Vec<u32>, options: GenerateOptions, trim_start: bool) -> Result<Generation> {
+        self.check(&options)?;
+        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs, prompt_lookup, schema } = options;
         if prompt.len() >= self.context() {
             return invalid!(
                 "the prompt has {} tokens; this model reads {} of prompt and answer together",
