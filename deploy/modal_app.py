@@ -35,7 +35,7 @@ image = (
 
 def command(*, library: str = "/libraries/library", port: int = PORT) -> list[str]:
     """Returns the command line of the service; without a library the model answers from itself."""
-    arguments = ["adventures-server", "--host", "0.0.0.0", "--port", str(port)]  # noqa: S104 (the key is required)
+    arguments = ["adventures-server", "--host", "0.0.0.0", "--port", str(port)]
     if Path(library).is_dir():
         arguments += ["--library", library]
     hosts = os.environ.get("ADVENTURES_ALLOW_HOST")
@@ -55,4 +55,4 @@ def command(*, library: str = "/libraries/library", port: int = PORT) -> list[st
 @modal.web_server(PORT, startup_timeout=60)
 def serve() -> None:
     """Starts the service; Modal passes requests on to its port."""
-    subprocess.Popen(command())  # noqa: S603
+    subprocess.Popen(command())

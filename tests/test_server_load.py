@@ -114,7 +114,7 @@ def test_who_goes_away_frees_the_slot(server: Server, how: str, streamed: bool) 
 def test_who_reads_slowly_is_dropped(server: Server) -> None:
     """With `--stall 5` instead of 30, so that the test is short."""
     before, count = server.memory(), 200 if FULL else 20
-    # Log probabilities make an answer of a megabyte, which no buffer takes whole; the others are written while nobody reads.
+    # Log probabilities make an answer of a megabyte, which no buffer takes; the others are written while nobody reads.
     short, long = write(60), write(400, logprobs=True, top_logprobs=20)
 
     async def both() -> tuple[list[tuple[bytes, float]], list[load.Outcome]]:
