@@ -129,7 +129,7 @@ impl Generator {
             (decoder::from_checkpoint(checkpoint, &decoder_options)?, tokenizer, source, architecture)
         } else {
             let gguf = Arc::new(Gguf::open(path)?);
-            let tokenizer = Tokenizer::from_gguf(&gguf)?;
+            let tokenizer = gguf.while_touched(|| Tokenizer::from_gguf(&gguf))?;
             let source = gguf.metadata.find::<&str>("tokenizer.chat_template").map(|source| source.map(str::to_owned));
             let architecture = gguf.metadata.str("general.architecture")?.to_owned();
             (decoder::from_gguf(gguf, &decoder_options)?, tokenizer, source, architecture)
