@@ -111,7 +111,8 @@ impl ByteLevel {
                 ids.push(id);
                 continue;
             }
-            let bytes = word.iter().enumerate().filter_map(|(at, byte)| Some((at, 1, Some(self.bytes[*byte as usize]?))));
+            let bytes =
+                word.iter().enumerate().filter_map(|(at, byte)| Some((at, 1, Some(self.bytes[*byte as usize]?))));
             let merged = merge(bytes, |left, right| {
                 let (rank, id) = self.merges.get(&(left.id?, right.id?))?;
                 Some((Reverse(*rank), *id))

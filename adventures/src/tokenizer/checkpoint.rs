@@ -2,8 +2,8 @@
 
 use super::bytelevel::Alphabet;
 use super::huggingface::Huggingface;
-use super::special::{Matcher, Token};
 use super::pieces::Pieces;
+use super::special::{Matcher, Token};
 use super::{END_NAMES, Model, Tokenizer, byte_token};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, invalid, unsupported};
