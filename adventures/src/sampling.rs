@@ -368,9 +368,9 @@ fn most_likely(logits: &[f32]) -> u32 {
     }
     let best = best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
     // Row by row, so that the search is as wide.
-    let row = rows.iter().position(|row| row.iter().fold(false, |found, x| found | (*x == best)));
+    let row = rows.iter().position(|row| row.iter().filter(|x| **x >= best).count() > 0);
     let start = row.map_or(rows.len() * LANES, |row| row * LANES);
-    let within = logits[start..].iter().position(|x| *x == best);
+    let within = logits[start..].iter().position(|x| *x >= best);
     (start + within.unwrap_or(0)) as u32
 }
 

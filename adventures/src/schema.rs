@@ -442,7 +442,7 @@ mod tests {
         constraint.accept(id(b"1")).unwrap();
         assert_eq!(next(&mut constraint), ["!", "!", "1", "1"]);
         // What delimits a pattern in llguidance's own language, and what begins a comment there.
-        for text in ["/", "//", "a/b", "/i", "#", "\n\"\\"] {
+        for text in ["/", "//", "a/b", "/i", "#", "<</>>", "&&~~--", "a.b", "(?i)[x]{1}|^$*+", "\n\"\\"] {
             let mut constraint = keep(&Form::Choices(vec![text.into()]), "", false).unwrap();
             for byte in text.bytes() {
                 constraint.accept(id(&[byte])).unwrap();

@@ -54,7 +54,9 @@ pub trait CausalLm: Send + Sync {
     }
     /// Runs each of `jobs`, on the threads that compute where there are several.
     fn spread(&self, jobs: Vec<Job<'_>>) {
-        jobs.into_iter().for_each(|job| job());
+        for job in jobs {
+            job();
+        }
     }
     /// Reads the tokens of several runs together; returns for each run the logits after each of its tokens.
     ///

@@ -57,7 +57,8 @@ impl Form {
 fn quote(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_ascii_punctuation() {
+        // Not all punctuation: `\<` is the start of a word.
+        if r"\.+*?()|[]{}^$".contains(c) {
             quoted.push('\\');
         }
         quoted.push(c);

@@ -124,7 +124,7 @@ impl ByteLevel {
 
     /// Returns the words of `text`, none of them empty. A pattern that its library panics over is an error of that text.
     fn words(&self, text: &str) -> Result<Vec<Range<usize>>> {
-        let mut words = vec![0..text.len()];
+        let mut words: Vec<Range<usize>> = std::iter::once(0..text.len()).collect();
         for cut in &self.cuts {
             let mut finer = Vec::with_capacity(words.len());
             for word in words {

@@ -31,13 +31,13 @@ impl Dense<'_> {
                 let blocks = if lanes == Lanes::One { w.0.len() } else { self.stepped() };
                 for b in 0..blocks {
                     let set = if lanes == Lanes::One { 0 } else { b / E::RUN % E::SETS };
-                    for half in 0..2 {
+                    for (half, sum) in sums[set].iter_mut().enumerate() {
                         // SAFETY: each half of a block has eight numbers; no alignment is asked for.
                         #[allow(unsafe_code)]
                         unsafe {
                             let x = _mm256_loadu_ps(x.0[b][8 * half..].as_ptr());
                             let w = _mm256_loadu_ps(w.0[b][8 * half..].as_ptr());
-                            sums[set][half] = _mm256_fmadd_ps(w, x, sums[set][half]);
+                            *sum = _mm256_fmadd_ps(w, x, *sum);
                         }
                     }
                 }
@@ -198,8 +198,7 @@ fn brief_rows<const X: usize>(
         }
     }
     for r in 0..X {
-        let out = std::array::from_fn(|i| total(&stored(sums[i][r]), &[], &[]));
-        store(first + r, &out);
+        store(first + r, &sums.map(|row| total(&stored(row[r]), &[], &[])));
     }
 }
 
@@ -209,11 +208,10 @@ fn brief_sets(weights: &[u8], x: &[u16], width: usize, r: usize, store: &mut imp
     let whole = width / (STEP * LANES) * STEP * LANES;
     let mut sums = [[_mm512_setzero_ps(); STEP]; ROWS];
     for first in (0..whole).step_by(2 * PAIRED) {
-        for set in 0..2 {
-            let b = first + set * PAIRED;
+        for (set, b) in [first, first + PAIRED].into_iter().enumerate() {
             let x = pairs_of(&x[b..]);
-            for i in 0..ROWS {
-                sums[i][set] = _mm512_dpbf16_ps(sums[i][set], pairs(&rows[i][2 * b..]), x);
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                sums[set] = _mm512_dpbf16_ps(sums[set], pairs(&row[2 * b..]), x);
             }
         }
     }
