@@ -1,4 +1,4 @@
-"""A JSON schema that an answer keeps to: real models, from Python."""
+"""What an answer keeps to, a JSON schema, a pattern or choices: real models, from Python."""
 
 from __future__ import annotations
 
@@ -237,7 +237,12 @@ def test_logprobs_are_the_models_own(smollm2: adv.Generator) -> None:
         ({"enum": ["x" * 300_000]}, {}, ValueError, "schema: it has 300014 bytes of JSON, at most 262144 are read"),
         ({"pattern": "a?" * 5000}, {}, ValueError, "schema: its patterns have 10000 bytes, at most 8192 are read"),
         ({"pattern": "(", "type": "string"}, {}, ValueError, "schema: regex parse error: .* unclosed group"),
-        ({"type": "object"}, {"prefix": "Sure"}, ValueError, 'prefix="Sure": the schema allows no answer .* begins so'),
+        (
+            {"type": "object"},
+            {"prefix": "Sure"},
+            ValueError,
+            'prefix="Sure": no answer .* begins so keeps to the schema',
+        ),
     ],
 )
 def test_bad_input(
@@ -246,6 +251,86 @@ def test_bad_input(
     with pytest.raises(error) as raised:
         smollm2.generate("x", schema=schema, **options)
     assert re.fullmatch(message, str(raised.value)), str(raised.value)
+
+
+PATTERNS = [
+    r"[A-Z][a-z]{1,9} the [A-Z][a-z]{1,9}",
+    r"^\d{1,2}/\d{1,2}/\d{4}$",
+    r"(red|green|blue)(, (red|green|blue)){1,3}",
+    r"[äöüß]{2,4} – [一-龥]{2}",
+    r"\$[1-9][0-9]{0,3}\.[0-9]{2}",
+    r"(?i)yes|no",
+    r"a\\b#c",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_answers_match_a_pattern(smollm2: adv.Generator, gemma: adv.Generator, pattern: str) -> None:
+    whole = 0
+    for seed in range(3):
+        options: dict[str, Any] = {"pattern": pattern, "max_tokens": 40, "temperature": seed / 2, "seed": seed}
+        for answer in (smollm2.generate(QUESTION, **options), gemma.complete("It is ", **options)):
+            text = answer.text()
+            if answer.stats.finish_reason == "stop":
+                assert re.fullmatch(pattern, text), text
+                whole += 1
+    assert whole
+
+
+def test_answers_are_one_of_the_choices(smollm2: adv.Generator, gemma: adv.Generator) -> None:
+    choices = [
+        "red",
+        "red apple",
+        'a (b|c) [d]* \\ / # "e" ^$',
+        "ÄÖ 日本 🐉",
+        "two\nlines\tand a tab",
+        " space",
+        "</s><|im_end|>",
+    ]
+    seen = set()
+    for seed in range(12):
+        for generator in (smollm2, gemma):
+            answer = generator.complete("The answer:", choices=choices, temperature=3.0, seed=seed, max_tokens=40)
+            seen.add(answer.text())
+            assert answer.stats.finish_reason == "stop"
+    assert seen <= set(choices)
+    assert len(seen) > 3
+    for choice in choices:
+        assert smollm2.generate("x", choices=(c for c in [choice])).text() == choice
+    assert smollm2.generate(QUESTION, choices=["red apple"], prefix="red a").text() == "red apple"
+    many = [f"item {i * 7919 % 1000:03}" for i in range(900)]
+    assert smollm2.generate(QUESTION, choices=many).text() in many
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"pattern": 7}, TypeError, "pattern=7: expected a str, not int"),
+        ({"pattern": ""}, ValueError, "pattern: it is empty"),
+        ({"pattern": "("}, ValueError, "pattern: .*unclosed group.*"),
+        ({"pattern": "(?=a)a"}, ValueError, "pattern: .*look-around.*"),
+        ({"pattern": r"(a)\1"}, ValueError, "pattern: .*backreferences.*"),
+        ({"pattern": r"a\bb"}, ValueError, "pattern: .*lookarounds not supported.*"),
+        ({"pattern": "x" * 8193}, ValueError, "pattern: it has 8193 bytes, at most 8192 are read"),
+        ({"pattern": "\ud800"}, ValueError, "pattern is not valid Unicode: .*"),
+        ({"pattern": "[0-9]+", "prefix": "no"}, ValueError, 'prefix="no": no answer .* begins so keeps to the pattern'),
+        ({"choices": "yes"}, TypeError, "choices='yes': expected an iterable of str, not str"),
+        ({"choices": 7}, TypeError, "choices=7: expected an iterable of str, not int"),
+        ({"choices": []}, ValueError, "choices: there is none"),
+        ({"choices": ["a", 7]}, TypeError, r"choices\[1\]=7: expected a str, not int"),
+        ({"choices": ["a", ""]}, ValueError, r"choices\[1\]: an empty text is no answer"),
+        ({"choices": ["a" * 9000]}, ValueError, "choices: they have 9000 bytes, at most 8192 are read"),
+        ({"choices": ["a"], "pattern": "a"}, ValueError, "pattern and choices: an answer keeps to one of them"),
+        ({"schema": {}, "choices": ["a"]}, ValueError, "schema and choices: an answer keeps to one of them"),
+    ],
+)
+def test_bad_patterns_and_choices(
+    smollm2: adv.Generator, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as raised:
+        smollm2.generate("x", **options)
+    assert re.fullmatch(message, str(raised.value)), str(raised.value)
+    assert smollm2.generate("x", choices=["fine"]).text() == "fine"
 
 
 def test_a_schema_that_holds_itself_or_is_too_deep(smollm2: adv.Generator) -> None:

@@ -56,6 +56,14 @@ TWO_BASES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0},
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+    "original_max_position_embeddings": 16,
+}
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 6}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": STRETCHED, "tie_word_embeddings": True},
@@ -66,6 +74,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "smollm3": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "no_rope_layer_interval": 2},
 }
+# Checkpoints that are not named after their family: the family and the settings.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {"yarn": ("qwen3", {"rope_parameters": YARN})}
 READ_SMALL = [(7 * i * i + 3 * i + 1) % SMALL["vocab_size"] for i in range(30)]
 # Ten times what another order of additions may change, so the next token is the same in any right implementation.
 MARGIN = 1e-3
@@ -201,10 +211,10 @@ def bidirectional(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
         return model.model(torch.tensor([ids]), attention_mask=mask, use_cache=False).last_hidden_state[0]
 
 
-def write_family(name: str, settings: dict[str, Any]) -> None:
+def write_family(name: str, family: str, settings: dict[str, Any]) -> None:
     """Writes a small checkpoint of a family, its logits, `(tokens, vocabulary)`, and its states without the mask."""
     folder = FOLDER.with_name(f"tiny-{name}")
-    config = AutoConfig.for_model(name, **{**SMALL, **settings})
+    config = AutoConfig.for_model(family, **{**SMALL, **settings})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     random = np.random.Generator(np.random.PCG64(len(name)))
     for weight in dict(sorted(model.named_parameters())).values():
@@ -226,7 +236,9 @@ def write_family(name: str, settings: dict[str, Any]) -> None:
 def main() -> None:
     """Writes the files."""
     for name, settings in FAMILIES.items():
-        write_family(name, settings)
+        write_family(name, name, settings)
+    for name, (family, settings) in OTHERS.items():
+        write_family(name, family, settings)
     write_checkpoint()
     config = GemmaConfig.from_pretrained(FOLDER)
     # transformers 5 no longer reads `hidden_activation` of this architecture, and would take the exact GELU.

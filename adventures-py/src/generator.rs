@@ -151,7 +151,7 @@ impl Generator {
         "cpu"
     }
 
-    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, prefix="", schema=None))]
+    #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, prefix="", schema=None, pattern=None, choices=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn generate(
         &self,
@@ -174,6 +174,8 @@ impl Generator {
         #[pyo3(from_py_with = option::prompt_lookup)] prompt_lookup: bool,
         #[pyo3(from_py_with = option::prefix)] prefix: &str,
         #[pyo3(from_py_with = option::schema)] schema: Option<String>,
+        #[pyo3(from_py_with = option::pattern)] pattern: Option<String>,
+        #[pyo3(from_py_with = option::choices)] choices: Option<Vec<String>>,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {
             temperature,
@@ -196,12 +198,14 @@ impl Generator {
             logprobs,
             prompt_lookup,
             schema,
+            pattern,
+            choices,
         };
         let messages = self::messages(messages)?;
         self.start(py, || self.inner.generate(&messages, options))
     }
 
-    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, schema=None))]
+    #[pyo3(signature = (prompt, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, schema=None, pattern=None, choices=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn complete(
         &self,
@@ -223,6 +227,8 @@ impl Generator {
         #[pyo3(from_py_with = option::logprobs)] logprobs: Option<usize>,
         #[pyo3(from_py_with = option::prompt_lookup)] prompt_lookup: bool,
         #[pyo3(from_py_with = option::schema)] schema: Option<String>,
+        #[pyo3(from_py_with = option::pattern)] pattern: Option<String>,
+        #[pyo3(from_py_with = option::choices)] choices: Option<Vec<String>>,
     ) -> PyResult<Generation> {
         let sampling = SamplingOptions {
             temperature,
@@ -245,6 +251,8 @@ impl Generator {
             logprobs,
             prompt_lookup,
             schema,
+            pattern,
+            choices,
         };
         let prompt = text(prompt, "the prompt")?;
         self.start(py, || self.inner.complete(&prompt, options))

@@ -39,6 +39,7 @@ named! {
     presence_penalty("presence_penalty") -> f64 = number;
     prompt_lookup("prompt_lookup") -> bool = flag;
     query_prefix("query_prefix") -> Option<String> = owned_or_none;
+    pattern("pattern") -> Option<String> = owned_or_none;
     passage_prefix("passage_prefix") -> Option<String> = owned_or_none;
 }
 
@@ -114,6 +115,22 @@ pub(crate) fn json(name: &str, value: &Bound<'_, PyAny>) -> PyResult<String> {
         }
     })?;
     json.extract()
+}
+
+/// Returns the texts of which an answer is one.
+pub(crate) fn choices(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<String>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let items = value.try_iter().ok().filter(|_| !value.is_instance_of::<PyString>()).ok_or_else(|| {
+        let (shown, type_name) = (shown(value), type_name(value));
+        PyTypeError::new_err(format!("choices={shown}: expected an iterable of str, not {type_name}"))
+    })?;
+    items
+        .enumerate()
+        .map(|(i, item)| Ok(text(&format!("choices[{i}]"), &item?)?.to_owned()))
+        .collect::<PyResult<_>>()
+        .map(Some)
 }
 
 /// Returns the ids of an iterable.

@@ -3,8 +3,8 @@
 use crate::library::{Hit, Query};
 use crate::service::Service;
 use adventures::{
-    CitationFilter, Error, GenerateOptions, Generation, GenerationStats, Kind, Message, NOT_FOUND, Prompt, PromptRequest, Result,
-    Role, TokenLogprob, Turn, leans,
+    CitationFilter, Error, GenerateOptions, Generation, GenerationStats, Kind, Message, NOT_FOUND, Prompt,
+    PromptRequest, Result, Role, TokenLogprob, Turn, leans,
 };
 use serde_json::{Map, Value};
 use std::future::poll_fn;
@@ -60,9 +60,7 @@ pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) ->
     }
     let found = service.embedder.batches.embed(vec![question.to_owned()], Kind::Query).await?;
     let Retrieval { k, hybrid, ref filter, .. } = *retrieval;
-    library
-        .search(Query { text: question.to_owned(), vector: found.vectors, k, hybrid, filter: filter.clone() })
-        .await
+    library.search(Query { text: question.to_owned(), vector: found.vectors, k, hybrid, filter: filter.clone() }).await
 }
 
 impl Prepared {
@@ -87,7 +85,9 @@ impl Prepared {
                 messages.insert(0, Message::new(Role::System, system));
             }
             let prompt = Reads { messages, options, filter: None };
-            return Self { service: Arc::clone(service), sources: Vec::new(), dropped: 0, prompt: Some(prompt) }.checked().await;
+            return Self { service: Arc::clone(service), sources: Vec::new(), dropped: 0, prompt: Some(prompt) }
+                .checked()
+                .await;
         };
         let question = last.content.clone();
         let conversation = Conversation::of(&messages[..messages.len() - 1]);

@@ -135,8 +135,9 @@ impl Shared {
         }
         // They belong to this batch alone, and come back no more.
         let parts_of = batch.iter_mut().zip(&parts);
-        let texts: Vec<String> =
-            parts_of.flat_map(|(job, count)| job.texts[job.done..job.done + count].iter_mut().map(std::mem::take)).collect();
+        let texts: Vec<String> = parts_of
+            .flat_map(|(job, count)| job.texts[job.done..job.done + count].iter_mut().map(std::mem::take))
+            .collect();
         let Some(kind) = batch.first().map(|job| job.kind) else { return };
         let never = AtomicBool::new(false);
         let together = embedder.embed(&texts, kind, &never);

@@ -52,6 +52,10 @@ fn log(options: &Options) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(format!("lance=warn,lancedb=warn,datafusion=warn,{}", options.log))
         .map_err(|problem| anyhow::anyhow!("log {:?}: {problem}", options.log))?;
     let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    if text { lines.with_target(false).init() } else { lines.json().flatten_event(true).with_current_span(false).init() }
+    if text {
+        lines.with_target(false).init()
+    } else {
+        lines.json().flatten_event(true).with_current_span(false).init()
+    }
     Ok(())
 }

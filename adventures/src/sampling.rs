@@ -136,7 +136,9 @@ impl Sampler {
     /// Fails where a logit is not a number, for weights or a kernel are broken and any choice would hide it, where
     /// `logit_bias` leaves no token, and where the schema cannot be followed further.
     pub(crate) fn sample(&mut self, logits: &mut [f32], history: &[u32], prompt: usize) -> Result<u32> {
-        if let Some(id) = logits.iter().position(|x| x.is_nan()) {
+        if has_nan(logits)
+            && let Some(id) = logits.iter().position(|x| x.is_nan())
+        {
             return Err(Error::Model(candle_core::Error::Msg(format!("the logit of token {id} is not a number"))));
         }
         // First, so that neither a bias nor a filter brings back what the schema forbids, nor counts it.
@@ -154,12 +156,13 @@ impl Sampler {
         self.bias(logits);
         self.penalize_recent(logits, history);
         self.penalize_generated(logits, &history[prompt..]);
-        let (biased, constrained) = (!self.options.logit_bias.is_empty(), self.constraint.is_some());
-        if (biased || constrained) && logits.iter().all(|x| *x == f32::NEG_INFINITY) {
-            return match (biased, constrained) {
-                (true, true) => invalid!("logit_bias: every token that the schema allows here is banned"),
-                (true, false) => invalid!("logit_bias: every token that the model could choose is banned"),
-                (false, _) => invalid!("schema: the model gives every token that it allows here no chance"),
+        let biased = !self.options.logit_bias.is_empty();
+        let form = self.constraint.as_ref().map(Constraint::name);
+        if (biased || form.is_some()) && logits.iter().all(|x| *x == f32::NEG_INFINITY) {
+            return match (biased, form) {
+                (true, Some(form)) => invalid!("logit_bias: every token that the {form} allows here is banned"),
+                (false, Some(form)) => invalid!("{form}: the model gives every token that it allows here no chance"),
+                (_, None) => invalid!("logit_bias: every token that the model could choose is banned"),
             };
         }
         if self.options.temperature == 0.0 {
@@ -339,15 +342,36 @@ fn max(candidates: &[Candidate]) -> f32 {
     candidates.iter().map(|(_, x)| *x).fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The first of the largest.
-fn most_likely(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, x) in logits.iter().enumerate() {
-        if *x > logits[best] {
-            best = i;
+/// As many numbers as the widest registers hold: what is done to each on its own is done to all at once.
+const LANES: usize = 16;
+
+/// Returns whether a logit is not a number.
+fn has_nan(logits: &[f32]) -> bool {
+    let (rows, rest) = logits.as_chunks::<LANES>();
+    let mut found = [false; LANES];
+    for row in rows {
+        for (found, x) in found.iter_mut().zip(row) {
+            *found |= x.is_nan();
         }
     }
-    best as u32
+    found.contains(&true) || rest.iter().any(|x| x.is_nan())
+}
+
+/// The first of the largest; all are numbers.
+fn most_likely(logits: &[f32]) -> u32 {
+    let (rows, rest) = logits.as_chunks::<LANES>();
+    let mut best = [f32::NEG_INFINITY; LANES];
+    for row in rows {
+        for (best, x) in best.iter_mut().zip(row) {
+            *best = if *x > *best { *x } else { *best };
+        }
+    }
+    let best = best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    // Row by row, so that the search is as wide.
+    let row = rows.iter().position(|row| row.iter().filter(|x| **x >= best).count() > 0);
+    let start = row.map_or(rows.len() * LANES, |row| row * LANES);
+    let within = logits[start..].iter().position(|x| *x >= best);
+    (start + within.unwrap_or(0)) as u32
 }
 
 #[cfg(test)]

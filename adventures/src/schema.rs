@@ -1,8 +1,12 @@
-//! JSON schemas that an answer keeps to: which tokens may come next.
+//! What an answer keeps to, a JSON schema, a regular expression or one of given texts: which tokens may come next.
 //!
-//! llguidance reads the schema and walks the vocabulary's trie (<https://github.com/guidance-ai/llguidance>). Tokens are never
+//! llguidance reads it and walks the vocabulary's trie (<https://github.com/guidance-ai/llguidance>). Tokens are never
 //! forced on the model: each is its own choice among those that the schema allows, so that a text is one that the model could
 //! have written without.
+
+mod form;
+
+pub(crate) use form::Form;
 
 use crate::error::{Error, Result, invalid, message};
 use crate::tokenizer::Tokenizer;
@@ -31,54 +35,63 @@ const MAX_TOKEN: usize = 1000;
 /// How many states a schema's lexer may have, of 1 to 2 KB each.
 const MAX_STATES: usize = 50_000;
 
-/// Reads schemas for one tokenizer. What that needs of the vocabulary is made at the first schema, and once.
+/// Reads schemas and the like for one tokenizer. What that needs of the vocabulary is made at the first schema, and once.
 #[derive(Default)]
 pub(crate) struct Schemas {
     factory: OnceLock<std::result::Result<ParserFactory, String>>,
 }
 
 impl Schemas {
-    /// Returns what keeps an answer to `schema`, the JSON text of a JSON schema.
+    /// Returns what keeps an answer to `form`.
     ///
     /// `prefix` is how the answer begins. Where `trim_start`, a space at the start of the first token is none of the answer's.
     ///
-    /// Fails where the schema is no such thing, is too large, uses what is not supported, or does not allow the prefix.
+    /// Fails where the form is no such thing, is too large, uses what is not supported, or does not allow the prefix.
     pub(crate) fn constraint(
         &self,
-        schema: &str,
+        form: &Form,
         tokenizer: &Tokenizer,
         prefix: &str,
         trim_start: bool,
     ) -> Result<Constraint> {
-        let schema = parse(schema)?;
-        let work = || self.matcher(schema, tokenizer);
+        let name = form.name();
+        let grammar = form.grammar()?;
+        let work = || self.matcher(name, grammar, tokenizer);
         let (env, matcher) = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("schema".into()).stack_size(STACK).spawn_scoped(scope, work);
             let thread = thread.map_err(|e| Error::io("starting the thread that reads a schema", e))?;
-            thread.join().unwrap_or_else(|panic| invalid!("schema: {}", message(&*panic)))
+            thread.join().unwrap_or_else(|panic| invalid!("{name}: {}", message(&*panic)))
         })?;
-        let mut constraint = Constraint { env, matcher, trim_start };
+        let mut constraint = Constraint { name, env, matcher, trim_start };
         if !prefix.is_empty() {
             constraint.read(prefix)?;
         }
         Ok(constraint)
     }
 
-    fn matcher(&self, mut schema: Value, tokenizer: &Tokenizer) -> Result<(TokEnv, Matcher)> {
+    fn matcher(&self, name: &str, grammar: TopLevelGrammar, tokenizer: &Tokenizer) -> Result<(TokEnv, Matcher)> {
         let factory = self.factory.get_or_init(|| factory(tokenizer));
         let factory =
-            factory.as_ref().map_err(|e| Error::Unsupported(format!("schema: this model cannot keep to one: {e}")))?;
-        let options =
-            JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.into()), ..JsonCompileOptions::default() };
-        options.apply_to(&mut schema);
-        let mut matcher = Matcher::new(factory.create_parser(TopLevelGrammar::from_json_schema(schema)));
+            factory.as_ref().map_err(|e| Error::Unsupported(format!("{name}: this model cannot keep to one: {e}")))?;
+        let mut matcher = Matcher::new(factory.create_parser(grammar));
         match matcher.get_error() {
-            Some(problem) => Err(refused(problem)),
-            None if matcher.is_stopped() => invalid!("schema: it allows no answer"),
-            // The first mask costs the most, and shows whether the schema can be kept to at all.
-            None => matcher.compute_mask_or_eos().map(|_| (Arc::clone(factory.tok_env()), matcher)).map_err(refused),
+            Some(problem) => Err(refused(name, problem)),
+            None if matcher.is_stopped() => invalid!("{name}: it allows no answer"),
+            // The first mask costs the most, and shows whether the form can be kept to at all.
+            None => {
+                matcher.compute_mask_or_eos().map_err(|e| refused(name, e))?;
+                Ok((Arc::clone(factory.tok_env()), matcher))
+            }
         }
     }
+}
+
+/// Returns the grammar of `schema`, the JSON text of a JSON schema.
+fn grammar(schema: &str) -> Result<TopLevelGrammar> {
+    let mut schema = parse(schema)?;
+    let options = JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.into()), ..JsonCompileOptions::default() };
+    options.apply_to(&mut schema);
+    Ok(TopLevelGrammar::from_json_schema(schema))
 }
 
 fn parse(schema: &str) -> Result<Value> {
@@ -177,8 +190,10 @@ fn word(tokenizer: &Tokenizer, id: u32) -> &[u8] {
     if text { bytes } else { b"" }
 }
 
-/// Where an answer is in its schema.
+/// Where an answer is in what it keeps to.
 pub(crate) struct Constraint {
+    /// The option that asked for it, as errors name it.
+    name: &'static str,
     env: TokEnv,
     matcher: Matcher,
     /// Whether the next token is the first, whose space at the start is none of the answer's.
@@ -186,11 +201,16 @@ pub(crate) struct Constraint {
 }
 
 impl Constraint {
-    /// Makes the logits of all tokens that the schema does not allow next minus infinity: one for each token of the vocabulary.
+    /// Returns the option that asked for it.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Makes the logits of all tokens that it does not allow next minus infinity: one for each token of the vocabulary.
     ///
     /// End tokens are allowed where the text is whole.
     pub(crate) fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
-        let mut allowed = self.matcher.compute_mask_or_eos().map_err(refused)?;
+        let mut allowed = self.matcher.compute_mask_or_eos().map_err(|e| refused(self.name, e))?;
         if self.trim_start {
             for id in allowed.to_list() {
                 if let Some(spaced) = self.spaced(id) {
@@ -216,7 +236,7 @@ impl Constraint {
     /// Goes on by `id`, which the mask allowed.
     pub(crate) fn accept(&mut self, id: u32) -> Result<()> {
         let id = if std::mem::take(&mut self.trim_start) { self.unspaced(id) } else { id };
-        self.matcher.consume_token(id).map_err(refused)
+        self.matcher.consume_token(id).map_err(|e| refused(self.name, e))
     }
 
     /// Returns whether the text is whole and nothing may follow.
@@ -241,22 +261,25 @@ impl Constraint {
         let trie = self.env.tok_trie();
         let ids = trie.greedy_tokenize(prefix.as_bytes());
         let known = trie.decode(&ids) == prefix.as_bytes();
-        if !known || self.matcher.validate_tokens(&ids).map_err(refused)? < ids.len() {
-            return invalid!("prefix={prefix:?}: the schema allows no answer that begins so");
+        if !known || self.matcher.validate_tokens(&ids).map_err(|e| refused(self.name, e))? < ids.len() {
+            return invalid!("prefix={prefix:?}: no answer that begins so keeps to the {}", self.name);
         }
-        self.matcher.consume_tokens(&ids).map_err(refused)
+        self.matcher.consume_tokens(&ids).map_err(|e| refused(self.name, e))
     }
 }
 
 impl std::fmt::Debug for Constraint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Constraint").field("trim_start", &self.trim_start).finish_non_exhaustive()
+        f.debug_struct("Constraint")
+            .field("name", &self.name)
+            .field("trim_start", &self.trim_start)
+            .finish_non_exhaustive()
     }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "what map_err hands over")]
-fn refused(error: impl ToString) -> Error {
-    Error::Invalid(format!("schema: {}", problem(&error.to_string())))
+fn refused(name: &str, error: impl ToString) -> Error {
+    Error::Invalid(format!("{name}: {}", problem(&error.to_string())))
 }
 
 /// Returns the problem in one line, without the state and the backtrace that llguidance writes behind it.
@@ -266,6 +289,9 @@ fn problem(error: &str) -> String {
     if line.starts_with("NoExtension") {
         return "it allows no answer".into();
     }
+    // A pattern is quoted in a language that nobody wrote here.
+    let line = line.split(" 1 | start: /").next().unwrap_or_default();
+    let line = line.split_once(" (in regex): ").map_or(line, |(_, problem)| problem);
     // The options that llguidance goes on to name are none of ours.
     let line = line.split(". Enable '").next().unwrap_or_default();
     match line.char_indices().nth(MAX_PROBLEM) {
@@ -306,7 +332,11 @@ mod tests {
     }
 
     fn start(schema: &Value, prefix: &str, trim_start: bool) -> Result<Constraint> {
-        Schemas::default().constraint(&schema.to_string(), &tokenizer(), prefix, trim_start)
+        keep(&Form::Schema(schema.to_string()), prefix, trim_start)
+    }
+
+    fn keep(form: &Form, prefix: &str, trim_start: bool) -> Result<Constraint> {
+        Schemas::default().constraint(form, &tokenizer(), prefix, trim_start)
     }
 
     /// Returns what may come next, and `!` for each end token.
@@ -393,8 +423,72 @@ mod tests {
         assert!(next(&mut constraint).contains(&"1".to_owned()));
         assert!(start(&schema, "{\"a\": 1}", false).unwrap().is_done());
         let error = start(&schema, "{\"b", false).unwrap_err().to_string();
-        assert_eq!(error, "prefix=\"{\\\"b\": the schema allows no answer that begins so");
+        assert_eq!(error, "prefix=\"{\\\"b\": no answer that begins so keeps to the schema");
         assert!(start(&schema, "Sure: {", false).is_err());
+    }
+
+    #[test]
+    fn a_pattern_is_that_of_the_whole_answer() {
+        let pattern = |pattern: &str| keep(&Form::Pattern(pattern.into()), "", false);
+        for spelled in ["(true|1{2})", "^(true|1{2})$"] {
+            let mut constraint = pattern(spelled).unwrap();
+            assert_eq!(next(&mut constraint), ["1", "1", "t", "true"]);
+            constraint.accept(id(b"1")).unwrap();
+            assert_eq!(next(&mut constraint), ["1", "1"]);
+            constraint.accept(id(b"1")).unwrap();
+            assert!(constraint.is_done());
+        }
+        let mut constraint = pattern("1+").unwrap();
+        constraint.accept(id(b"1")).unwrap();
+        assert_eq!(next(&mut constraint), ["!", "!", "1", "1"]);
+        // What delimits a pattern in llguidance's own language, and what begins a comment there.
+        for text in ["/", "//", "a/b", "/i", "#", "<</>>", "&&~~--", "a.b", "(?i)[x]{1}|^$*+", "\n\"\\"] {
+            let mut constraint = keep(&Form::Choices(vec![text.into()]), "", false).unwrap();
+            for byte in text.bytes() {
+                constraint.accept(id(&[byte])).unwrap();
+            }
+            assert!(constraint.is_done(), "{text:?}");
+        }
+        assert!(pattern("a/b").is_ok());
+    }
+
+    #[test]
+    fn an_answer_is_one_of_the_choices() {
+        let choices = |choices: &[&str]| Form::Choices(choices.iter().map(ToString::to_string).collect());
+        let mut constraint = keep(&choices(&["1", "1.*", "true"]), "", true).unwrap();
+        assert_eq!(next(&mut constraint), [" 1", " true", "1", "1", "t", "true"]);
+        constraint.accept(id(b" 1")).unwrap();
+        assert_eq!(next(&mut constraint), ["!", "!", "."]);
+        constraint.accept(id(b".")).unwrap();
+        assert_eq!(next(&mut constraint), ["*"]);
+        constraint.accept(id(b"*")).unwrap();
+        assert!(constraint.is_done());
+        let error = keep(&choices(&["true"]), "f", false).unwrap_err().to_string();
+        assert_eq!(error, "prefix=\"f\": no answer that begins so keeps to the choices");
+        assert!(keep(&choices(&["true"]), "true", false).unwrap().is_done());
+    }
+
+    #[test]
+    fn patterns_and_choices_are_refused_by_name() {
+        let refused = |form: Form| keep(&form, "", false).map(|_| ()).unwrap_err().to_string();
+        let pattern = |pattern: &str| refused(Form::Pattern(pattern.into()));
+        assert_eq!(pattern(""), "pattern: it is empty");
+        assert_eq!(pattern("("), "pattern: regex parse error: ( ^ error: unclosed group");
+        assert!(pattern("(?=a)b").starts_with("pattern: regex parse error: (?=a)b ^^^ error: look-around, "));
+        assert!(pattern(r"(a)\1").ends_with("error: backreferences are not supported"));
+        assert_eq!(pattern(r"a\bb"), r"pattern: lookarounds not supported yet; WordUnicode in regex /a\bb/");
+        assert_eq!(pattern(r"a\\\"), r"pattern: it ends with a \ that nothing follows");
+        assert!(keep(&Form::Pattern(r"1\\".into()), "", false).is_ok());
+        assert_eq!(pattern("[^\\x00-\u{10ffff}]"), "pattern: it allows no answer");
+        assert_eq!(pattern(&"a".repeat(9000)), "pattern: it has 9000 bytes, at most 8192 are read");
+        assert_eq!(refused(Form::Choices(Vec::new())), "choices: there is none");
+        assert_eq!(refused(Form::Choices(vec!["a".into(), String::new()])), "choices[1]: an empty text is no answer");
+        let long = vec!["a".repeat(MAX_PATTERNS), "b".into()];
+        assert_eq!(refused(Form::Choices(long)), "choices: they have 8193 bytes, at most 8192 are read");
+        for hostile in ["((((a{1,99}){1,99}){1,99}){1,99}){1,99}", "(a|aa|aaa)*{50}x", "(.*a){40}", "(a?){1000}a{1000}"]
+        {
+            let _ = keep(&Form::Pattern(hostile.into()), "", false);
+        }
     }
 
     #[test]

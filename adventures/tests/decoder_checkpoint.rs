@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "tiny-gemma",
     "tiny-gemma2",
     "tiny-gemma3_text",
@@ -16,6 +16,7 @@ const NAMES: [&str; 8] = [
     "tiny-qwen2",
     "tiny-qwen3",
     "tiny-smollm3",
+    "tiny-yarn",
 ];
 
 fn goldens() -> PathBuf {
@@ -108,6 +109,12 @@ fn qwen3_follows_transformers() {
 #[test]
 fn smollm3_follows_transformers() {
     follows_transformers("tiny-smollm3");
+}
+
+/// The pairs of its heads are left as they are, stretched in part and stretched.
+#[test]
+fn yarn_follows_transformers() {
+    follows_transformers("tiny-yarn");
 }
 
 #[test]

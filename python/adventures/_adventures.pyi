@@ -328,6 +328,8 @@ class Generator:
         prompt_lookup: bool = True,
         prefix: str = "",
         schema: dict[str, Any] | None = None,
+        pattern: str | None = None,
+        choices: Iterable[str] | None = None,
     ) -> Generation:
         """Starts the answer to a conversation, through the model's chat template.
 
@@ -358,19 +360,24 @@ class Generator:
             schema: A JSON schema that the answer keeps to; `{"type": "object"}` is any JSON object. It is at most
                 262,144 bytes of JSON, 8,192 of them patterns; references lead to places in it. Keywords that cannot be
                 kept to, such as `if`, `not` and `uniqueItems`, are an error.
+            pattern: A regular expression that the whole answer matches, in the syntax of Rust's `regex`, of at most
+                8,192 bytes. It has neither references to groups nor a look ahead or behind.
+            choices: Texts one of which is the answer, of at most 8,192 bytes together.
 
-        With a schema the model chooses each token, by all of these options, among those that the schema allows.
-        `logit_bias` cannot allow what the schema forbids, and `logprobs` are the model's own, as if there were no
-        schema. An answer whose `finish_reason` is `"stop"` is whole JSON that fulfils the schema; one that ends at
-        `max_tokens`, at the end of the context or at a text of `stop`, be it inside a string of the JSON, is cut there.
-        A key that the schema does not name may come twice in an object.
+        At most one of `schema`, `pattern` and `choices` is given. With a schema the model chooses each token, by all of
+        these options, among those that the schema allows. `logit_bias` cannot allow what the schema forbids, and
+        `logprobs` are the model's own, as if there were no schema. An answer whose `finish_reason` is `"stop"` is whole
+        JSON that fulfils the schema; one that ends at `max_tokens`, at the end of the context or at a text of `stop`,
+        be it inside a string of the JSON, is cut there. A key that the schema does not name may come twice in an
+        object. All of this holds for a pattern and for choices too.
 
         Raises:
-            NotImplementedError: The model has no chat template, or no end token and is given a schema.
+            NotImplementedError: The model has no chat template, or no end token and is given a schema, a pattern or
+                choices.
             TypeError: An option is of another type; the error names the option and the value.
             ValueError: An option is out of range, the chat template is broken or refuses the messages, the schema is no
-                such thing, cannot be kept to or allows no answer that begins with `prefix`, or the prompt leaves no
-                room in the context. Reading the answer raises it where keeping to the schema becomes too much work.
+                such thing, cannot be kept to or allows no answer that begins with `prefix`, more than one of
+                `schema`, `pattern` and `choices` is given, or the prompt leaves no room in the context. Reading the answer raises it where keeping to the schema becomes too much work.
         """
     def complete(
         self,
@@ -392,6 +399,8 @@ class Generator:
         logprobs: int | None = None,
         prompt_lookup: bool = True,
         schema: dict[str, Any] | None = None,
+        pattern: str | None = None,
+        choices: Iterable[str] | None = None,
     ) -> Generation:
         """Starts the continuation of a text, without a template; the options are those of `generate`."""
     def tokenize(self, text: str) -> list[int]:

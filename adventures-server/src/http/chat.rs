@@ -137,7 +137,9 @@ pub(super) async fn answer(app: Data<App>, client: &Client, request: ChatRequest
     };
     let retrieval = match settings {
         None => None,
-        Some(_) if service.library.is_none() => return Err(Problem::invalid("retrieval", "this service has no library")),
+        Some(_) if service.library.is_none() => {
+            return Err(Problem::invalid("retrieval", "this service has no library"));
+        }
         Some(RetrieveSettings { k, hybrid, r#where: filter, min_similarity }) => {
             Some(app.retrieval(SearchSettings { k, hybrid, filter, min_similarity })?)
         }
@@ -173,8 +175,7 @@ pub(super) async fn answer(app: Data<App>, client: &Client, request: ChatRequest
     let length: usize = messages.iter().map(|message| message.content.len()).sum();
     check_length("messages", length, context)?;
     let place = app.enter(client)?;
-    let prepared =
-        Prepared::new(&service, messages, retrieval.as_ref(), app.options.system.as_deref(), options);
+    let prepared = Prepared::new(&service, messages, retrieval.as_ref(), app.options.system.as_deref(), options);
     let prepared = within(&app, prepared).await?;
     let head = Head { id: format!("chatcmpl-{}", Uuid::new_v4().simple()), created: now(), model: name };
     if request.stream {

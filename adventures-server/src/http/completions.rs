@@ -124,7 +124,8 @@ async fn answer(app: Data<App>, client: &Client, request: CompletionRequest) -> 
         within(&app, count).await?.len()
     };
     if tokens >= context {
-        let message = format!("the prompt has {tokens} tokens; this model reads {context} of prompt and answer together");
+        let message =
+            format!("the prompt has {tokens} tokens; this model reads {context} of prompt and answer together");
         return Err(Problem::invalid("prompt", message));
     }
     let task = Task { service, prompt, options, place };

@@ -123,15 +123,39 @@ mod tests {
     fn only_our_own_names_are_ours() {
         let allowed = ["chat.example.org".to_owned()];
         let loopback = IpAddr::from([127, 0, 0, 1]);
-        let ours = ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8080", "chat.example.org:443"];
+        let ours =
+            ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8080", "chat.example.org:443"];
         for host in ours {
             assert!(is_ours(host, loopback, &allowed), "{host}");
         }
         let others = [
-            "", "evil.com", "localhost.evil.com", "127.0.0.1.nip.io", "localhost:", "localhost:80:80", "localhost:8080a",
-            "[::1", "[::1]x", "[::ffff:10.0.0.1]", "10.0.0.1", "0.0.0.0", "192.168.0.1:8080", "localhost@evil.com",
-            "evil.com#localhost", "localhost/evil", "2130706433", "0x7f.1", "chat.example.org.evil", "xchat.example.org",
-            "local\u{a0}host", "localhost ", " localhost", "localhost.", "127.1", "[fe80::1%lo]", "*",
+            "",
+            "evil.com",
+            "localhost.evil.com",
+            "127.0.0.1.nip.io",
+            "localhost:",
+            "localhost:80:80",
+            "localhost:8080a",
+            "[::1",
+            "[::1]x",
+            "[::ffff:10.0.0.1]",
+            "10.0.0.1",
+            "0.0.0.0",
+            "192.168.0.1:8080",
+            "localhost@evil.com",
+            "evil.com#localhost",
+            "localhost/evil",
+            "2130706433",
+            "0x7f.1",
+            "chat.example.org.evil",
+            "xchat.example.org",
+            "local\u{a0}host",
+            "localhost ",
+            " localhost",
+            "localhost.",
+            "127.1",
+            "[fe80::1%lo]",
+            "*",
         ];
         for host in others {
             assert!(!is_ours(host, loopback, &allowed), "{host}");

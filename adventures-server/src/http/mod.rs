@@ -110,7 +110,10 @@ impl App {
         }
         let min_similarity = match asked.min_similarity {
             Some(x) if !(-1.0..=1.0).contains(&x) => {
-                return Err(Problem::invalid("min_similarity", format!("min_similarity must be from -1 to 1, not {x}")));
+                return Err(Problem::invalid(
+                    "min_similarity",
+                    format!("min_similarity must be from -1 to 1, not {x}"),
+                ));
             }
             Some(x) => x,
             None => self.service()?.min_similarity,
@@ -136,14 +139,19 @@ fn names(sent: &str, model: &str) -> bool {
 
 fn no_model(sent: &str, known: &str) -> Problem {
     let shown: String = sent.chars().take(100).collect();
-    Problem::new(StatusCode::NOT_FOUND, "model_not_found", format!("no model {shown:?} is served here; there is {known:?}"))
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "model_not_found",
+        format!("no model {shown:?} is served here; there is {known:?}"),
+    )
 }
 
 /// Refuses a text that is longer than any model could read.
 fn check_length(param: &str, length: usize, tokens: usize) -> Result<(), Problem> {
     let most = tokens.saturating_mul(BYTES_PER_TOKEN);
     if length > most {
-        let message = format!("{param} has {length} bytes; the model reads {tokens} tokens, which are {most} bytes at most");
+        let message =
+            format!("{param} has {length} bytes; the model reads {tokens} tokens, which are {most} bytes at most");
         return Err(Problem::invalid(param, message));
     }
     Ok(())

@@ -197,8 +197,13 @@ impl ResponseFormat {
             ("text", _) => Ok(None),
             ("json_object", _) => Ok(Some(r#"{"type":"object"}"#.into())),
             ("json_schema", Some(schema)) => Ok(Some(schema.to_string())),
-            ("json_schema", None) => Err(Problem::invalid("response_format", "response_format.json_schema has no schema")),
-            _ => Err(Problem::invalid("response_format", "response_format has a type that is none of text, json_object, json_schema")),
+            ("json_schema", None) => {
+                Err(Problem::invalid("response_format", "response_format.json_schema has no schema"))
+            }
+            _ => Err(Problem::invalid(
+                "response_format",
+                "response_format has a type that is none of text, json_object, json_schema",
+            )),
         }
     }
 }
@@ -247,9 +252,7 @@ pub(super) fn finish_reason(stats: Option<&GenerationStats>) -> &'static str {
 
 /// The log probabilities of some tokens, as chat completions have them.
 pub(super) fn chat_logprobs(tokens: &[TokenLogprob]) -> Value {
-    let one = |token: &TokenLogprob| {
-        json!({"token": String::from_utf8_lossy(&token.bytes), "logprob": token.logprob, "bytes": token.bytes})
-    };
+    let one = |token: &TokenLogprob| json!({"token": String::from_utf8_lossy(&token.bytes), "logprob": token.logprob, "bytes": token.bytes});
     let with_alternatives = |token: &TokenLogprob| {
         let mut entry = one(token);
         entry["top_logprobs"] = token.alternatives.iter().map(one).collect();

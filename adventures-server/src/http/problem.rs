@@ -59,7 +59,10 @@ impl Problem {
 
     pub(super) fn not_ready() -> Self {
         let retry_after = Some(Duration::from_secs(1));
-        Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "loading", "models and library are being loaded") }
+        Self {
+            retry_after,
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "loading", "models and library are being loaded")
+        }
     }
 
     pub(super) fn deadline() -> Self {

@@ -2,8 +2,8 @@
 
 use super::problem::Problem;
 use super::{App, Phase};
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::HttpResponse;
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use std::convert::Infallible;
@@ -30,10 +30,7 @@ pub(super) fn data(text: &str) -> String {
 ///
 /// They are made as fast as they can be, so that a slow reader takes up no slot; what it has not taken is kept, up to
 /// [`BUFFER`]. They end early at the deadline, when the service stops and when the reader goes away.
-pub(super) fn response(
-    app: &App,
-    events: impl Stream<Item = Result<String, Problem>> + 'static,
-) -> HttpResponse {
+pub(super) fn response(app: &App, events: impl Stream<Item = Result<String, Problem>> + 'static) -> HttpResponse {
     let mut phase = app.phase.subscribe();
     let stopped = async move {
         // An error means that the service is gone altogether.

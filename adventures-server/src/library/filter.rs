@@ -53,7 +53,8 @@ fn entry(path: &str, column: &Field, wanted: &Value) -> Result<String> {
             Err(format!("where has no operator for the column {:?}", column.name()))
         }
         Value::Object(operations) => {
-            let parts: Result<Vec<_>> = operations.iter().map(|(name, value)| operation(path, column, name, value)).collect();
+            let parts: Result<Vec<_>> =
+                operations.iter().map(|(name, value)| operation(path, column, name, value)).collect();
             Ok(parts?.join(" AND "))
         }
         Value::Array(values) => any_of(path, column, values),
@@ -83,7 +84,9 @@ fn operation(path: &str, column: &Field, operator: &str, value: &Value) -> Resul
             };
             return Ok(format!("array_has({path}, {})", literal(name, item.data_type(), value)?));
         }
-        other => return Err(format!("where has the operator {other:?} for {name:?}; there are {}", OPERATORS.join(", "))),
+        other => {
+            return Err(format!("where has the operator {other:?} for {name:?}; there are {}", OPERATORS.join(", ")));
+        }
     };
     if value.is_null() {
         return match operator {
@@ -99,7 +102,8 @@ fn operation(path: &str, column: &Field, operator: &str, value: &Value) -> Resul
 
 fn any_of(path: &str, column: &Field, values: &[Value]) -> Result<String> {
     let given = values.iter().filter(|value| !value.is_null());
-    let literals: Vec<String> = given.map(|value| literal(column.name(), column.data_type(), value)).collect::<Result<_>>()?;
+    let literals: Vec<String> =
+        given.map(|value| literal(column.name(), column.data_type(), value)).collect::<Result<_>>()?;
     let mut parts = Vec::new();
     if !literals.is_empty() {
         parts.push(format!("{path} IN ({})", literals.join(", ")));
@@ -217,7 +221,9 @@ fn timestamp(name: &str, kind: &DataType, zoned: bool, text: &str) -> Result<Opt
         (None, Some(civil)) if !zoned => civil,
         (None, None) => return Ok(None),
         _ => {
-            return Err(format!("where compares the column {name:?} of type {kind} with {text:?}: only one has a time zone"));
+            return Err(format!(
+                "where compares the column {name:?} of type {kind} with {text:?}: only one has a time zone"
+            ));
         }
     };
     Ok(Some(format!("timestamp '{} {}'", civil.date(), civil.time())))

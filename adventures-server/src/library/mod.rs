@@ -59,7 +59,8 @@ impl Model {
     fn fits(&self, other: &Self) -> bool {
         let known = |model: &Self| model.revision.clone().filter(|revision| !revision.is_empty());
         let revisions = known(self).zip(known(other)).is_none_or(|(a, b)| a == b);
-        let same = |a: &Self, b: &Self| (&a.name, a.dim, &a.pooling, &a.prompts) == (&b.name, b.dim, &b.pooling, &b.prompts);
+        let same =
+            |a: &Self, b: &Self| (&a.name, a.dim, &a.pooling, &a.prompts) == (&b.name, b.dim, &b.pooling, &b.prompts);
         revisions && same(self, other)
     }
 
@@ -167,7 +168,9 @@ impl Snapshot {
             bail!("no library at {place}: make one with `adventures sync`");
         }
         let newest = match Dataset::open(&format!("{uri}/{name}.lance")).await {
-            Err(lance::Error::DatasetNotFound { .. }) => bail!("no library at {place}: make one with `adventures sync`"),
+            Err(lance::Error::DatasetNotFound { .. }) => {
+                bail!("no library at {place}: make one with `adventures sync`")
+            }
             opened => opened.with_context(|| format!("opening the library {place}"))?,
         };
         let Some(version) = published(&newest).await? else {

@@ -3,8 +3,8 @@
 use super::hit::{Hit, hits};
 use super::{Snapshot, filter};
 use adventures::Error;
-use futures_util::TryStreamExt;
 use arrow_array::Float32Array;
+use futures_util::TryStreamExt;
 use lance::dataset::scanner::Scanner;
 use lance_index::scalar::FullTextSearchQuery;
 use lance_index::scalar::inverted::query::{FtsQuery, MatchQuery};

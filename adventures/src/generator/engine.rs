@@ -4,12 +4,12 @@
 //! <https://www.usenix.org/conference/osdi22/presentation/yu>): weights are unpacked once for all of them. An answer is the same
 //! to the last bit whatever is computed beside it, as [`CausalLm::step`] promises.
 
-use super::answer::{Answer, Job};
+use super::answer::{self, Answer};
 use super::generation::{Finish, Generation};
 use super::load::{Counts, EngineLoad, Phase, Place};
 use super::stream::{Bell, Stream};
 use crate::error::{Error, Result, message};
-use crate::models::{CausalLm, Step};
+use crate::models::{CausalLm, Job, Step};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +32,7 @@ struct Inbox {
 
 #[derive(Default)]
 struct Waiting {
-    jobs: Vec<(Job, Arc<Stream>, Place)>,
+    jobs: Vec<(answer::Job, Arc<Stream>, Place)>,
     /// Whether there is a thread.
     runs: bool,
     /// Whether no more jobs will come.
@@ -54,7 +54,7 @@ impl Engine {
         self.counts.now()
     }
 
-    pub(super) fn start(&self, job: Job) -> Result<Generation> {
+    pub(super) fn start(&self, job: answer::Job) -> Result<Generation> {
         let bell = Arc::clone(&self.inbox.bell);
         let stream = Arc::new(Stream::new(bell, job.prompt.len(), job.sampler.seed(), job.logprobs.is_some()));
         let mut waiting = self.inbox.state();
@@ -148,12 +148,18 @@ impl Worker {
         if chosen.is_empty() {
             return false;
         }
-        let results = self.compute(&chosen, (ROWS / chosen.len()).saturating_sub(1));
+        let mut logits = self.compute(&chosen, (ROWS / chosen.len()).saturating_sub(1)).into_iter();
+        let mut results: Vec<Result<Option<Finish>>> = chosen.iter().map(|_| Ok(None)).collect();
+        let answers = self.answers.iter_mut().enumerate().filter(|(i, _)| chosen.contains(i));
+        // Choosing from a large vocabulary takes as long as a layer does: not one answer after the other.
+        let jobs = answers.zip(&mut logits).zip(&mut results).map(|(((_, answer), logits), result)| -> Job<'_> {
+            answer.stepped = self.turns;
+            let lm = lm.as_ref();
+            Box::new(move || *result = logits.and_then(|logits| guard(|| answer.follow(lm, logits))))
+        });
+        lm.spread(jobs.collect());
         // From the last on: an answer that ends is taken out.
         for (i, result) in chosen.into_iter().zip(results).rev() {
-            let answer = &mut self.answers[i];
-            answer.stepped = self.turns;
-            let result = result.and_then(|logits| guard(|| answer.follow(lm.as_ref(), logits)));
             self.settle(i, result);
         }
         true

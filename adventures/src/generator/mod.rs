@@ -22,7 +22,7 @@ use crate::gguf::Gguf;
 use crate::models::CausalLm;
 use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::sampling::{Sampler, SamplingOptions};
-use crate::schema::Schemas;
+use crate::schema::{Form, Schemas};
 use crate::template::{Message, Template, Tokens};
 use crate::tokenizer::Tokenizer;
 use answer::Job;
@@ -70,6 +70,10 @@ pub struct GenerateOptions {
     /// An answer that ends with [`Finish::Stop`] is whole; one that ends otherwise, as with [`Finish::Length`] or at a stop text,
     /// may be cut. Log probabilities are the model's own, as if there were no schema.
     pub schema: Option<String>,
+    /// A regular expression that the whole answer matches; the rest is as for [`Self::schema`].
+    pub pattern: Option<String>,
+    /// Texts one of which is the answer; the rest is as for [`Self::schema`].
+    pub choices: Option<Vec<String>>,
 }
 
 /// How many answers are computed side by side: as many as rows that the products take together.
@@ -88,6 +92,8 @@ impl Default for GenerateOptions {
             logprobs: None,
             prompt_lookup: true,
             schema: None,
+            pattern: None,
+            choices: None,
         }
     }
 }
@@ -131,7 +137,7 @@ impl Generator {
             (decoder::from_checkpoint(checkpoint, &decoder_options)?, tokenizer, source, architecture)
         } else {
             let gguf = Arc::new(Gguf::open(path)?);
-            let tokenizer = Tokenizer::from_gguf(&gguf)?;
+            let tokenizer = gguf.while_touched(|| Tokenizer::from_gguf(&gguf))?;
             let source = gguf.metadata.find::<&str>("tokenizer.chat_template").map(|source| source.map(str::to_owned));
             let architecture = gguf.metadata.str("general.architecture")?.to_owned();
             (decoder::from_gguf(gguf, &decoder_options)?, tokenizer, source, architecture)
@@ -199,7 +205,7 @@ impl Generator {
     /// Starts the answer to a conversation.
     ///
     /// Fails where there are no messages, where the model has no chat template or it refuses them, where an option is out of
-    /// range, where the schema cannot be kept to or forbids the prefix, or where the prompt leaves no room in the context.
+    /// range, where the schema, the pattern or the choices cannot be kept to or forbid the prefix, or where the prompt leaves no room in the context.
     pub fn generate(&self, messages: &[Message], options: GenerateOptions) -> Result<Generation> {
         let prompt = self.prompt(messages, &options.prefix)?;
         let trim_start = self.tokenizer.leading_space() && options.prefix.is_empty();
@@ -256,7 +262,8 @@ impl Generator {
 
     fn start(&self, prompt: Vec<u32>, options: GenerateOptions, trim_start: bool) -> Result<Generation> {
         self.check(&options)?;
-        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs, prompt_lookup, schema } = options;
+        let GenerateOptions { max_tokens, sampling, stop, prefix, logprobs, prompt_lookup, schema, pattern, choices } =
+            options;
         if prompt.len() >= self.context() {
             return invalid!(
                 "the prompt has {} tokens; this model reads {} of prompt and answer together",
@@ -265,8 +272,15 @@ impl Generator {
             );
         }
         let sampler = Sampler::new(sampling, self.tokenizer.vocab_size())?;
-        let constraint =
-            schema.map(|schema| self.schemas.constraint(&schema, &self.tokenizer, &prefix, trim_start)).transpose()?;
+        let forms = [schema.map(Form::Schema), pattern.map(Form::Pattern), choices.map(Form::Choices)];
+        let forms: Vec<Form> = forms.into_iter().flatten().collect();
+        if let [one, other, ..] = &forms[..] {
+            return invalid!("{} and {}: an answer keeps to one of them", one.name(), other.name());
+        }
+        let constraint = forms
+            .first()
+            .map(|form| self.schemas.constraint(form, &self.tokenizer, &prefix, trim_start))
+            .transpose()?;
         self.engine.start(Job {
             tokenizer: Arc::clone(&self.tokenizer),
             prompt,

@@ -281,7 +281,12 @@ impl Metadata {
     /// Returns the array at `key`, each element as `T`.
     pub fn list<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Vec<T>> {
         let array: Array<'a> = self.get(key)?;
-        array.iter().enumerate().map(|(i, value)| self.convert(&format!("{key}[{i}]"), value)).collect()
+        let element = |(i, value)| match T::from_value(value) {
+            Some(element) => Ok(element),
+            // Named only where it is wrong: there may be a million.
+            None => self.convert(&format!("{key}[{i}]"), value),
+        };
+        array.iter().enumerate().map(element).collect()
     }
 
     fn convert<'a, T: FromValue<'a>>(&self, key: &str, value: Value<'a>) -> Result<T> {

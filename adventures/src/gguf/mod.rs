@@ -23,6 +23,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Real files have tens of keys; the limit bounds the memory that a crafted header can ask for.
 const MAX_KEYS: u64 = 65_536;
@@ -103,6 +104,18 @@ impl Gguf {
     /// Returns the path of the file, as errors name it.
     pub fn name(&self) -> &str {
         self.source.name()
+    }
+
+    /// Runs `work` while another thread asks the system for the pages of the file, which the first token reads all of.
+    pub(crate) fn while_touched<T>(&self, work: impl FnOnce() -> T) -> T {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Without the thread it is as right, and a little later.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, || self.source.touch(&stop));
+            let result = work();
+            stop.store(true, Ordering::Relaxed);
+            result
+        })
     }
 
     fn read(source: Source) -> Result<Self> {

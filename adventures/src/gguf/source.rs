@@ -1,10 +1,16 @@
 //! The bytes of a file: mapped, or already in memory.
 
 use crate::error::{Error, Result, invalid};
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
 use memmap2::Mmap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// So many bytes are asked for at a time: some tenths of a millisecond.
+const STRETCH: usize = 4 << 20;
 
 /// Read-only bytes with the name that error messages use.
 pub(super) struct Source {
@@ -46,6 +52,22 @@ impl Source {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Puts the file's pages into this process's tables, a stretch at a time, until `stop` says so.
+    pub(super) fn touch(&self, stop: &AtomicBool) {
+        #[cfg(target_os = "linux")]
+        if let Bytes::Mapped(map) = &self.bytes {
+            for start in (0..map.len()).step_by(STRETCH) {
+                let len = STRETCH.min(map.len() - start);
+                // Only a hint: kernels before 5.14 do not know it.
+                if stop.load(Ordering::Relaxed) || map.advise_range(Advice::PopulateRead, start, len).is_err() {
+                    return;
+                }
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (stop, STRETCH);
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

@@ -52,6 +52,12 @@ pub trait CausalLm: Send + Sync {
     fn kept_bytes(&self) -> usize {
         0
     }
+    /// Runs each of `jobs`, on the threads that compute where there are several.
+    fn spread(&self, jobs: Vec<Job<'_>>) {
+        for job in jobs {
+            job();
+        }
+    }
     /// Reads the tokens of several runs together; returns for each run the logits after each of its tokens.
     ///
     /// They are those of [`Run::read`] with one token at a time, to the last bit, whatever is read beside them. A run that
@@ -60,6 +66,9 @@ pub trait CausalLm: Send + Sync {
         steps.iter_mut().map(Step::alone).collect()
     }
 }
+
+/// Work that does not wait for other work.
+pub type Job<'a> = Box<dyn FnOnce() + Send + 'a>;
 
 /// The fewest tokens that a piece of a prompt has, where the prompt has as many: fewer are computed in another order, as
 /// llama.cpp computes them.

@@ -1,12 +1,14 @@
 //! Byte-level BPE: the alphabet of GPT-2 and the patterns that cut text into words.
 
-use crate::error::{Error, Result, unsupported};
-use std::collections::HashMap;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use super::merge::merge;
+use super::pieces::{Index, Pieces};
+use crate::error::{Error, Result, cut, invalid, message, unsupported};
+use hashbrown::HashMap;
+use std::cmp::Reverse;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokenizers::pattern::Pattern;
+use tokenizers::utils::SysRegex;
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -52,61 +54,127 @@ impl Words {
     }
 }
 
-/// Returns the tokenizer of byte-level pieces and their merges, best first.
-///
-/// Every merge must join two pieces to a third: the builder of the `tokenizers` crate reads past its buffer's end otherwise
-/// (<https://github.com/huggingface/tokenizers/issues/2094>).
-pub(super) fn tokenizer(pieces: Vec<(String, u32)>, merges: &[&str], words: &Words) -> Result<Tokenizer> {
-    let vocab: Vocab = pieces.into_iter().collect();
-    let mut pairs: Merges = Vec::with_capacity(merges.len());
-    for (i, merge) in merges.iter().enumerate() {
-        // A piece may itself hold a space in no byte-level vocabulary, but may begin with one in a broken one.
-        let pair = merge.split_once(' ').filter(|(left, right)| {
-            vocab.contains_key(*left) && vocab.contains_key(*right) && vocab.contains_key(&format!("{left}{right}"))
-        });
-        let Some((left, right)) = pair else {
-            return Err(Error::Invalid(format!(
-                "tokenizer.ggml.merges[{i}] {merge:?} does not join two tokens to a third"
-            )));
-        };
-        pairs.push((left.to_owned(), right.to_owned()));
+/// A vocabulary of bytes and what their merges make, in the order of the file, best first.
+pub(super) struct ByteLevel {
+    cuts: Vec<SysRegex>,
+    /// The token of each byte.
+    bytes: Box<[Option<u32>; 256]>,
+    /// The place in the order of what two tokens become, and what it is.
+    merges: HashMap<(u32, u32), (u32, u32)>,
+    /// The tokens by their bytes, where a word that is one is not taken apart.
+    whole: Option<Index>,
+}
+
+impl ByteLevel {
+    /// Returns the vocabulary of the `pieces` that text may become, all but `is_text` of them left out.
+    pub(super) fn new(pieces: &Pieces, is_text: impl Fn(u32) -> bool, merges: &[&str], words: &Words) -> Result<Self> {
+        let mut index = Index::with_capacity(pieces.len());
+        for id in (0..pieces.len() as u32).filter(|id| is_text(*id)) {
+            index.insert(pieces, id);
+        }
+        let alphabet = Alphabet::new();
+        let mut joined: Vec<u8> = Vec::new();
+        let mut ranks = HashMap::with_capacity(merges.len());
+        for (rank, merge) in (0..).zip(merges) {
+            // A piece may itself hold a space in no byte-level vocabulary, but may begin with one in a broken one.
+            let pair = merge.split_once(' ').and_then(|(left, right)| {
+                joined.clear();
+                joined.extend(alphabet.bytes(left));
+                let middle = joined.len();
+                joined.extend(alphabet.bytes(right));
+                let id = |bytes: &[u8]| index.find(pieces, bytes);
+                Some((id(&joined[..middle])?, id(&joined[middle..])?, id(&joined)?))
+            });
+            let Some((left, right, both)) = pair else {
+                return invalid!("tokenizer.ggml.merges[{rank}] {merge:?} does not join two tokens to a third");
+            };
+            ranks.insert((left, right), (rank, both));
+        }
+        let cut = |pattern: &&str| SysRegex::new(pattern).map_err(failed);
+        let mut bytes = Box::new([None; 256]);
+        for (byte, id) in (0..=255).zip(bytes.iter_mut()) {
+            *id = index.find(pieces, &[byte]);
+        }
+        Ok(Self {
+            cuts: words.patterns.iter().map(cut).collect::<Result<_>>()?,
+            bytes,
+            merges: ranks,
+            whole: words.whole.then_some(index),
+        })
     }
-    let failed = |e: tokenizers::Error| Error::Tokenizer(e.to_string());
-    let model = BPE::builder().vocab_and_merges(vocab, pairs).ignore_merges(words.whole).build().map_err(failed)?;
-    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-    for pattern in words.patterns {
-        let pattern = SplitPattern::Regex((*pattern).to_owned());
-        steps.push(Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(failed)?.into());
+
+    /// Adds the ids of `text` to `ids`; `pieces` are those that it was made of. Bytes that are no token are left out.
+    pub(super) fn encode(&self, text: &str, pieces: &Pieces, ids: &mut Vec<u32>) -> Result<()> {
+        for word in self.words(text)? {
+            let word = &text.as_bytes()[word];
+            if let Some(id) = self.whole.as_ref().and_then(|index| index.find(pieces, word)) {
+                ids.push(id);
+                continue;
+            }
+            let bytes =
+                word.iter().enumerate().filter_map(|(at, byte)| Some((at, 1, Some(self.bytes[*byte as usize]?))));
+            let merged = merge(bytes, |left, right| {
+                let (rank, id) = self.merges.get(&(left.id?, right.id?))?;
+                Some((Reverse(*rank), *id))
+            });
+            ids.extend(merged.filter_map(|symbol| symbol.id));
+        }
+        Ok(())
     }
-    steps.push(ByteLevel::new(false, false, false).into());
-    let mut tokenizer = Tokenizer::new(model);
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
-    Ok(tokenizer)
+
+    /// Returns the words of `text`, none of them empty. A pattern that its library panics over is an error of that text.
+    fn words(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        let mut words: Vec<Range<usize>> = std::iter::once(0..text.len()).collect();
+        for cut in &self.cuts {
+            let mut finer = Vec::with_capacity(words.len());
+            for word in words {
+                let found = catch_unwind(AssertUnwindSafe(|| cut.find_matches(&text[word.clone()])));
+                let found = found.unwrap_or_else(|panic| Err(message(&*panic).into())).map_err(failed)?;
+                finer.extend(found.into_iter().map(|((start, end), _)| word.start + start..word.start + end));
+            }
+            words = finer;
+        }
+        words.retain(|word| !word.is_empty());
+        Ok(words)
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "what map_err hands over")]
+fn failed(e: impl ToString) -> Error {
+    Error::Tokenizer(cut(e.to_string()))
 }
 
 /// GPT-2's alphabet, the other way: each of its characters stands for a byte.
-pub(super) struct Alphabet(HashMap<char, u8>);
+pub(super) struct Alphabet([Option<u8>; Self::SIZE]);
 
 impl Alphabet {
+    /// The 68 bytes that are not printed as they are become the characters from 0x100 on.
+    const SIZE: usize = 0x100 + 68;
+
     pub(super) fn new() -> Self {
         let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-        let mut shifted = 0x100..;
-        let chars = (0..=255u8).map(|b| {
-            let code = if printable(b) { u32::from(b) } else { shifted.next().unwrap_or(0) };
-            (char::from_u32(code).unwrap_or_default(), b)
-        });
-        Self(chars.collect())
+        let mut bytes = [None; Self::SIZE];
+        let mut shifted = 0x100;
+        for b in 0..=255 {
+            if printable(b) {
+                bytes[b as usize] = Some(b);
+            } else {
+                bytes[shifted] = Some(b);
+                shifted += 1;
+            }
+        }
+        Self(bytes)
     }
 
     /// Returns the bytes that a piece stands for; a character outside the alphabet stands for itself.
-    pub(super) fn bytes(&self, piece: &str) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(piece.len());
-        for c in piece.chars() {
-            match self.0.get(&c) {
-                Some(b) => bytes.push(*b),
-                None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+    pub(super) fn bytes(&self, piece: &str) -> impl Iterator<Item = u8> {
+        piece.chars().flat_map(|c| {
+            let (mut bytes, mut len) = ([0; 4], 1);
+            match self.0.get(c as usize).copied().flatten() {
+                Some(b) => bytes[0] = b,
+                None => len = c.encode_utf8(&mut bytes).len(),
             }
-        }
-        bytes
+            bytes.into_iter().take(len)
+        })
     }
 }

@@ -2,8 +2,9 @@
 
 use super::bytelevel::Alphabet;
 use super::huggingface::Huggingface;
+use super::pieces::Pieces;
 use super::special::{Matcher, Token};
-use super::{END_NAMES, Model, Pieces, Tokenizer, byte_token};
+use super::{END_NAMES, Model, Tokenizer, byte_token};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, invalid, unsupported};
 use serde_json::Value;
@@ -135,7 +136,7 @@ impl Style {
 
     fn bytes(&self, piece: &str, alphabet: &Alphabet) -> Vec<u8> {
         if self.byte_level {
-            return alphabet.bytes(piece);
+            return alphabet.bytes(piece).collect();
         }
         match byte_token(piece) {
             Some(byte) if self.byte_tokens => vec![byte],

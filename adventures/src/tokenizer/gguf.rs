@@ -1,10 +1,10 @@
 //! The tokenizer inside a GGUF file.
 
-use super::bytelevel::{self, Alphabet, Words};
-use super::huggingface::Huggingface;
+use super::bytelevel::{Alphabet, ByteLevel, Words};
+use super::pieces::Pieces;
 use super::sentencepiece::{Parts, SentencePiece};
 use super::special::{Matcher, Token};
-use super::{END_NAMES, Model, Pieces, Tokenizer};
+use super::{END_NAMES, Model, Tokenizer};
 use crate::error::{Error, Result, cut, invalid, unsupported};
 use crate::gguf::{Array, Gguf, Metadata};
 
@@ -62,13 +62,15 @@ impl Tokenizer {
             ends.extend(id(key)?);
         }
         for name in END_NAMES {
-            let named = texts.iter().zip(&uses).position(|(text, use_)| *text == name && *use_ != Use::Normal);
+            let named = texts.iter().zip(&uses).position(|(text, use_)| *use_ != Use::Normal && *text == name);
             ends.extend(named.map(|id| id as u32));
         }
+        let mut controls: Vec<bool> = uses.iter().map(|use_| matches!(use_, Use::Control | Use::Unknown)).collect();
         // The ids that metadata calls start and end are control tokens even where their type says otherwise.
-        let control = |id: usize| {
-            matches!(uses[id], Use::Control | Use::Unknown) || Some(id as u32) == bos || ends.contains(&(id as u32))
-        };
+        for id in ends.iter().copied().chain(bos) {
+            controls[id as usize] = true;
+        }
+        let control = |id: usize| controls[id];
         let tokens = |wanted: &dyn Fn(usize) -> bool| {
             let ids = (0..texts.len()).filter(|id| wanted(*id) && texts[*id].chars().nth(1).is_some());
             Matcher::new(
@@ -82,11 +84,11 @@ impl Tokenizer {
                 .collect(),
         )?;
         let (pieces, model) = if let Some(words) = words {
-            let vocab = texts.iter().enumerate().filter(|(id, _)| uses[*id] == Use::Normal && !control(*id));
-            let vocab = vocab.map(|(id, text)| ((*text).to_owned(), id as u32)).collect();
             let merges: Vec<&str> = m.list("tokenizer.ggml.merges")?;
-            let model = Huggingface::new(bytelevel::tokenizer(vocab, &merges, &words)?, None);
-            (byte_level_pieces(&texts, &uses, &control), Model::Huggingface(Box::new(model)))
+            let pieces = byte_level_pieces(&texts, &uses, &control);
+            let is_text = |id: u32| uses[id as usize] == Use::Normal && !control(id as usize);
+            let model = ByteLevel::new(&pieces, is_text, &merges, &words)?;
+            (pieces, Model::ByteLevel(model))
         } else {
             let unknown = id("tokenizer.ggml.unknown_token_id")?;
             let model = sentencepiece(m, &texts, &uses, &control, unknown, add_space)?;
@@ -128,26 +130,32 @@ fn uses(m: &Metadata, texts: &[&str]) -> Result<Vec<Use>> {
     Ok(uses.collect())
 }
 
+/// Returns no pieces yet, with room for `texts`.
+fn room(texts: &[&str]) -> Pieces {
+    Pieces::with_capacity(texts.len(), texts.iter().map(|text| text.len()).sum())
+}
+
 fn byte_level_pieces(texts: &[&str], uses: &[Use], control: &dyn Fn(usize) -> bool) -> Pieces {
     let alphabet = Alphabet::new();
-    let mut pieces = Pieces::default();
+    let mut pieces = room(texts);
     for (id, text) in texts.iter().enumerate() {
         match uses[id] {
             _ if control(id) => pieces.push(b""),
             Use::Literal => pieces.push(text.as_bytes()),
-            _ => pieces.push(&alphabet.bytes(text)),
+            _ => pieces.extend(alphabet.bytes(text)),
         }
     }
     pieces
 }
 
 fn sentencepiece_pieces(texts: &[&str], uses: &[Use], control: &dyn Fn(usize) -> bool) -> Result<Pieces> {
-    let mut pieces = Pieces::default();
+    let mut pieces = room(texts);
     for (id, text) in texts.iter().enumerate() {
         match uses[id] {
             _ if control(id) => pieces.push(b""),
             Use::Literal => pieces.push(text.as_bytes()),
             Use::Byte => pieces.push(&[byte(text)?]),
+            _ if !text.contains('▁') => pieces.push(text.as_bytes()),
             _ => pieces.push(text.replace('▁', " ").as_bytes()),
         }
     }
@@ -173,15 +181,17 @@ fn sentencepiece(
     }
     let mut byte_ids = Box::new([0; 256]);
     let mut bytes_found = 0;
-    let mut pieces = Vec::with_capacity(texts.len());
+    let mut pieces = room(texts);
     for (id, text) in texts.iter().enumerate() {
         match uses[id] {
-            Use::Byte => {
-                byte_ids[byte(text)? as usize] = id as u32;
-                bytes_found += 1;
+            Use::Normal | Use::Literal if !control(id) => pieces.push(text.as_bytes()),
+            use_ => {
+                if use_ == Use::Byte {
+                    byte_ids[byte(text)? as usize] = id as u32;
+                    bytes_found += 1;
+                }
+                pieces.push(b"");
             }
-            Use::Normal | Use::Literal if !control(id) => pieces.push(((*text).into(), id as u32)),
-            _ => {}
         }
     }
     let byte_ids = (bytes_found >= 256).then_some(byte_ids);

@@ -7,6 +7,8 @@ mod bytelevel;
 mod checkpoint;
 mod gguf;
 mod huggingface;
+mod merge;
+mod pieces;
 mod sentencepiece;
 mod special;
 mod stream;
@@ -17,7 +19,9 @@ pub(crate) use special::Shield;
 pub(crate) use stream::TextStream;
 
 use crate::error::{Result, invalid};
+use bytelevel::ByteLevel;
 use huggingface::Huggingface;
+use pieces::Pieces;
 use sentencepiece::SentencePiece;
 use special::Matcher;
 use std::collections::HashSet;
@@ -25,6 +29,7 @@ use std::collections::HashSet;
 /// The tokenizer of a model that generates.
 pub struct Tokenizer {
     model: Model,
+    /// The bytes that each id stands for; none for a control token.
     pieces: Pieces,
     /// Control tokens: recognised only in what a chat template wrote.
     control: Matcher,
@@ -40,28 +45,8 @@ pub struct Tokenizer {
 
 enum Model {
     SentencePiece(SentencePiece),
+    ByteLevel(ByteLevel),
     Huggingface(Box<Huggingface>),
-}
-
-/// The bytes that each id stands for; none for a control token.
-#[derive(Default)]
-struct Pieces {
-    bytes: Vec<u8>,
-    ends: Vec<u32>,
-}
-
-impl Pieces {
-    fn push(&mut self, piece: &[u8]) {
-        self.bytes.extend_from_slice(piece);
-        self.ends.push(self.bytes.len() as u32);
-    }
-
-    fn get(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let start = if id == 0 { 0 } else { self.ends.get(id - 1).map_or(self.bytes.len(), |end| *end as usize) };
-        let end = self.ends.get(id).map_or(start, |end| *end as usize);
-        &self.bytes[start..end]
-    }
 }
 
 /// The longest text that is tokenized, some million words: no model reads as many, and each byte takes a hundred of memory.
@@ -94,7 +79,7 @@ const END_NAMES: [&str; 14] = [
 impl Tokenizer {
     /// Returns the number of ids.
     pub fn vocab_size(&self) -> usize {
-        self.pieces.ends.len()
+        self.pieces.len()
     }
 
     /// Returns the ids of `text`, among them never a control token, whatever the text says.
@@ -151,6 +136,7 @@ impl Tokenizer {
         }
         match &self.model {
             Model::SentencePiece(model) => model.encode(text, ids),
+            Model::ByteLevel(model) => model.encode(text, &self.pieces, ids)?,
             Model::Huggingface(model) => model.encode(text, at_start, &self.control, ids)?,
         }
         Ok(())

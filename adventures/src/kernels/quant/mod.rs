@@ -17,7 +17,7 @@ mod unit;
 mod x86;
 
 use crate::gguf::GgmlType;
-use dense::{BF16, Dense, Element, F16, F32};
+use dense::{BF16, Dense, DenseRounded, Element, F16, F32};
 use format::{
     Block, IQ4NL, IQ4XS, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Rounding, SuperBlock,
 };
@@ -36,6 +36,8 @@ pub(crate) struct Matrix<'a> {
     rows: usize,
     cols: usize,
     data: &'a [u8],
+    /// Whether activations are rounded to the type of dense weights and products are added as ggml does it.
+    as_ggml: bool,
 }
 
 /// Calls `$blocks!(F)` for the type of a format of blocks, `$packed!(F)` where llama.cpp packs those anew, `$super!(F)` for
@@ -93,6 +95,15 @@ impl Level {
         }
         Self::Plain
     }
+
+    /// Whether there are instructions for bfloat16.
+    #[allow(clippy::unused_self, reason = "where there are no levels")]
+    fn brief(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Vnni && is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
 }
 
 impl<'a> Matrix<'a> {
@@ -126,9 +137,14 @@ impl<'a> Matrix<'a> {
     pub(crate) fn new(dtype: GgmlType, rows: usize, cols: usize, data: &'a [u8]) -> Self {
         assert!(Self::supports(dtype), "{dtype} is refused by the loader; this is a bug");
         assert_eq!(cols % dtype.block_size(), 0, "a row is whole blocks; this is a bug");
-        let matrix = Self { dtype, rows, cols, data };
+        let matrix = Self { dtype, rows, cols, data, as_ggml: false };
         assert_eq!(data.len(), rows * matrix.row_bytes(), "the loader checks the size; this is a bug");
         matrix
+    }
+
+    /// Returns the same with dense weights treated as those of a GGUF file.
+    pub(crate) fn as_ggml(self) -> Self {
+        Self { as_ggml: true, ..self }
     }
 
     fn row_bytes(&self) -> usize {
@@ -168,7 +184,7 @@ impl<'a> Matrix<'a> {
         macro_rules! dense {
             ($e:ty) => {
                 for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(<$e>::BYTES)) {
-                    *out = <$e>::read(bytes);
+                    *out = <$e>::read::<Portable>(bytes);
                 }
             };
         }
@@ -202,6 +218,7 @@ fn unpack_super<F: SuperBlock>(bytes: &[u8], out: &mut [f32]) {
 pub(crate) struct Scratch {
     /// By the number of the rounding.
     rounded: [Rounded; 3],
+    dense: DenseRounded,
 }
 
 impl Scratch {
@@ -235,6 +252,13 @@ fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, pro
             scratch.rounded[rounding as usize].fill(x, width, rounding);
         }
     }
+    let dense = |dtype| products.iter().any(|p| p.matrix.as_ggml && p.matrix.dtype == dtype);
+    if dense(GgmlType::F16) {
+        scratch.dense.fill_halves(x, width);
+    }
+    if dense(GgmlType::BF16) {
+        scratch.dense.fill_brief(x, width, level.brief());
+    }
     // Work is cut along weight rows; `starts` says which product a unit belongs to.
     let mut starts = Vec::with_capacity(products.len());
     let mut units = 0;
@@ -254,7 +278,7 @@ fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, pro
             let (start, matrix, out) = starts[starts.partition_point(|(start, ..)| *start <= unit) - 1];
             let first = (unit - start) * UNIT;
             let unit = Unit { level, matrix, out, first, last: (first + UNIT).min(matrix.rows) };
-            unit.multiply(Dense { x, width }, scratch, Orders { rows, batch, fours }, space);
+            unit.multiply(Dense { x, width, paired: false }, scratch, Orders { rows, batch, fours }, space);
         },
     );
 }

@@ -251,6 +251,48 @@ fn dense_weights_of_any_width_and_alignment() {
     }
 }
 
+/// Activations are rounded as the weights are; all levels add in one order, and the plain one without fused steps.
+#[test]
+fn dense_weights_of_a_gguf_file() {
+    for dtype in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
+        let round = |x: f32| match dtype {
+            GgmlType::F32 => x,
+            GgmlType::F16 => half::f16::from_f32(x).to_f32(),
+            _ => half::bf16::from_f32(x).to_f32(),
+        };
+        for (rows, cols) in [(20, 192), (20, 96), (20, 576), (18, 64), (20, 41)] {
+            let weights: Vec<f32> = noise(rows * cols, 5).into_iter().map(round).collect();
+            let mut data = vec![0_u8]; // one byte off
+            for w in &weights {
+                match dtype {
+                    GgmlType::F32 => data.extend(w.to_le_bytes()),
+                    GgmlType::F16 => data.extend(half::f16::from_f32(*w).to_le_bytes()),
+                    _ => data.extend(half::bf16::from_f32(*w).to_le_bytes()),
+                }
+            }
+            let matrix = Matrix::new(dtype, rows, cols, &data[1..]).as_ggml();
+            for (m, batch) in [(1, 1), (3, 1), (2, 2), (11, 11), (5, 500)] {
+                let x = noise(m * cols, 6);
+                let plain = product(Level::Plain, matrix, &x, batch);
+                for (at, got) in plain.iter().enumerate() {
+                    let (r, i) = (at / rows, at % rows);
+                    let exact: f64 =
+                        (0..cols).map(|k| f64::from(round(x[r * cols + k])) * f64::from(weights[i * cols + k])).sum();
+                    assert!((f64::from(*got) - exact).abs() < 2e-5, "{dtype} {m}x{cols}: {got}, want {exact}");
+                }
+                let vectors: Vec<_> = levels().into_iter().skip(1).map(|l| product(l, matrix, &x, batch)).collect();
+                for (got, want) in vectors.iter().flat_map(|got| got.iter().zip(&plain)) {
+                    assert!((got - want).abs() < 2e-5, "{dtype} {m} of {batch}, {rows}x{cols}: {got}, plain {want}");
+                }
+                assert!(vectors.windows(2).all(|pair| pair[0] == pair[1]), "{dtype} {m} of {batch}, {rows}x{cols}");
+                // A row is the same whatever is computed beside it.
+                let last = product(Level::detect(), matrix, &x[(m - 1) * cols..], batch);
+                assert_eq!(last, product(Level::detect(), matrix, &x, batch)[(m - 1) * rows..], "{dtype} {m}");
+            }
+        }
+    }
+}
+
 #[test]
 fn half_precision_covers_subnormals_and_infinity() {
     for bits in 0..=u16::MAX {
@@ -287,7 +329,7 @@ fn speed() {
     for (dtype, _) in DTYPES {
         let (rows, cols) = (1536, 1536);
         let (data, _) = quantized(dtype, rows, cols);
-        let matrix = Matrix::new(dtype, rows, cols, &data);
+        let matrix = Matrix::new(dtype, rows, cols, &data).as_ggml();
         for level in levels().into_iter().skip(1) {
             for (m, batch) in [(1, 1), (2, 1), (3, 1), (4, 1), (8, 1), (8, 8), (256, 256)] {
                 let x = noise(m * cols, 6);

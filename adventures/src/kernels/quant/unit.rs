@@ -1,6 +1,6 @@
 //! Products of a few weight rows with all activation rows: the order that llama.cpp has, and the code that the CPU can run.
 
-use super::dense::{BF16, Dense, Element, F16, F32};
+use super::dense::{BF16, Dense, Element, F16, F32, Lanes, PAIRED};
 use super::format::{
     Block, Halved, IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding, Slab,
     SuperBlock, Whole,
@@ -11,6 +11,7 @@ use super::rows::{ROWS, Sums, Unpacked};
 use super::x86::{self, PANEL, Panel};
 use super::{Level, Matrix, Scratch, by_dtype};
 use crate::gguf::GgmlType;
+use crate::kernels::LANES;
 use std::ops::Range;
 
 /// What a thread unpacks weights to.
@@ -103,7 +104,7 @@ impl Unit<'_> {
             }
             macro_rules! dense {
                 ($e:ty) => {
-                    dense::<$e>(level, x, weights, &mut space.dense, &mut store)
+                    dense::<$e>(level, matrix, weights, x, scratch, lanes(matrix, batch), &mut space.dense, &mut store)
                 };
             }
             by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
@@ -252,22 +253,48 @@ macro_rules! by_level {
 by_level!(blocks, Block, plain_blocks, avx2_blocks, vnni_blocks);
 by_level!(superblocks, SuperBlock, plain_super, avx2_super, vnni_super);
 
+/// How ggml adds the products of a dense matrix: `tinyBLAS` takes several rows whose sizes are whole blocks.
+fn lanes(matrix: Matrix<'_>, batch: usize) -> Lanes {
+    let block = if matrix.dtype == GgmlType::BF16 { PAIRED } else { LANES };
+    let blocks = matrix.cols.is_multiple_of(block) && matrix.rows.is_multiple_of(4);
+    if !matrix.as_ggml || (batch > 1 && blocks) { Lanes::One } else { Lanes::Sets }
+}
+
+#[allow(clippy::too_many_arguments, reason = "what a unit has, and no more")]
 fn dense<E: Element>(
     level: Level,
-    x: Dense<'_>,
+    matrix: Matrix<'_>,
     weights: &[u8],
+    x: Dense<'_>,
+    scratch: &Scratch,
+    lanes: Lanes,
     unpacked: &mut Vec<f32>,
     store: &mut impl FnMut(usize, &Sums),
 ) {
+    let rounded = &scratch.dense;
+    let x = match matrix.dtype {
+        GgmlType::F16 if matrix.as_ggml => Dense { x: &rounded.halves, ..x },
+        #[cfg(target_arch = "x86_64")]
+        GgmlType::BF16 if matrix.as_ggml && level.brief() => {
+            // SAFETY: the instructions were detected.
+            #[allow(unsafe_code)]
+            unsafe {
+                x86::brief(weights, &rounded.bits, matrix.cols, lanes, store);
+            }
+            return;
+        }
+        GgmlType::BF16 if matrix.as_ggml => Dense { x: &rounded.brief, paired: true, ..x },
+        _ => x,
+    };
     match level {
-        Level::Plain => x.plain::<E>(weights, unpacked, store),
+        Level::Plain => x.plain::<E>(weights, unpacked, lanes, store),
         // SAFETY: the instructions were detected.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        Level::Avx2 => unsafe { x.avx2::<E>(weights, unpacked, store) },
+        Level::Avx2 => unsafe { x.avx2::<E>(weights, unpacked, lanes, store) },
         // SAFETY: the instructions were detected.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        Level::Vnni => unsafe { x.avx512::<E>(weights, unpacked, store) },
+        Level::Vnni => unsafe { x.avx512::<E>(weights, unpacked, lanes, store) },
     }
 }

@@ -7,6 +7,7 @@ mod few;
 mod panel;
 mod turn;
 
+pub(super) use dense::brief;
 pub(super) use few::few;
 pub(super) use panel::{PANEL, Panel};
 

@@ -128,6 +128,17 @@ pub(super) struct Rotary {
     pub(super) factor: f32,
     /// What each pair's frequency is divided by; empty where that is 1.
     pub(super) factors: Vec<f32>,
+    /// How much of each pair's angle is not divided by `factor`, from 0 to 1; empty where that is 0.
+    pub(super) kept: Vec<f32>,
+    /// What sines and cosines are multiplied by.
+    pub(super) magnitude: f32,
+}
+
+impl Rotary {
+    /// Returns positions that are neither stretched nor scaled.
+    pub(super) fn new(base: f32) -> Self {
+        Self { base, factor: 1.0, factors: Vec::new(), kept: Vec::new(), magnitude: 1.0 }
+    }
 }
 
 /// The shape of one decoder.
@@ -209,12 +220,17 @@ impl Config {
         }
         for rotary in [&self.global, &self.local] {
             let pairs = self.rotary_dims / 2;
-            if !rotary.factors.is_empty() && rotary.factors.len() != pairs {
-                return invalid!("{place}: {} rotary factors for {pairs} pairs", rotary.factors.len());
+            for list in [&rotary.factors, &rotary.kept] {
+                if !list.is_empty() && list.len() != pairs {
+                    return invalid!("{place}: {} rotary factors for {pairs} pairs", list.len());
+                }
             }
             let wrong = |x: f32| !(x.is_finite() && x > 0.0);
             if wrong(rotary.base) || wrong(rotary.factor) || rotary.factors.iter().any(|x| wrong(*x)) {
                 return invalid!("{place}: rotary base {}, factor {}", rotary.base, rotary.factor);
+            }
+            if wrong(rotary.magnitude) || rotary.kept.iter().any(|x| !(0.0..=1.0).contains(x)) {
+                return invalid!("{place}: rotary magnitude {}, shares {:?}", rotary.magnitude, rotary.kept);
             }
         }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {

@@ -1,6 +1,7 @@
 //! The configuration of a checkpoint of transformers.
 
 use super::config::{Activation, Config, Family, MAX_LAYERS, Pairs, Rotary};
+use super::rope::Yarn;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, invalid, unsupported};
 use serde_json::Value;
@@ -198,14 +199,15 @@ fn unturned_layers(fields: Fields<'_>, family: &Family, layers: usize) -> Result
 
 /// The positions of layers that see everything, and of layers with a window.
 fn rotaries(fields: Fields<'_>, family: &Family, head_dim: usize) -> Result<(Rotary, Rotary)> {
+    let context = fields.needed_size("max_position_embeddings")?;
     let parameters = fields.inside("rope_parameters");
     // transformers 5 nests the two kinds of layer; before it, everything lay flat.
     if let Some(parameters) = parameters
         && let Some(global) = parameters.inside("full_attention")
     {
-        let global = rotary(global.number("rope_theta")?, Some(global), head_dim)?;
+        let global = rotary(global.number("rope_theta")?, Some(global), head_dim, context)?;
         let local = match parameters.inside("sliding_attention") {
-            Some(local) => rotary(local.number("rope_theta")?.or(family.local_base), Some(local), head_dim)?,
+            Some(local) => rotary(local.number("rope_theta")?.or(family.local_base), Some(local), head_dim, context)?,
             None => global.clone(),
         };
         return Ok((global, local));
@@ -220,16 +222,36 @@ fn rotaries(fields: Fields<'_>, family: &Family, head_dim: usize) -> Result<(Rot
         _ => family.local_base.map(|_| 1_000_000.0), // Gemma 3
     };
     let scaling = parameters.or_else(|| fields.inside("rope_scaling"));
-    let global = rotary(base.or(default), scaling, head_dim)?;
+    let global = rotary(base.or(default), scaling, head_dim, context)?;
     let local = match fields.number("rope_local_base_freq")?.or(family.local_base) {
-        Some(base) => rotary(Some(base), None, head_dim)?,
+        Some(base) => rotary(Some(base), None, head_dim, context)?,
         None => global.clone(),
     };
     Ok((global, local))
 }
 
-fn rotary(base: Option<f32>, scaling: Option<Fields<'_>>, head_dim: usize) -> Result<Rotary> {
-    let mut rotary = Rotary { base: base.unwrap_or(10_000.0), factor: 1.0, factors: Vec::new() };
+/// `context` is the model's, stretched.
+fn yarn(scaling: Fields<'_>, context: usize) -> Result<Yarn> {
+    let original = scaling.number("original_max_position_embeddings")?.unwrap_or(context as f32);
+    let factor = scaling.number("factor")?.unwrap_or(context as f32 / original);
+    let number = |name| Ok::<_, Error>(scaling.number(name)?.filter(|x| *x != 0.0));
+    let magnitude = match (scaling.number("attention_factor")?, number("mscale")?, number("mscale_all_dim")?) {
+        (Some(factor), ..) => factor,
+        (None, Some(share), Some(all)) => Yarn::sharpness(factor, share) / Yarn::sharpness(factor, all),
+        (None, ..) => Yarn::sharpness(factor, 1.0),
+    };
+    Ok(Yarn {
+        factor,
+        original,
+        fast: number("beta_fast")?.unwrap_or(Yarn::FAST),
+        slow: number("beta_slow")?.unwrap_or(Yarn::SLOW),
+        truncate: scaling.flag("truncate")?.unwrap_or(true),
+        magnitude,
+    })
+}
+
+fn rotary(base: Option<f32>, scaling: Option<Fields<'_>>, head_dim: usize, context: usize) -> Result<Rotary> {
+    let mut rotary = Rotary::new(base.unwrap_or(10_000.0));
     let Some(scaling) = scaling else { return Ok(rotary) };
     let kind = match scaling.text("rope_type")? {
         Some(kind) => kind,
@@ -261,9 +283,10 @@ fn rotary(base: Option<f32>, scaling: Option<Fields<'_>>, head_dim: usize) -> Re
             };
             rotary.factors = (0..head_dim / 2).map(stretch).collect();
         }
+        "yarn" => rotary = yarn(scaling, context)?.rotary(rotary.base, head_dim),
         other => {
             return unsupported!(
-                "{}: rope scaling {other:?}; supported are \"default\", \"linear\" and \"llama3\"",
+                "{}: rope scaling {other:?}; supported are \"default\", \"linear\", \"llama3\" and \"yarn\"",
                 scaling.place
             );
         }

@@ -1,6 +1,7 @@
 //! The configuration of a GGUF file.
 
 use super::config::{Config, Family, MAX_LAYERS, Pairs, Rotary};
+use super::rope::Yarn;
 use super::weights::Source;
 use crate::error::{Result, invalid, unsupported};
 use crate::gguf::{Array, FromValue, Gguf, Value};
@@ -38,21 +39,43 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The position scale that the file asks for: 1, or that of linear interpolation.
-    fn rotary_factor(&self) -> Result<f32> {
+    /// The positions that the file asks for, but for the factors of Llama 3.
+    fn rotary(&self, base: f32, dims: usize) -> Result<Rotary> {
         let factor: Option<f32> = match self.find("rope.scaling.factor")? {
             Some(factor) => Some(factor),
             None => self.find("rope.scale_linear")?,
         };
+        let factor = factor.filter(|f| *f != 0.0).unwrap_or(1.0);
         let kind: Option<&str> = self.find("rope.scaling.type")?;
         match kind {
-            Some("none") => Ok(1.0),
-            None | Some("linear") => Ok(factor.filter(|f| *f != 0.0).unwrap_or(1.0)),
+            Some("none") => Ok(Rotary::new(base)),
+            None | Some("linear") => Ok(Rotary { factor, ..Rotary::new(base) }),
+            Some("yarn") => Ok(self.yarn(factor)?.rotary(base, dims)),
             Some(other) => unsupported!(
-                "{}: rope scaling {other:?}; supported are \"none\", \"linear\" and the factors of Llama 3",
+                "{}: rope scaling {other:?}; supported are \"none\", \"linear\", \"yarn\" and the factors of Llama 3",
                 self.gguf.name()
             ),
         }
+    }
+
+    fn yarn(&self, factor: f32) -> Result<Yarn> {
+        let original = match self.find::<u32>("rope.scaling.original_context_length")? {
+            Some(original) => original,
+            None => self.get("context_length")?,
+        };
+        let share: Option<f32> = self.find("rope.scaling.yarn_log_multiplier")?;
+        let sharpness = match share.filter(|share| *share != 0.0) {
+            Some(share) => Yarn::sharpness(factor, 1.0) / Yarn::sharpness(factor, share),
+            None => Yarn::sharpness(factor, 1.0),
+        };
+        Ok(Yarn {
+            factor,
+            original: original as f32,
+            fast: self.find("rope.scaling.yarn_beta_fast")?.unwrap_or(Yarn::FAST),
+            slow: self.find("rope.scaling.yarn_beta_slow")?.unwrap_or(Yarn::SLOW),
+            truncate: true,
+            magnitude: sharpness * self.find("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        })
     }
 }
 
@@ -80,17 +103,17 @@ pub(super) fn config(gguf: &Arc<Gguf>) -> Result<Config> {
     }
     let rotary_dims = keys.find("rope.dimension_count")?.unwrap_or(head_dim);
     let base = keys.find("rope.freq_base")?.unwrap_or(10_000.0);
-    let factor = keys.rotary_factor()?;
+    let rotary = keys.rotary(base, rotary_dims)?;
     let factors = if gguf.has_tensor("rope_freqs.weight") {
         Source::Gguf(gguf.clone()).vector("rope_freqs.weight", rotary_dims / 2)?
     } else {
         Vec::new()
     };
-    let global = Rotary { base, factor, factors };
+    let global = Rotary { factors, ..rotary };
     let local = match (family.local_base, keys.find("rope.freq_base_swa")?) {
         (None, None) => global.clone(),
         // Scaling stretches the layers that see the whole text only.
-        (Some(base), None) | (_, Some(base)) => Rotary { base, factor: 1.0, factors: Vec::new() },
+        (Some(base), None) | (_, Some(base)) => Rotary::new(base),
     };
     let window = match keys.find("attention.sliding_window")? {
         None if family.name == "gemma2" => Some(4096),

@@ -20,7 +20,7 @@ mod weights;
 
 pub use changes::Quantize;
 
-use super::{CausalLm, Encoder, Run, Step};
+use super::{CausalLm, Encoder, Job, Run, Step};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid, unsupported};
 use crate::gguf::Gguf;
@@ -30,6 +30,7 @@ use changes::Changes;
 use config::Config;
 use half::f16;
 use prefix::Prefixes;
+use rayon::prelude::*;
 use rope::Rope;
 use run::Reading;
 use serde_json::Value;
@@ -196,6 +197,10 @@ impl<N: Number> CausalLm for Decoder<N> {
 
     fn kept_bytes(&self) -> usize {
         self.prefixes().bytes()
+    }
+
+    fn spread(&self, jobs: Vec<Job<'_>>) {
+        self.model.pool.install(|| jobs.into_par_iter().with_max_len(1).for_each(|job| job()));
     }
 
     fn step(&self, steps: &mut [Step<'_>]) -> Vec<Result<Vec<Vec<f32>>>> {

@@ -103,13 +103,15 @@ enum Place {
 impl Weight {
     /// Returns the matrix where it lies.
     pub(super) fn matrix(&self) -> Matrix<'_> {
-        let data = match &self.place {
+        let (data, gguf) = match &self.place {
             Place::Mapped { source, name } => {
-                source.find(name).expect("the tensor was there when the model was loaded; this is a bug").data
+                let view = source.find(name).expect("the tensor was there when the model was loaded; this is a bug");
+                (view.data, matches!(source, Source::Gguf(_)))
             }
-            Place::Owned(data) => data,
+            Place::Owned(data) => (&data[..], false),
         };
-        Matrix::new(self.dtype, self.rows, self.cols, data)
+        let matrix = Matrix::new(self.dtype, self.rows, self.cols, data);
+        if gguf { matrix.as_ggml() } else { matrix }
     }
 
     /// Returns the matrix with `changes` made to it.
