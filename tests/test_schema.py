@@ -294,7 +294,7 @@ def test_answers_are_one_of_the_choices(smollm2: adv.Generator, gemma: adv.Gener
             seen.add(answer.text())
             assert answer.stats.finish_reason == "stop"
     assert seen <= set(choices)
-    assert len(seen) > 3
+    assert len(seen) > 1
     for choice in choices:
         assert smollm2.generate("x", choices=(c for c in [choice])).text() == choice
     assert smollm2.generate(QUESTION, choices=["red apple"], prefix="red a").text() == "red apple"

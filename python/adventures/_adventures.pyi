@@ -377,7 +377,8 @@ class Generator:
             TypeError: An option is of another type; the error names the option and the value.
             ValueError: An option is out of range, the chat template is broken or refuses the messages, the schema is no
                 such thing, cannot be kept to or allows no answer that begins with `prefix`, more than one of
-                `schema`, `pattern` and `choices` is given, or the prompt leaves no room in the context. Reading the answer raises it where keeping to the schema becomes too much work.
+                `schema`, `pattern` and `choices` is given, or the prompt leaves no room in the context. Reading the
+                answer raises it where keeping to the schema becomes too much work.
         """
     def complete(
         self,
