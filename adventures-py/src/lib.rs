@@ -1,8 +1,10 @@
 //! What Python sees of adventures.
 
+mod arrow;
 mod boundary;
 mod convert;
 mod embedder;
+mod embeddings;
 mod error;
 mod generator;
 mod logprob;
@@ -15,6 +17,8 @@ use pyo3::prelude::*;
 mod _adventures {
     #[pymodule_export]
     use crate::embedder::{Embedder, Embeddings};
+    #[pymodule_export]
+    use crate::embeddings::EmbeddingStream;
     #[pymodule_export]
     use crate::error::{AdventuresError, BusyError, TruncationWarning};
     #[pymodule_export]
