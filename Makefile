@@ -1,6 +1,6 @@
 # make demo    sets everything up and streams cited answers from a Delta table
 # make test    sets everything up, then lints and runs all tests: what CI runs
-# make lint | rust-test | python-test | format | mutants | perplexity | goldens | bench-generate | bench-engine | wheel | clean
+# make lint | rust-test | python-test | format | mutants | perplexity | goldens | bench-generate | bench-engine | bench-embed | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -24,7 +24,7 @@ RUST := $(shell find adventures adventures-py -name '*.rs' -o -name Cargo.toml) 
 DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
-.PHONY: demo test lint rust-test python-test models format mutants perplexity goldens bench-generate bench-engine wheel clean
+.PHONY: demo test lint rust-test python-test models format mutants perplexity goldens bench-generate bench-engine bench-embed wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -79,6 +79,12 @@ bench-generate: models
 # What answers side by side, quotes and prompts that begin alike save.
 bench-engine: models
 	$(BIN)/python tools/bench_engine.py
+
+# Speed of embedding against ONNX Runtime.
+bench-embed: models
+	$(PYTHON) -m venv $(CACHE)/onnxruntime
+	$(CACHE)/onnxruntime/bin/pip install --quiet onnxruntime==1.22.0 'onnx<2' numpy sympy tokenizers
+	$(BIN)/python tools/bench_embed.py --theirs $(CACHE)/onnxruntime/bin/python $(BENCH)
 
 wheel: $(VENV)/installed
 	$(BIN)/maturin build --profile dist --out dist
