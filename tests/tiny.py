@@ -100,6 +100,7 @@ def bert(
     pooling: str | None = None,
     prompts: dict[str, str] | None = None,
     change: dict[str, Any] | None = None,
+    dense: int | None = None,
 ) -> Path:
     """Writes a BERT or XLM-RoBERTa encoder to the directory `path`.
 
@@ -110,6 +111,7 @@ def bert(
         pooling: `"mean"` or `"cls"` writes sentence-transformers' module files; None leaves a plain checkpoint.
         prompts: What `config_sentence_transformers.json` holds.
         change: Fields of `config.json` to set otherwise.
+        dense: How many numbers a Dense module makes of the pooled ones; None leaves it out.
     """
     roberta = model_type == "xlm-roberta"
     tokenizer = unigram() if roberta else wordpiece()
@@ -135,7 +137,9 @@ def bert(
     _write(path / "tokenizer.json", tokenizer)
     _write(path / "tokenizer_config.json", {"model_max_length": 10**30})
     if pooling:
-        modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+        modules += [("2_Dense", "Dense")] if dense else []
+        modules += [("3_Normalize", "Normalize")]
         entries = [
             {"idx": i, "name": str(i), "path": folder, "type": f"sentence_transformers.models.{kind}"}
             for i, (folder, kind) in enumerate(modules)
@@ -176,6 +180,14 @@ def bert(
             tensors[f"{layer}{name}.weight"] = 1 + normal(HIDDEN)
             tensors[f"{layer}{name}.bias"] = normal(HIDDEN)
     save_safetensors(path / "model.safetensors", tensors)
+    if dense:
+        kind = "torch.nn.modules.activation.Tanh"
+        _write(
+            path / "2_Dense" / "config.json",
+            {"in_features": HIDDEN, "out_features": dense, "bias": True, "activation_function": kind},
+        )
+        layer = {"linear.weight": normal(dense, HIDDEN, scale=0.4), "linear.bias": normal(dense)}
+        save_safetensors(path / "2_Dense" / "model.safetensors", layer)
     return path
 
 
@@ -189,6 +201,7 @@ def family(root: Path) -> dict[str, Path]:
         "e5": bert(root / "e5", seed=1),
         "bge": bert(root / "bge", seed=2, pooling="cls", prompts={"query": BGE_QUERY}),
         "multilingual-e5": bert(root / "multilingual-e5", seed=3, model_type="xlm-roberta", pooling="mean"),
+        "dense": bert(root / "dense", seed=4, pooling="mean", prompts=E5_PROMPTS, dense=20),
     }
 
 

@@ -28,6 +28,12 @@ import tiny  # noqa: E402
 
 def tiny_vectors(path: Path, name: str, kind: str) -> list[list[float]]:
     """Embeds tiny.TEXTS with plain transformers: padded batch, mask, pooling by hand."""
+    if name == "dense":  # its modules are what is compared
+        texts = [(tiny.prefixes(name)[kind] + text).strip() for text in tiny.TEXTS]
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), pad_token="[PAD]")
+        modules = SentenceTransformer(str(path), device="cpu")
+        modules[0].tokenizer = tokenizer
+        return modules.encode(texts).tolist()
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
     tokenizer.pad_token = "<pad>" if name == "multilingual-e5" else "[PAD]"
     model = AutoModel.from_pretrained(path, attn_implementation="eager").eval()

@@ -1,10 +1,12 @@
 //! `adventures.Embedder`.
 
+use crate::arrow::Strings;
 use crate::boundary::{Process, run};
 use crate::convert::{locate, profile_value, texts};
-use crate::error::TruncationWarning;
+use crate::embeddings::EmbeddingStream;
+use crate::error::{PyError, TruncationWarning};
 use crate::option;
-use adventures::{EmbedderOptions, Kind, Quantize};
+use adventures::{EmbedderOptions, Kind, Precision, Quantize};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -43,7 +45,7 @@ fn kind(name: &str) -> PyResult<Kind> {
 #[pymethods]
 impl Embedder {
     #[new]
-    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, max_tokens=None, query_prefix=None, passage_prefix=None, adapter=None, quantize=None))]
+    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, max_tokens=None, query_prefix=None, passage_prefix=None, adapter=None, quantize=None, precision="f32", dim=None, normalize=true))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         model: &Bound<'_, PyAny>,
@@ -55,6 +57,9 @@ impl Embedder {
         #[pyo3(from_py_with = option::passage_prefix)] passage_prefix: Option<String>,
         adapter: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = option::quantize)] quantize: Option<Quantize>,
+        #[pyo3(from_py_with = option::precision)] precision: &str,
+        #[pyo3(from_py_with = option::dim)] dim: Option<usize>,
+        #[pyo3(from_py_with = option::normalize)] normalize: bool,
     ) -> PyResult<Self> {
         let found = locate(model, revision, "embedder", adapter)?;
         let from_profile = |given: Option<String>, key: &str| match given {
@@ -73,17 +78,16 @@ impl Embedder {
             pooling: profile_value(&found.profile, "pooling")?,
             adapters: found.adapters.clone(),
             quantize,
+            precision: precision.parse().map_err(PyError)?,
+            dim,
+            unnormalized: !normalize,
         };
         let inner = run(model.py(), |_| adventures::Embedder::load(&found.path, &options))?;
         Ok(Self {
             inner,
             process: Process::current(),
             name: found.name,
-            // Rounded weights make other vectors.
-            revision: match quantize {
-                Some(quantize) => format!("{}+{}", found.revision, quantize.name()),
-                None => found.revision,
-            },
+            revision: revision_of(found.revision, &options),
             path: found.path.display().to_string(),
         })
     }
@@ -101,6 +105,11 @@ impl Embedder {
     #[getter]
     fn pooling(&self) -> &'static str {
         self.inner.pooling().name()
+    }
+
+    #[getter]
+    fn precision(&self) -> &'static str {
+        self.inner.precision().name()
     }
 
     #[getter]
@@ -130,20 +139,12 @@ impl Embedder {
         #[pyo3(from_py_with = option::kind)] kind: &str,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let found = self.encode(py, texts, kind)?;
-        if let Some(first) = found.truncated.first() {
-            let message = format!(
-                "{} of {} texts were longer than {} tokens and were cut; the first is text {first}",
-                found.truncated.len(),
-                found.tokens.bind(py).len()?,
-                self.inner.max_tokens()
-            );
-            PyErr::warn(py, py.get_type::<TruncationWarning>().as_any(), &CString::new(message)?, 1)?;
-        }
+        self.warn(py, &found.truncated, found.tokens.bind(py).len()?)?;
         Ok(found.vectors.into_bound(py))
     }
 
     #[pyo3(signature = (texts, kind="passage"))]
-    fn encode(
+    pub(crate) fn encode(
         &self,
         py: Python<'_>,
         texts: &Bound<'_, PyAny>,
@@ -158,6 +159,34 @@ impl Embedder {
             tokens: found.tokens.into_pyarray(py).unbind(),
             truncated: found.truncated,
         })
+    }
+
+    #[pyo3(signature = (texts, kind="passage"))]
+    fn embed_arrow<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        #[pyo3(from_py_with = option::kind)] kind: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.process.check("Embedder")?;
+        let (strings, kind) = (Strings::of(texts)?, self::kind(kind)?);
+        let texts = strings.texts()?;
+        let found = run(py, |cancel| self.inner.embed(&texts, kind, cancel))?;
+        self.warn(py, &found.truncated, texts.len())?;
+        let pyarrow = py.import("pyarrow")?;
+        let numbers = pyarrow.call_method1("array", (found.vectors.into_pyarray(py),))?;
+        pyarrow.getattr("FixedSizeListArray")?.call_method1("from_arrays", (numbers, self.inner.dim()))
+    }
+
+    #[pyo3(signature = (texts, kind="passage", *, batch=4096))]
+    fn encode_stream(
+        slf: Bound<'_, Self>,
+        texts: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = option::kind)] kind: &str,
+        #[pyo3(from_py_with = option::batch)] batch: usize,
+    ) -> PyResult<EmbeddingStream> {
+        self::kind(kind)?;
+        EmbeddingStream::new(slf, texts, kind, batch)
     }
 
     #[pyo3(signature = (texts, kind="passage"))]
@@ -196,6 +225,32 @@ impl Embedder {
             self.inner.max_tokens()
         )
     }
+}
+
+impl Embedder {
+    fn warn(&self, py: Python<'_>, truncated: &[usize], texts: usize) -> PyResult<()> {
+        let Some(first) = truncated.first() else { return Ok(()) };
+        let message = format!(
+            "{} of {texts} texts were longer than {} tokens and were cut; the first is text {first}",
+            truncated.len(),
+            self.inner.max_tokens()
+        );
+        PyErr::warn(py, py.get_type::<TruncationWarning>().as_any(), &CString::new(message)?, 1)
+    }
+}
+
+/// What tells vectors of the same model apart: rounded weights and lengths make others.
+fn revision_of(mut revision: String, options: &EmbedderOptions) -> String {
+    let rounded = match (options.quantize, options.precision) {
+        (Some(quantize), _) => Some(quantize.name()),
+        (None, Precision::F32) => None,
+        (None, precision) => Some(precision.name()),
+    };
+    for part in rounded.into_iter().chain(options.unnormalized.then_some("unnormalized")) {
+        revision.push('+');
+        revision.push_str(part);
+    }
+    revision
 }
 
 #[pymethods]

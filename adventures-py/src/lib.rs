@@ -1,9 +1,11 @@
 //! What Python sees of adventures.
 
+mod arrow;
 mod boundary;
 mod chat;
 mod convert;
 mod embedder;
+mod embeddings;
 mod error;
 mod generator;
 mod logprob;
@@ -18,6 +20,8 @@ mod _adventures {
     use crate::chat::{CitationFilter, Profile, Prompt, leans};
     #[pymodule_export]
     use crate::embedder::{Embedder, Embeddings};
+    #[pymodule_export]
+    use crate::embeddings::EmbeddingStream;
     #[pymodule_export]
     use crate::error::{AdventuresError, BusyError, TruncationWarning};
     #[pymodule_export]

@@ -23,6 +23,9 @@ named! {
     max_tokens_or_none("max_tokens") -> Option<usize> = count_or_none;
     overlap("overlap") -> usize = count;
     threads("threads") -> Option<usize> = count_or_none;
+    dim("dim") -> Option<usize> = count_or_none;
+    batch("batch") -> usize = count;
+    normalize("normalize") -> bool = flag;
     context("context") -> Option<usize> = count_or_none;
     slots("slots") -> usize = count;
     prefix_bytes("prefix_bytes") -> usize = count;
@@ -59,6 +62,10 @@ pub(crate) fn system<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str
 pub(crate) fn quantize(value: &Bound<'_, PyAny>) -> PyResult<Option<Quantize>> {
     let name = text_or_none("quantize", value)?;
     name.map(|name| name.parse().map_err(|e: adventures::Error| PyValueError::new_err(e.to_string()))).transpose()
+}
+
+pub(crate) fn precision<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    text("precision", value)
 }
 
 pub(crate) fn kind<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {

@@ -23,6 +23,7 @@ pub use error::{Error, Result};
 pub use generator::{
     EngineLoad, Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next, TokenLogprob,
 };
+pub use kernels::panels::Precision;
 pub use models::decoder::Quantize;
 pub use sampling::SamplingOptions;
 pub use template::{Message, Role};

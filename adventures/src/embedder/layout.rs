@@ -11,11 +11,13 @@ pub(super) struct Layout {
     /// The folder of the transformer; empty for the root.
     pub(super) transformer: String,
     pub(super) pooling: Pooling,
+    /// The folders of the Dense modules, in their order.
+    pub(super) dense: Vec<String>,
 }
 
 impl Layout {
     pub(super) fn read(root: &Path) -> Result<Self> {
-        let mut layout = Self { transformer: String::new(), pooling: Pooling::Mean };
+        let mut layout = Self { transformer: String::new(), pooling: Pooling::Mean, dense: Vec::new() };
         let pooling_of = |folder: &str| -> Result<Option<Pooling>> {
             read_json(&root.join(folder).join("config.json"))?
                 .map(|config| pooling(&config, &root.join(folder)))
@@ -38,10 +40,11 @@ impl Layout {
                     layout.pooling = pooling_of(folder)?
                         .ok_or_else(|| Error::NotFound(format!("{}: no {folder}/config.json", root.display())))?;
                 }
+                "Dense" => layout.dense.push(folder.to_owned()),
                 "Normalize" => {}
                 _ => {
                     return unsupported!(
-                        "{}: module {kind:?}; supported are Transformer, Pooling and Normalize",
+                        "{}: module {kind:?}; supported are Transformer, Pooling, Dense and Normalize",
                         root.display()
                     );
                 }

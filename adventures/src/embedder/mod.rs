@@ -1,28 +1,29 @@
 //! Texts to vectors: prefix, tokenize, pack, encode, pool, normalize.
 
+mod dense;
+mod embeddings;
 mod layout;
 mod llm2vec;
 
+pub use embeddings::Embeddings;
+
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Error, Result, cut, invalid, message, unsupported};
-use crate::kernels::math::{accumulate, l2_normalize};
+use crate::kernels::panels::Precision;
 use crate::models::decoder::{self, DecoderOptions, Quantize};
-use crate::models::{Batch, Encoder, encoder};
+use crate::models::{Encoder, encoder};
 use crate::{device, split};
-use candle_core::{CpuStorage, Storage, Tensor};
+use dense::Dense;
 use layout::{Layout, Prompts};
 use llm2vec::{Framed, TextPath};
 use rayon::prelude::*;
 use serde_json::Value;
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokenizers::{Tokenizer, TruncationDirection};
 
-/// How many texts are tokenized and sorted by length at a time.
-const WINDOW_TEXTS: usize = 4096;
 /// How many tokens go to the encoder in one call: bounds the memory, and how long a cancellation waits.
 const CALL_TOKENS: usize = 4096;
 /// The same for a decoder, which has a hundred times the weights.
@@ -81,17 +82,12 @@ pub struct EmbedderOptions {
     pub adapters: Vec<PathBuf>,
     /// What a decoder's matrices are rounded to; as they are where it is `None`.
     pub quantize: Option<Quantize>,
-}
-
-/// The vectors of some texts and what was read to make them.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Embeddings {
-    /// `(texts, dim)`, row-major, unit rows.
-    pub vectors: Vec<f32>,
-    /// How many tokens of each text were read, special tokens and prefix included.
-    pub tokens: Vec<u32>,
-    /// The indices of the texts that were longer than `max_tokens` and were cut.
-    pub truncated: Vec<usize>,
+    /// What an encoder's products are rounded to.
+    pub precision: Precision,
+    /// How many numbers of a vector are kept, the first ones: for models trained so that they suffice (Kusupati et al. 2022).
+    pub dim: Option<usize>,
+    /// Whether vectors are left as long as the model makes them; they are of unit length otherwise.
+    pub unnormalized: bool,
 }
 
 /// A sentence embedding model: a BERT-family encoder, or a decoder with the adapters of `LLM2Vec`
@@ -102,6 +98,11 @@ pub struct Embedder {
     tokenizer: Tokenizer,
     encoder: Box<dyn Encoder>,
     pooling: Pooling,
+    /// What comes after pooling.
+    dense: Vec<Dense>,
+    dim: usize,
+    precision: Precision,
+    unnormalized: bool,
     /// How an `LLM2Vec` model reads a text; `None` for the others.
     path: Option<TextPath>,
     call_tokens: usize,
@@ -152,6 +153,13 @@ impl Embedder {
             );
         }
         let encoder = if path.is_some() {
+            if options.precision != Precision::F32 {
+                let name = options.precision.name();
+                return unsupported!(
+                    "{}: precision={name:?} is for encoders; quantize rounds a decoder",
+                    root.display()
+                );
+            }
             let options = DecoderOptions {
                 adapters: options.adapters.clone(),
                 quantize: options.quantize,
@@ -159,7 +167,7 @@ impl Embedder {
             };
             decoder::bidirectional(Arc::clone(&checkpoint), &options, Arc::clone(&pool))?
         } else {
-            encoder::load(&checkpoint, Arc::clone(&pool))?
+            encoder::load(&checkpoint, options.precision, Arc::clone(&pool))?
         };
         let settings = checkpoint.json("sentence_bert_config.json")?.unwrap_or_default();
         let own = path.as_ref().map(|path| path.max);
@@ -173,11 +181,21 @@ impl Embedder {
             Some("cls") => return unsupported!("pooling \"cls\": a model of LLM2Vec has no token of the text's own"),
             Some(other) => return invalid!("pooling {other:?}: expected \"mean\" or \"cls\""),
         };
+        let dense = layout.dense.iter().map(|folder| Dense::load(&root.join(folder))).collect::<Result<Vec<_>>>()?;
+        let whole = dense::outputs(&dense, encoder.hidden_size(), root)?;
+        let dim = options.dim.unwrap_or(whole);
+        if dim == 0 || dim > whole {
+            return invalid!("dim={dim}: this model's vectors have {whole} numbers, of which 1 to {whole} can be kept");
+        }
         let prompts = Prompts::read(root)?;
         let embedder = Self {
             tokenizer,
             encoder,
             pooling,
+            dense,
+            dim,
+            precision: options.precision,
+            unnormalized: options.unnormalized,
             call_tokens: if path.is_some() { DECODER_CALL_TOKENS } else { CALL_TOKENS },
             path,
             max_tokens,
@@ -197,7 +215,17 @@ impl Embedder {
 
     /// Returns the length of a vector.
     pub fn dim(&self) -> usize {
-        self.encoder.hidden_size()
+        self.dim
+    }
+
+    /// Returns what products are rounded to.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Returns whether vectors are of unit length.
+    pub fn normalizes(&self) -> bool {
+        !self.unnormalized
     }
 
     /// Returns how many tokens of a text are read at most, prefix and special tokens included.
@@ -262,65 +290,6 @@ impl Embedder {
         let split = |text: &'a S| split::split(text.as_ref(), capacity, overlap, size);
         let pieces = self.pool.install(|| texts.par_iter().map(split).collect::<Result<_>>())?;
         if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(pieces) }
-    }
-
-    /// Returns the unit vectors of `texts`, in their order.
-    ///
-    /// Equal texts are computed once; texts of similar length go through the model together. Setting `cancel` from
-    /// another thread ends the call with [`Error::Cancelled`] within some 4,096 tokens, 512 of a decoder.
-    pub fn embed(&self, texts: &[impl AsRef<str> + Sync], kind: Kind, cancel: &AtomicBool) -> Result<Embeddings> {
-        let dim = self.dim();
-        let mut first: HashMap<&str, usize> = HashMap::with_capacity(texts.len());
-        let source: Vec<usize> =
-            texts.iter().enumerate().map(|(i, text)| *first.entry(text.as_ref()).or_insert(i)).collect();
-        let unique: Vec<usize> = (0..texts.len()).filter(|i| source[*i] == *i).collect();
-        let mut vectors = vec![0.0; texts.len() * dim];
-        let mut tokens = vec![0; texts.len()];
-        let mut cut = vec![false; texts.len()];
-        for window in unique.chunks(WINDOW_TEXTS) {
-            let read: Vec<Tokens> = self.pool.install(|| {
-                window.par_iter().map(|&i| self.tokens(texts[i].as_ref(), kind, cancel)).collect::<Result<_>>()
-            })?;
-            let mut order: Vec<usize> = (0..window.len()).collect();
-            order.sort_by_key(|&j| std::cmp::Reverse(read[j].ids.len()));
-            let mut order = order.as_slice();
-            while !order.is_empty() {
-                if cancel.load(Ordering::Relaxed) {
-                    return Err(Error::Cancelled);
-                }
-                let mut batch = Batch::default();
-                while let Some(&j) = order.get(batch.lengths.len()) {
-                    if !batch.ids.is_empty() && batch.ids.len() + read[j].ids.len() > self.call_tokens {
-                        break;
-                    }
-                    batch.ids.extend_from_slice(&read[j].ids);
-                    batch.lengths.push(read[j].ids.len());
-                }
-                let (now, later) = order.split_at(batch.lengths.len());
-                let hidden = self.encoder.encode(&batch)?;
-                let mut start = 0;
-                with_rows(&hidden, |rows| {
-                    for (&j, &length) in now.iter().zip(&batch.lengths) {
-                        let i = window[j];
-                        self.pool_tokens(
-                            &rows[(start + length - read[j].pooled) * dim..(start + length) * dim],
-                            &mut vectors[i * dim..(i + 1) * dim],
-                        );
-                        start += length;
-                        tokens[i] = length as u32;
-                        cut[i] = read[j].truncated;
-                    }
-                })?;
-                order = later;
-            }
-        }
-        for (i, &from) in source.iter().enumerate().filter(|(i, from)| i != *from) {
-            vectors.copy_within(from * dim..(from + 1) * dim, i * dim);
-            tokens[i] = tokens[from];
-            cut[i] = cut[from];
-        }
-        let truncated = (0..texts.len()).filter(|i| cut[*i]).collect();
-        Ok(Embeddings { vectors, tokens, truncated })
     }
 
     fn special_tokens(&self) -> usize {
@@ -400,15 +369,6 @@ impl Embedder {
         // Of an empty text outside of a turn nothing is left but its start token.
         Ok(Tokens { pooled: if pooled == 0 { ids.len() } else { pooled }, ids, truncated })
     }
-
-    fn pool_tokens(&self, rows: &[f32], out: &mut [f32]) {
-        match self.pooling {
-            Pooling::Cls => out.copy_from_slice(&rows[..out.len()]),
-            // The sum has the direction of the mean, and the length is normalized next.
-            Pooling::Mean => rows.chunks_exact(out.len()).for_each(|row| accumulate(out, row)),
-        }
-        l2_normalize(out);
-    }
 }
 
 /// Returns the first `bytes` bytes of `text` or a few less, up to white space where there is some near.
@@ -419,16 +379,6 @@ fn beginning(text: &str, bytes: usize) -> &str {
     }
     let near = split::head(cut, cut.len().saturating_sub(1024)).len();
     cut[near..].rfind(char::is_whitespace).map_or(cut, |at| &cut[..near + at])
-}
-
-/// Calls `f` with the numbers of a contiguous f32 tensor, copying them only where they are on another device.
-fn with_rows<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    if let (Storage::Cpu(CpuStorage::F32(numbers)), Some((from, to))) = (&*storage, layout.contiguous_offsets()) {
-        return Ok(f(&numbers[from..to]));
-    }
-    drop(storage);
-    Ok(f(&tensor.flatten_all()?.to_vec1()?))
 }
 
 /// `own` is what the model itself states, where it does not leave that to the files.

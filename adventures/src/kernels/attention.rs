@@ -1,7 +1,14 @@
-//! Bidirectional attention over one sequence: no mask, no padding.
+//! Bidirectional attention over one sequence: no mask, no padding, and never all scores at a time.
 
-use super::gemm::{Threads, View, gemm};
-use super::math::softmax;
+use super::panels::dot::Floats;
+use super::panels::tile::{Place, ROWS, multiply, share};
+use super::panels::{PANEL, Strip, Target, Threads};
+use super::vector::{Level, Vector, at_level, largest, total};
+use rayon::prelude::*;
+
+/// Keys that are scored together; scores of a tile's rows stay in the first cache. Sums over longer sequences are carried from
+/// one block to the next, scaled by the largest score so far (Milakov and Gimelshein 2018).
+const BLOCK_KEYS: usize = 512;
 
 /// The shape of multi-head attention.
 #[derive(Debug, Clone, Copy)]
@@ -12,34 +19,190 @@ pub(crate) struct Heads {
     pub(crate) dim: usize,
 }
 
+/// What attention keeps between calls, to be reused.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// Panels of keys, `dim` strips each.
+    keys: Vec<Strip>,
+    /// Panels of values, a strip for each token.
+    values: Vec<Strip>,
+    /// `(ROWS, BLOCK_KEYS)`.
+    scores: Vec<f32>,
+    /// `(ROWS, dim)`, `dim` filled up to whole panels.
+    sums: Vec<f32>,
+    /// The same of one more block.
+    more: Vec<f32>,
+}
+
 /// `out = softmax(q kᵀ / √dim) v`, head by head.
 ///
-/// `qkv` is `(tokens, 3 * count * dim)`: queries, keys and values side by side. `out` is `(tokens, count * dim)`.
-/// `scores` is scratch space.
-pub(crate) fn attention(out: &mut [f32], qkv: &[f32], heads: Heads, scores: &mut Vec<f32>, threads: Threads) {
+/// `qkv` is `(tokens, 3 * count * dim)`: queries, keys and values side by side. `out` is `(tokens, count * dim)`, or fewer rows:
+/// those of the first tokens.
+pub(crate) fn attention(
+    level: Level,
+    out: &mut [f32],
+    qkv: &[f32],
+    heads: Heads,
+    scratch: &mut Scratch,
+    threads: Threads,
+) {
     let width = heads.count * heads.dim;
-    // Sharing out a product this small costs more than the product.
-    let threads = if out.len() / width < 128 { Threads::One } else { threads };
-    let tokens = out.len() / width;
-    scores.resize(tokens * tokens, 0.0);
-    let scale = 1.0 / (heads.dim as f32).sqrt();
-    for head in 0..heads.count {
-        let column = head * heads.dim;
-        gemm(
-            (tokens, tokens, heads.dim),
-            (scores, View::row_major(0, tokens)),
-            (qkv, View::row_major(column, 3 * width)),
-            (qkv, View::transposed(width + column, 3 * width)),
-            threads,
-        );
-        softmax(scores, tokens, scale);
-        gemm(
-            (tokens, heads.dim, tokens),
-            (out, View::row_major(column, width)),
-            (scores, View::row_major(0, tokens)),
-            (qkv, View::row_major(2 * width + column, 3 * width)),
-            threads,
-        );
+    let (queries, tokens) = (out.len() / width, qkv.len() / (3 * width));
+    let whole = out.len() == queries * width && qkv.len() == tokens * 3 * width;
+    assert!(whole && queries <= tokens, "attention: shapes; this is a bug");
+    let out = Target(out.as_mut_ptr());
+    let one = |scratch: &mut Scratch, head: usize| {
+        let head = Head { qkv, out, queries, tokens, width, dim: heads.dim, column: head * heads.dim };
+        let head = &head;
+        at_level!(level, attend::<V>(head: &Head<'_>, scratch: &mut Scratch));
+    };
+    match threads {
+        Threads::One => (0..heads.count).for_each(|head| one(scratch, head)),
+        Threads::All => {
+            (0..heads.count).into_par_iter().for_each_init(Scratch::default, one);
+        }
+    }
+}
+
+struct Head<'a> {
+    qkv: &'a [f32],
+    /// It has `queries` rows; no other head uses this one's columns.
+    out: Target,
+    queries: usize,
+    tokens: usize,
+    /// Of all heads.
+    width: usize,
+    dim: usize,
+    /// Where the head begins.
+    column: usize,
+}
+
+/// What softmax has seen of a row so far.
+#[derive(Clone, Copy)]
+struct Seen {
+    largest: f32,
+    /// The sum of the weights, which are relative to the largest score.
+    total: f32,
+}
+
+#[inline(always)]
+fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
+    let Head { qkv, queries, tokens, width, dim, column, .. } = *head;
+    scratch.pack(head);
+    let value_panels = dim.div_ceil(PANEL);
+    let sum_stride = value_panels * PANEL;
+    let mut first = 0;
+    while first < queries {
+        let count = share::<Floats<V>>(queries - first);
+        let mut seen = [Seen { largest: f32::NEG_INFINITY, total: 0.0 }; ROWS];
+        for start in (0..tokens).step_by(BLOCK_KEYS) {
+            let keys = BLOCK_KEYS.min(tokens - start);
+            let queries = qkv[first * 3 * width + column..].as_ptr().cast();
+            let key_panels = scratch.keys[start / PANEL * dim..].chunks_exact(dim).take(keys.div_ceil(PANEL));
+            for (p, panel) in key_panels.enumerate() {
+                // SAFETY: the queries of `count` tokens lie three widths apart, the panel has `dim` strips, and there are
+                // `BLOCK_KEYS` scores, whole panels, for each.
+                #[allow(unsafe_code)]
+                unsafe {
+                    let to = Place { first: scratch.scores.as_mut_ptr().add(p * PANEL), stride: BLOCK_KEYS };
+                    multiply::<Floats<V>>(count, Place { first: queries, stride: 3 * width }, panel, to);
+                }
+            }
+            let mut carried = [0.0; ROWS];
+            for i in 0..count {
+                let scores = &mut scratch.scores[i * BLOCK_KEYS..(i + 1) * BLOCK_KEYS];
+                carried[i] = weigh::<V>(scores, keys, 1.0 / (dim as f32).sqrt(), &mut seen[i]);
+            }
+            // The sums of the blocks before are scaled to the new largest score, and those of this one added.
+            let to = if start == 0 { &mut scratch.sums } else { &mut scratch.more };
+            for p in 0..value_panels {
+                let panel = &scratch.values[p * tokens + start..][..keys];
+                // SAFETY: `count` rows of weights lie `BLOCK_KEYS` apart, and the panel has a strip for each of a row.
+                #[allow(unsafe_code)]
+                unsafe {
+                    let to = Place { first: to.as_mut_ptr().add(p * PANEL), stride: sum_stride };
+                    let weights = Place { first: scratch.scores.as_ptr().cast(), stride: BLOCK_KEYS };
+                    multiply::<Floats<V>>(count, weights, panel, to);
+                }
+            }
+            if start > 0 {
+                let sums = scratch.sums.chunks_exact_mut(sum_stride).zip(scratch.more.chunks_exact(sum_stride));
+                for ((sums, more), carried) in sums.zip(&carried[..count]) {
+                    for (sum, more) in sums.iter_mut().zip(more) {
+                        *sum = *sum * carried + more;
+                    }
+                }
+            }
+        }
+        for (i, sums) in scratch.sums.chunks_exact(sum_stride).take(count).enumerate() {
+            let inverse = 1.0 / seen[i].total;
+            // SAFETY: the head's columns of one of its rows.
+            #[allow(unsafe_code)]
+            let to = unsafe { std::slice::from_raw_parts_mut(head.out.0.add((first + i) * width + column), dim) };
+            for (to, x) in to.iter_mut().zip(sums) {
+                *to = x * inverse;
+            }
+        }
+        first += count;
+    }
+}
+
+/// Turns `keys` scores into weights; returns what the sums of earlier blocks are to be multiplied by.
+#[inline(always)]
+fn weigh<V: Vector>(scores: &mut [f32], keys: usize, scale: f32, seen: &mut Seen) -> f32 {
+    let whole = keys.next_multiple_of(V::LANES);
+    // What was left of other keys weighs nothing.
+    scores[keys..whole].fill(f32::NEG_INFINITY);
+    let x = scores[..whole].as_mut_ptr();
+    // SAFETY: whole registers within the scores.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut max = V::splat(seen.largest);
+        for i in (0..whole).step_by(V::LANES) {
+            max = max.max(V::load(x.add(i)));
+        }
+        let top = largest(max);
+        let (max, scale_all) = (V::splat(top), V::splat(scale));
+        let mut sum = V::splat(0.0);
+        for i in (0..whole).step_by(V::LANES) {
+            let weight = V::load(x.add(i)).sub(max).mul(scale_all).exp();
+            weight.store(x.add(i));
+            sum = sum.add(weight);
+        }
+        let carried = ((seen.largest - top) * scale).exp();
+        *seen = Seen { largest: top, total: seen.total * carried + total(sum) };
+        carried
+    }
+}
+
+impl Scratch {
+    /// Makes panels of a head's keys and values. What is left of others gives scores that are overwritten, and columns of
+    /// sums that are not read.
+    #[inline(always)]
+    fn pack(&mut self, head: &Head<'_>) {
+        let Head { qkv, tokens, width, dim, column, .. } = *head;
+        let row = |token: usize, part: usize| &qkv[token * 3 * width + part * width + column..][..dim];
+        let value_panels = dim.div_ceil(PANEL);
+        self.keys.resize(tokens.div_ceil(PANEL) * dim, Strip([0; PANEL]));
+        self.values.resize(value_panels * tokens, Strip([0; PANEL]));
+        self.scores.resize(ROWS * BLOCK_KEYS, 0.0);
+        self.sums.resize(ROWS * value_panels * PANEL, 0.0);
+        self.more.resize(ROWS * value_panels * PANEL, 0.0);
+        for (p, panel) in self.keys.chunks_exact_mut(dim).enumerate() {
+            for lane in 0..PANEL.min(tokens - p * PANEL) {
+                for (strip, x) in panel.iter_mut().zip(row(p * PANEL + lane, 1)) {
+                    strip.0[lane] = x.to_bits();
+                }
+            }
+        }
+        for (p, panel) in self.values.chunks_exact_mut(tokens).enumerate() {
+            let columns = p * PANEL..dim.min((p + 1) * PANEL);
+            for (token, strip) in panel.iter_mut().enumerate() {
+                for (to, x) in strip.0.iter_mut().zip(&row(token, 2)[columns.clone()]) {
+                    *to = x.to_bits();
+                }
+            }
+        }
     }
 }
 
@@ -47,31 +210,60 @@ pub(crate) fn attention(out: &mut [f32], qkv: &[f32], heads: Heads, scores: &mut
 mod tests {
     use super::*;
 
+    fn numbers(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 250.0 - 2.0).collect()
+    }
+
     #[test]
-    fn agrees_with_the_formula_in_f64() {
-        for (tokens, count, dim) in [(1, 1, 1), (1, 2, 4), (2, 3, 5), (17, 4, 32), (65, 2, 64)] {
-            let width = count * dim;
-            let number = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 250.0 - 2.0;
-            let qkv: Vec<f32> = (0..tokens * 3 * width).map(number).collect();
-            let mut out = vec![f32::NAN; tokens * width];
-            attention(&mut out, &qkv, Heads { count, dim }, &mut Vec::new(), Threads::One);
-            let at =
-                |t: usize, part: usize, h: usize, i: usize| f64::from(qkv[t * 3 * width + part * width + h * dim + i]);
-            for h in 0..count {
-                for q in 0..tokens {
-                    let weights: Vec<f64> = (0..tokens)
-                        .map(|t| {
-                            ((0..dim).map(|i| at(q, 0, h, i) * at(t, 1, h, i)).sum::<f64>() / (dim as f64).sqrt()).exp()
-                        })
-                        .collect();
-                    let total: f64 = weights.iter().sum();
-                    for i in 0..dim {
-                        let want: f64 = (0..tokens).map(|t| weights[t] / total * at(t, 2, h, i)).sum();
-                        let got = f64::from(out[q * width + h * dim + i]);
-                        assert!((want - got).abs() < 1e-5, "tokens {tokens} head {h}: {want} {got}");
+    fn every_level_agrees_with_the_formula_in_f64() {
+        for level in Level::all() {
+            for (tokens, count, dim) in
+                [(1, 1, 1), (1, 2, 4), (2, 3, 5), (17, 4, 32), (65, 2, 64), (33, 1, 40), (BLOCK_KEYS + 70, 1, 16)]
+            {
+                let width = count * dim;
+                let qkv = numbers(tokens * 3 * width);
+                let mut out = vec![f32::NAN; tokens * width];
+                attention(level, &mut out, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::One);
+                let mut shared = vec![f32::NAN; tokens * width];
+                attention(level, &mut shared, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::All);
+                assert_eq!(out, shared);
+                let mut first = vec![f32::NAN; width];
+                attention(level, &mut first, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::One);
+                assert_eq!(first, out[..width]);
+                let at = |t: usize, part: usize, h: usize, i: usize| {
+                    f64::from(qkv[t * 3 * width + part * width + h * dim + i])
+                };
+                for h in 0..count {
+                    for q in 0..tokens {
+                        let weights: Vec<f64> = (0..tokens)
+                            .map(|t| {
+                                let product: f64 = (0..dim).map(|i| at(q, 0, h, i) * at(t, 1, h, i)).sum();
+                                (product / (dim as f64).sqrt()).exp()
+                            })
+                            .collect();
+                        let total: f64 = weights.iter().sum();
+                        for i in 0..dim {
+                            let want: f64 = (0..tokens).map(|t| weights[t] / total * at(t, 2, h, i)).sum();
+                            let got = f64::from(out[q * width + h * dim + i]);
+                            assert!((want - got).abs() < 1e-5, "{level:?} {tokens} tokens, head {h}: {want} {got}");
+                        }
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_other_sequences_left_behind_does_not_matter() {
+        let heads = Heads { count: 2, dim: 24 };
+        let qkv = numbers(21 * 3 * 48);
+        let mut fresh = vec![0.0; 21 * 48];
+        attention(Level::best(), &mut fresh, &qkv, heads, &mut Scratch::default(), Threads::One);
+        let mut scratch = Scratch::default();
+        let mut other = vec![0.0; 90 * 48];
+        attention(Level::best(), &mut other, &vec![f32::NAN; 90 * 3 * 48], heads, &mut scratch, Threads::One);
+        let mut again = vec![0.0; 21 * 48];
+        attention(Level::best(), &mut again, &qkv, heads, &mut scratch, Threads::One);
+        assert_eq!(fresh, again);
     }
 }

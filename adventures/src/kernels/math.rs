@@ -1,5 +1,6 @@
 //! Elementwise functions and reductions over rows, in f32.
 
+use super::vector::{Level, Vector, at_level, total};
 use super::{LANES, vectorized};
 
 /// `a * b + c`, fused where that is one instruction.
@@ -8,21 +9,35 @@ pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Beyond it, `e^x` is 0 or infinite.
+pub(super) const EXP_LIMIT: f32 = 150.0;
+/// The natural logarithm of 2 in two parts.
+pub(super) const LN_2: [f32; 2] = [f32::from_bits(0x3f31_7200), f32::from_bits(0x35bf_be8e)];
+/// The coefficients of `e^x` near 0, of the fifth power first, that of the first power last; the next is 1.
+pub(super) const EXP: [f32; 5] = [
+    f32::from_bits(0x3c07_2010),
+    f32::from_bits(0x3d2b_9f17),
+    f32::from_bits(0x3e2a_af33),
+    f32::from_bits(0x3eff_fedb),
+    f32::from_bits(0x3f7f_fff6),
+];
+
 /// `e^x` to 2.5 ulp where `FMA` holds and 3 elsewhere, with the polynomial of Arm's optimized routines, as llama.cpp has it.
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer without a library call.
     const MAGIC: f32 = 12_582_912.0;
-    // What lies beyond is 0 or infinite, and infinities must not meet their negatives below.
-    let x = x.clamp(-150.0, 150.0);
+    // Infinities must not meet their negatives below.
+    let x = x.clamp(-EXP_LIMIT, EXP_LIMIT);
     let z = mul_add::<FMA>(x, std::f32::consts::LOG2_E, MAGIC);
     let n = z - MAGIC;
-    let b = mul_add::<FMA>(n, -f32::from_bits(0x3f31_7200), x);
-    let b = mul_add::<FMA>(n, -f32::from_bits(0x35bf_be8e), b);
+    let b = mul_add::<FMA>(n, -LN_2[0], x);
+    let b = mul_add::<FMA>(n, -LN_2[1], b);
     let square = b * b;
-    let p = mul_add::<FMA>(f32::from_bits(0x3c07_2010), b, f32::from_bits(0x3d2b_9f17));
-    let q = mul_add::<FMA>(f32::from_bits(0x3e2a_af33), b, f32::from_bits(0x3eff_fedb));
-    let r = mul_add::<FMA>(f32::from_bits(0x3f7f_fff6), b, 1.0);
+    let [p1, p0, q1, q0, r1] = EXP;
+    let p = mul_add::<FMA>(p1, b, p0);
+    let q = mul_add::<FMA>(q1, b, q0);
+    let r = mul_add::<FMA>(r1, b, 1.0);
     let y = mul_add::<FMA>(mul_add::<FMA>(p, square, q), square, r);
     // The power of two in two factors, so that results too small for a normal number are rounded once.
     let n = z.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
@@ -48,13 +63,13 @@ fn erf<const FMA: bool>(x: f32) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn gelu_erf<const FMA: bool>(x: f32) -> f32 {
+pub(crate) fn gelu_erf<const FMA: bool>(x: f32) -> f32 {
     0.5 * x * (1.0 + erf::<FMA>(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 /// `tanh` as `1 - 2 / (e^2x + 1)`.
 #[inline(always)]
-pub(super) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
+pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     let inner = SQRT_2_OVER_PI * mul_add::<FMA>(0.044_715 * x * x, x, x);
     let tanh = 1.0 - 2.0 / (exp::<FMA>(2.0 * inner) + 1.0);
@@ -129,54 +144,6 @@ vectorized! {
         }
     }
 
-    /// Adds `bias` to each row and applies the exact GELU, `x/2 (1 + erf(x/√2))`.
-    fn bias_gelu_erf(rows: &mut [f32], bias: &[f32]) {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            map(row, |x, i| gelu_erf::<FMA>(x + bias[i]));
-        }
-    }
-
-    /// Adds `bias` to each row and applies the tanh approximation of GELU.
-    fn bias_gelu_tanh(rows: &mut [f32], bias: &[f32]) {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            map(row, |x, i| gelu_tanh::<FMA>(x + bias[i]));
-        }
-    }
-
-    /// Adds `bias` to each row and applies `max(x, 0)`.
-    fn bias_relu(rows: &mut [f32], bias: &[f32]) {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            map(row, |x, i| (x + bias[i]).max(0.0));
-        }
-    }
-
-    /// `hidden = layer_norm(hidden + rows + bias)` row by row; `rows` is left with the sums.
-    fn add_layer_norm(hidden: &mut [f32], rows: &mut [f32], bias: &[f32], norm: &LayerNorm) {
-        let width = bias.len();
-        for (hidden, row) in hidden.chunks_exact_mut(width).zip(rows.chunks_exact_mut(width)) {
-            map(row, |x, i| x + bias[i] + hidden[i]);
-            hidden.copy_from_slice(row);
-            normalize_row::<FMA>(hidden, norm);
-        }
-    }
-
-    /// `hidden = layer_norm(hidden)` row by row.
-    fn layer_norm(hidden: &mut [f32], norm: &LayerNorm) {
-        for row in hidden.chunks_exact_mut(norm.weight.len()) {
-            normalize_row::<FMA>(row, norm);
-        }
-    }
-
-    /// `row = softmax(scale * row)` for each row of `width` numbers.
-    fn softmax(rows: &mut [f32], width: usize, scale: f32) {
-        for row in rows.chunks_exact_mut(width) {
-            let max = maximum(row);
-            map(row, |x, _| exp::<FMA>((x - max) * scale));
-            let inverse = 1.0 / reduce(row, |x| x);
-            map(row, |x, _| x * inverse);
-        }
-    }
-
     /// `sum += row`.
     fn accumulate(sum: &mut [f32], row: &[f32]) {
         map(sum, |x, i| x + row[i]);
@@ -204,14 +171,46 @@ pub(crate) struct LayerNorm {
     pub(crate) eps: f32,
 }
 
+/// `hidden = layer_norm(hidden)` row by row.
+pub(crate) fn layer_norm(level: Level, hidden: &mut [f32], norm: &LayerNorm) {
+    assert!(norm.bias.len() == norm.weight.len(), "layer norm: shapes; this is a bug");
+    at_level!(level, normalize_rows::<V>(hidden: &mut [f32], norm: &LayerNorm));
+}
+
 /// Two passes, mean then variance: one pass of sums of squares loses digits where the mean is large.
 #[inline(always)]
-fn normalize_row<const FMA: bool>(row: &mut [f32], norm: &LayerNorm) {
-    let (weight, bias) = (&norm.weight[..row.len()], &norm.bias[..row.len()]);
-    let mean = reduce(row, |x| x) / row.len() as f32;
-    let variance = reduce(row, |x| (x - mean) * (x - mean)) / row.len() as f32;
-    let inverse = 1.0 / (variance + norm.eps).sqrt();
-    map(row, |x, i| mul_add::<FMA>((x - mean) * inverse, weight[i], bias[i]));
+fn normalize_rows<V: Vector>(hidden: &mut [f32], norm: &LayerNorm) {
+    let width = norm.weight.len();
+    let whole = width / V::LANES * V::LANES;
+    for row in hidden.chunks_exact_mut(width) {
+        let x = row.as_mut_ptr();
+        // SAFETY: whole registers within the row, and within weight and bias, which are as long.
+        #[allow(unsafe_code)]
+        unsafe {
+            let mut sum = V::splat(0.0);
+            for i in (0..whole).step_by(V::LANES) {
+                sum = sum.add(V::load(x.add(i)));
+            }
+            let mean = (total(sum) + row[whole..].iter().sum::<f32>()) / width as f32;
+            let (minus, mut squares) = (V::splat(-mean), V::splat(0.0));
+            for i in (0..whole).step_by(V::LANES) {
+                let off = V::load(x.add(i)).add(minus);
+                squares = off.mul_add(off, squares);
+            }
+            let rest: f32 = row[whole..].iter().map(|x| (x - mean) * (x - mean)).sum();
+            let inverse = 1.0 / ((total(squares) + rest) / width as f32 + norm.eps).sqrt();
+            let scale = V::splat(inverse);
+            for i in (0..whole).step_by(V::LANES) {
+                let off = V::load(x.add(i)).add(minus).mul(scale);
+                let weight = V::load(norm.weight.as_ptr().add(i));
+                off.mul_add(weight, V::load(norm.bias.as_ptr().add(i))).store(x.add(i));
+            }
+            let learned = norm.weight[whole..].iter().zip(&norm.bias[whole..]);
+            for (x, (weight, bias)) in row[whole..].iter_mut().zip(learned) {
+                *x = (*x - mean) * inverse * weight + bias;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -264,53 +263,31 @@ mod tests {
 
     #[test]
     fn gelu_is_exact_to_float_precision() {
-        let mut row = samples();
-        let bias = vec![0.0; row.len()];
-        let inputs = row.clone();
-        bias_gelu_erf(&mut row, &bias);
-        for (x, y) in inputs.iter().zip(&row) {
-            let x = f64::from(*x);
-            let want = 0.5 * x * (1.0 + erf_f64(x / std::f64::consts::SQRT_2));
-            assert!((want - f64::from(*y)).abs() <= 4e-7 * x.abs().max(1.0), "gelu({x}) = {y}, want {want}");
+        for x in samples() {
+            let (wide, want) =
+                (f64::from(x), 0.5 * f64::from(x) * (1.0 + erf_f64(f64::from(x) / std::f64::consts::SQRT_2)));
+            for y in [gelu_erf::<false>(x), gelu_erf::<true>(x)] {
+                assert!((want - f64::from(y)).abs() <= 4e-7 * wide.abs().max(1.0), "gelu({x}) = {y}, want {want}");
+            }
         }
     }
 
     #[test]
     fn gelu_tanh_follows_its_formula() {
-        let mut row = samples();
-        let bias = vec![0.0; row.len()];
-        let inputs = row.clone();
-        bias_gelu_tanh(&mut row, &bias);
-        for (x, y) in inputs.iter().zip(&row) {
-            let x = f64::from(*x);
-            let want = 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
-            assert!((want - f64::from(*y)).abs() <= 1e-6 * x.abs().max(1.0), "gelu({x}) = {y}, want {want}");
-        }
-    }
-
-    #[test]
-    fn softmax_sums_to_one_and_survives_extremes() {
-        for width in [1, 2, 15, 16, 17, 100, 512] {
-            let rows: Vec<f32> = (0..3 * width).map(|i| ((i * 7919 % 1000) as f32 - 500.0) / 20.0).collect();
-            let mut got = rows.clone();
-            softmax(&mut got, width, 0.5);
-            for (row, got) in rows.chunks(width).zip(got.chunks(width)) {
-                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let exps: Vec<f64> = row.iter().map(|x| (f64::from(x - max) * 0.5).exp()).collect();
-                let total: f64 = exps.iter().sum();
-                for (want, got) in exps.iter().map(|e| e / total).zip(got) {
-                    assert!((want - f64::from(*got)).abs() < 1e-6, "{want} {got}");
-                }
+        for x in samples() {
+            let wide = f64::from(x);
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
+            let want = 0.5 * wide * (1.0 + inner.tanh());
+            for y in [gelu_tanh::<false>(x), gelu_tanh::<true>(x)] {
+                assert!((want - f64::from(y)).abs() <= 1e-6 * wide.abs().max(1.0), "gelu({x}) = {y}, want {want}");
             }
         }
-        let mut row = [1e30, -1e30, 0.0];
-        softmax(&mut row, 3, 1.0);
-        assert_eq!(row, [1.0, 0.0, 0.0]);
     }
 
     #[test]
     fn layer_norm_matches_f64_with_a_large_mean() {
-        for width in [1, 7, 16, 33, 384] {
+        let widths = [1, 7, 16, 33, 384];
+        for (level, width) in Level::all().into_iter().flat_map(|level| widths.map(|width| (level, width))) {
             let row: Vec<f32> = (0..width).map(|i| 1000.0 + (i * 31 % 17) as f32).collect();
             let norm = LayerNorm {
                 weight: (0..width).map(|i| 1.0 + i as f32 / 100.0).collect(),
@@ -318,7 +295,7 @@ mod tests {
                 eps: 1e-12,
             };
             let mut got = row.clone();
-            layer_norm(&mut got, &norm);
+            layer_norm(level, &mut got, &norm);
             let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
             let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
             for i in 0..width {

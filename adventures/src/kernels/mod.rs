@@ -8,10 +8,11 @@
 
 pub(crate) mod attention;
 pub(crate) mod causal;
-pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod paged;
+pub(crate) mod panels;
 pub(crate) mod quant;
+pub(crate) mod vector;
 
 /// Defines functions compiled three times: for AVX-512, for AVX2 with FMA, and for any CPU; the best is chosen at run time.
 ///

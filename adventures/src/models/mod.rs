@@ -3,9 +3,10 @@
 pub mod decoder;
 pub mod encoder;
 
-use crate::error::Result;
-use candle_core::Tensor;
+use crate::error::{Error, Result};
+use candle_core::{Device, Tensor};
 use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Token sequences laid end to end, without padding.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,15 @@ pub struct Batch {
     pub lengths: Vec<usize>,
 }
 
+/// Which tokens' hidden states are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// Those of all tokens.
+    All,
+    /// That of each sequence's first token.
+    First,
+}
+
 /// A bidirectional transformer.
 pub trait Encoder: Send + Sync {
     /// The width of a hidden state.
@@ -24,6 +34,28 @@ pub trait Encoder: Send + Sync {
     fn context(&self) -> usize;
     /// Returns `(batch.ids.len(), hidden_size)` in f32, rows in the order of `batch.ids`.
     fn encode(&self, batch: &Batch) -> Result<Tensor>;
+    /// Returns the rows of [`Self::encode`] that `rows` asks for, as `(rows, hidden_size)`.
+    ///
+    /// Setting `cancel` from another thread ends the call with [`Error::Cancelled`], at once or at its end.
+    fn encode_rows(&self, batch: &Batch, rows: Rows, cancel: &AtomicBool) -> Result<Tensor> {
+        let hidden = self.encode(batch)?;
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        if rows == Rows::All {
+            return Ok(hidden);
+        }
+        let first: Vec<u32> = batch
+            .lengths
+            .iter()
+            .scan(0, |end, length| {
+                *end += *length as u32;
+                Some(*end - *length as u32)
+            })
+            .collect();
+        let first = Tensor::from_vec(first, batch.lengths.len(), &Device::Cpu)?;
+        Ok(hidden.index_select(&first, 0)?)
+    }
 }
 
 /// The weights of a causal transformer; shared, never mutated.

@@ -48,6 +48,7 @@ _BATCH = 256
 @options.device
 @options.threads
 @options.quantize
+@options.precision
 def embed(
     *,
     files: Sequence[str],
@@ -59,6 +60,7 @@ def embed(
     device: str,
     threads: int | None,
     quantize: options.Quantize | None,
+    precision: options.Precision,
 ) -> None:
     """Embed texts: the lines of files or of stdin.
 
@@ -70,7 +72,9 @@ def embed(
     if form == "npy" and output is None and open_stream("stdout").isatty():
         raise click.UsageError("a matrix is not for a terminal: give --output FILE, or pipe it on")
     texts = _whole(files) if whole else _lines(files)
-    embedder = options.open_embedder(embedder_spec, device=device, threads=threads, quantize=quantize)
+    embedder = options.open_embedder(
+        embedder_spec, device=device, threads=threads, quantize=quantize, precision=precision
+    )
     with _opened(output) as file:
         if form == "npy":
             _write_npy(file, embedder, texts, kind)

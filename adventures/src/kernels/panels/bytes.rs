@@ -1,0 +1,297 @@
+//! Products of integers of eight bits, with a scale for each group of inputs: of each activation row, and of each output.
+//!
+//! The integer sums are exact and the groups are added in their order, so every instruction set gives the same bits.
+
+use super::tile::{Place, Tile};
+use super::{PANEL, Strip};
+use crate::kernels::vector::{Vector, largest, total};
+use std::marker::PhantomData;
+
+/// Inputs that share a scale.
+pub(super) const GROUP: usize = 64;
+/// An element is four inputs.
+const STEPS: usize = GROUP / 4;
+/// The elements of a row's group: its inputs, with 128 added, and its scale.
+pub(super) const ROW_STEPS: usize = STEPS + 1;
+/// The strips of a panel's group: its inputs, the columns' scales, and -128 times the sums of the columns.
+pub(super) const PANEL_STEPS: usize = STEPS + 2;
+
+/// What multiplies bytes.
+pub(super) trait Bytes {
+    type V: Vector;
+    const ROWS: usize;
+    type Int: Copy;
+    /// Four inputs of a row in all lanes.
+    fn splat(a: u32) -> Self::Int;
+    /// # Safety
+    /// `b` must have as many elements as [`Self::V`] has lanes.
+    #[allow(unsafe_code)]
+    unsafe fn load(b: *const u32) -> Self::Int;
+    /// Where sums begin, by what the panel has for it.
+    fn begin(offset: Self::Int) -> Self::Int;
+    /// `sum + a · b`, four inputs for each column.
+    fn add_product(sum: Self::Int, a: Self::Int, b: Self::Int) -> Self::Int;
+    fn to_float(sum: Self::Int) -> Self::V;
+}
+
+/// Tiles of [`Bytes`].
+pub(super) struct Grouped<B>(PhantomData<B>);
+
+impl<B: Bytes> Tile for Grouped<B> {
+    const ROWS: usize = B::ROWS;
+    type V = B::V;
+
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn tile<const M: usize>(a: Place<*const u32>, panel: &[Strip], out: Place<*mut f32>) {
+        let lanes = B::V::LANES;
+        // SAFETY: the caller has `M` rows of as many groups as the panel, and the room.
+        unsafe {
+            for column in (0..PANEL).step_by(2 * lanes) {
+                let mut total = [[B::V::splat(0.0); 2]; M];
+                let mut rows: [*const u32; 2] = std::array::from_fn(|i| a.first.wrapping_add(3 * i * a.stride));
+                for group in panel.chunks_exact(PANEL_STEPS) {
+                    let b = group.as_ptr().cast::<u32>().add(column);
+                    let offset = b.add((STEPS + 1) * PANEL);
+                    let begin = [B::begin(B::load(offset)), B::begin(B::load(offset.add(lanes)))];
+                    let mut sum = [begin; M];
+                    for step in 0..STEPS {
+                        let (b0, b1) = (B::load(b.add(step * PANEL)), B::load(b.add(step * PANEL + lanes)));
+                        for i in 0..M {
+                            let x = B::splat(*rows[i / 3].add(i % 3 * a.stride + step));
+                            sum[i][0] = B::add_product(sum[i][0], x, b0);
+                            sum[i][1] = B::add_product(sum[i][1], x, b1);
+                        }
+                    }
+                    let scale = b.add(STEPS * PANEL).cast::<f32>();
+                    let scale = [B::V::load(scale), B::V::load(scale.add(lanes))];
+                    for i in 0..M {
+                        let x = B::V::splat(f32::from_bits(*rows[i / 3].add(i % 3 * a.stride + STEPS)));
+                        for r in 0..2 {
+                            total[i][r] = B::to_float(sum[i][r]).mul_add(x.mul(scale[r]), total[i][r]);
+                        }
+                    }
+                    for row in &mut rows {
+                        *row = row.wrapping_add(ROW_STEPS);
+                    }
+                }
+                for (i, total) in total.into_iter().enumerate() {
+                    let to = out.first.add(i * out.stride + column);
+                    total[0].store(to);
+                    total[1].store(to.add(lanes));
+                }
+            }
+        }
+    }
+}
+
+/// Rounds rows of `inputs` numbers to groups of bytes and their scale.
+#[inline(always)]
+pub(super) fn round<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
+    let groups = inputs.div_ceil(GROUP);
+    for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(groups * ROW_STEPS)) {
+        for (x, out) in x.chunks(GROUP).zip(out.as_chunks_mut::<ROW_STEPS>().0) {
+            if let Ok(x) = x.try_into() {
+                round_group::<V>(x, out);
+            } else {
+                let mut group = [0.0; GROUP];
+                group[..x.len()].copy_from_slice(x);
+                round_group::<V>(&group, out);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn round_group<V: Vector>(x: &[f32; GROUP], out: &mut [u32; ROW_STEPS]) {
+    let zero = V::splat(0.0);
+    let (mut most, mut gap) = (zero, zero);
+    // SAFETY: a group is whole registers, and its elements are as many bytes; the scale comes behind them.
+    #[allow(unsafe_code)]
+    unsafe {
+        for i in (0..GROUP).step_by(V::LANES) {
+            let x = V::load(x.as_ptr().add(i));
+            most = most.max(x.max(zero.sub(x)));
+            // Not a number where one of them is not finite: the maximum would not tell.
+            gap = gap.add(x.sub(x));
+        }
+        let most = largest(most);
+        let scale = V::splat(if most > 0.0 { 127.0 / most } else { 0.0 });
+        for i in (0..GROUP).step_by(V::LANES) {
+            V::load(x.as_ptr().add(i)).mul(scale).store_bytes(out.as_mut_ptr().cast::<u8>().add(i));
+        }
+        out[STEPS] = (most / 127.0 + total(gap)).to_bits();
+    }
+}
+
+/// Writes one column of a panel: a row of weights.
+pub(super) fn pack(weights: &[f32], panel: &mut [Strip], column: usize) {
+    for (weights, group) in weights.chunks(GROUP).zip(panel.chunks_exact_mut(PANEL_STEPS)) {
+        let largest = weights.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let mut bytes = [0_i8; GROUP];
+        for (byte, x) in bytes.iter_mut().zip(weights) {
+            *byte = (x * inverse).round_ties_even() as i8;
+        }
+        for (strip, bytes) in group.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            strip.0[column] = u32::from_le_bytes(bytes.map(i8::cast_unsigned));
+        }
+        group[STEPS].0[column] = (largest / 127.0).to_bits();
+        group[STEPS + 1].0[column] = (-128 * bytes.iter().map(|b| i32::from(*b)).sum::<i32>()).cast_unsigned();
+    }
+}
+
+/// On any CPU.
+pub(super) struct Plain;
+
+impl Bytes for Plain {
+    type V = crate::kernels::vector::Plain;
+    const ROWS: usize = 2;
+    type Int = [i32; 16];
+
+    #[inline(always)]
+    fn splat(a: u32) -> [i32; 16] {
+        [a.cast_signed(); 16]
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn load(b: *const u32) -> [i32; 16] {
+        // SAFETY: the caller has sixteen elements.
+        unsafe { b.cast::<[i32; 16]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn begin(offset: [i32; 16]) -> [i32; 16] {
+        offset
+    }
+
+    #[inline(always)]
+    fn add_product(mut sum: [i32; 16], a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        for i in 0..16 {
+            for (a, b) in a[i].to_le_bytes().into_iter().zip(b[i].to_le_bytes()) {
+                sum[i] += i32::from(a) * i32::from(b.cast_signed());
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn to_float(sum: [i32; 16]) -> Self::V {
+        crate::kernels::vector::Plain::from(sum.map(|x| x as f32))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use super::Bytes;
+    use std::arch::x86_64::{
+        __m256, __m256i, __m512, __m512i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_cvtepi32_ps, _mm256_loadu_si256,
+        _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+        _mm256_setzero_si256, _mm256_sign_epi8, _mm256_xor_si256, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
+        _mm512_loadu_si512, _mm512_set1_epi32,
+    };
+
+    /// The byte products of AVX-512.
+    pub(in super::super) struct Vnni;
+
+    impl Bytes for Vnni {
+        type V = __m512;
+        const ROWS: usize = 6;
+        type Int = __m512i;
+
+        #[inline(always)]
+        fn splat(a: u32) -> __m512i {
+            // SAFETY: inlined where the instructions are enabled, as all of these.
+            #[allow(unsafe_code)]
+            unsafe {
+                _mm512_set1_epi32(a.cast_signed())
+            }
+        }
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        unsafe fn load(b: *const u32) -> __m512i {
+            // SAFETY: as above, and the caller has sixteen elements.
+            unsafe { _mm512_loadu_si512(b.cast()) }
+        }
+
+        #[inline(always)]
+        fn begin(offset: __m512i) -> __m512i {
+            offset
+        }
+
+        #[inline(always)]
+        fn add_product(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            unsafe {
+                _mm512_dpbusd_epi32(sum, a, b)
+            }
+        }
+
+        #[inline(always)]
+        fn to_float(sum: __m512i) -> __m512 {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            unsafe {
+                _mm512_cvtepi32_ps(sum)
+            }
+        }
+    }
+
+    /// The products of AVX2, which would saturate with an unsigned operand beyond 127: signs go to the other side.
+    pub(in super::super) struct Avx2;
+
+    impl Bytes for Avx2 {
+        type V = __m256;
+        const ROWS: usize = 2;
+        type Int = __m256i;
+
+        #[inline(always)]
+        fn splat(a: u32) -> __m256i {
+            // SAFETY: inlined where the instructions are enabled, as all of these.
+            #[allow(unsafe_code)]
+            unsafe {
+                // Less the 128 that was added.
+                _mm256_xor_si256(_mm256_set1_epi32(a.cast_signed()), _mm256_set1_epi8(-128))
+            }
+        }
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        unsafe fn load(b: *const u32) -> __m256i {
+            // SAFETY: as above, and the caller has eight elements.
+            unsafe { _mm256_loadu_si256(b.cast()) }
+        }
+
+        #[inline(always)]
+        fn begin(_: __m256i) -> __m256i {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            unsafe {
+                _mm256_setzero_si256()
+            }
+        }
+
+        #[inline(always)]
+        fn add_product(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            unsafe {
+                // No byte is -128, so 2 * 127 * 127 is the most, and fits.
+                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+                _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
+            }
+        }
+
+        #[inline(always)]
+        fn to_float(sum: __m256i) -> __m256 {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            unsafe {
+                _mm256_cvtepi32_ps(sum)
+            }
+        }
+    }
+}

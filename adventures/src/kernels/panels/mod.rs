@@ -1,0 +1,356 @@
+//! Linear layers whose weights lie in panels, packed once: 32 outputs side by side, input after input.
+//!
+//! A sum runs over the inputs in their order, whatever is computed beside it: a row's result has the same bits in any batch
+//! and on any number of threads.
+
+mod bytes;
+pub(crate) mod dot;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tile;
+
+use super::vector::{Level, Vector, at_level};
+use crate::error::{Error, Result, invalid};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::str::FromStr;
+use tile::Place;
+
+/// Outputs in a panel: two registers of AVX-512.
+pub(crate) const PANEL: usize = 32;
+/// Rows that go through all panels together: their inputs and one panel stay in the second cache.
+pub(crate) const CHUNK_ROWS: usize = 96;
+/// The fewest rows that are worth a thread of their own: weights are read once for each share.
+const SHARE_ROWS: usize = 48;
+
+/// An element of 32 outputs, each of one input or more, or what a kernel has beside them.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Strip(pub(crate) [u32; PANEL]);
+
+/// What weights and activations are rounded to before they are multiplied. Sums are in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Nothing.
+    #[default]
+    F32,
+    /// bfloat16, 8 bits of a number.
+    Bf16,
+    /// Integers of 8 bits with a scale for 64 of them; what is sensitive to it is rounded less.
+    Int8,
+}
+
+impl Precision {
+    /// Returns the fastest precision on this CPU whose vectors keep a cosine of 0.999 to those of f32, of texts that have words.
+    ///
+    /// That is `Int8` with AVX-512 VNNI, else `Bf16` with AVX-512 BF16, else `F32`: elsewhere the others save memory, and next
+    /// to no time.
+    pub fn fastest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Kernel::best(Self::Int8) == Kernel::Vnni {
+                return Self::Int8;
+            }
+            if Kernel::best(Self::Bf16) == Kernel::Bf16 {
+                return Self::Bf16;
+            }
+        }
+        Self::F32
+    }
+
+    /// Returns `"f32"`, `"bf16"` or `"int8"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    /// Reads a name, or `"auto"` for [`Self::fastest`].
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(Self::fastest()),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "int8" => Ok(Self::Int8),
+            _ => invalid!("precision={name:?}: expected \"auto\", \"f32\", \"bf16\" or \"int8\""),
+        }
+    }
+}
+
+/// What multiplies: a precision on instructions that this CPU has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    Floats(Level),
+    /// bfloat16 where there are no products of it.
+    Widened(Level),
+    #[cfg(target_arch = "x86_64")]
+    Bf16,
+    /// Bytes, at most with AVX2.
+    Bytes(Level),
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+}
+
+impl Kernel {
+    /// Returns the fastest kernel for `precision` that this CPU has.
+    pub(crate) fn best(precision: Precision) -> Self {
+        *Self::all(precision).last().expect("every CPU has the plain one; this is a bug")
+    }
+
+    /// Returns the fastest kernel that rounds less than bytes.
+    pub(crate) fn finer() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if Self::best(Precision::Bf16) == Self::Bf16 {
+            return Self::Bf16;
+        }
+        Self::best(Precision::F32)
+    }
+
+    /// Returns the kernels for `precision` that this CPU has, the fastest last.
+    pub(crate) fn all(precision: Precision) -> Vec<Self> {
+        let levels = Level::all().into_iter();
+        match precision {
+            Precision::F32 => levels.map(Self::Floats).collect(),
+            Precision::Bf16 => {
+                let mut all: Vec<Self> = levels.map(Self::Widened).collect();
+                #[cfg(target_arch = "x86_64")]
+                if all.contains(&Self::Widened(Level::Avx512)) && is_x86_feature_detected!("avx512bf16") {
+                    all.push(Self::Bf16);
+                }
+                all
+            }
+            Precision::Int8 => {
+                let mut all: Vec<Self> = levels.map(Self::Bytes).collect();
+                #[cfg(target_arch = "x86_64")]
+                if all.contains(&Self::Bytes(Level::Avx512)) {
+                    // What AVX-512 lacks without them, AVX2 has.
+                    all.pop();
+                    if is_x86_feature_detected!("avx512vnni") {
+                        all.push(Self::Vnni);
+                    }
+                }
+                all
+            }
+        }
+    }
+
+    /// The elements that a row of `inputs` numbers has, and the strips of a panel.
+    fn steps(self, inputs: usize) -> (usize, usize) {
+        match self.precision() {
+            Precision::F32 => (inputs, inputs),
+            Precision::Bf16 => (inputs.div_ceil(2), inputs.div_ceil(2)),
+            Precision::Int8 => {
+                let groups = inputs.div_ceil(bytes::GROUP);
+                (groups * bytes::ROW_STEPS, groups * bytes::PANEL_STEPS)
+            }
+        }
+    }
+
+    fn precision(self) -> Precision {
+        match self {
+            Self::Floats(_) => Precision::F32,
+            Self::Widened(_) => Precision::Bf16,
+            Self::Bytes(_) => Precision::Int8,
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16 => Precision::Bf16,
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni => Precision::Int8,
+        }
+    }
+}
+
+/// What is done with `x wᵀ + b` before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// Nothing.
+    Store,
+    /// What is there is added.
+    Add,
+    /// The exact GELU, `x/2 (1 + erf(x/√2))`.
+    GeluErf,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// Who computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// The caller's thread alone: the caller runs several products side by side.
+    One,
+    /// All of the current rayon pool.
+    All,
+}
+
+/// Rounded activations; kept between calls, to be reused.
+pub(crate) type Rounded = Vec<u32>;
+
+/// A linear layer.
+pub(crate) struct Linear {
+    inputs: usize,
+    outputs: usize,
+    /// Panel by panel; the last is filled up with zeros.
+    strips: Vec<Strip>,
+    /// As long as all panels.
+    bias: Vec<f32>,
+    kernel: Kernel,
+}
+
+impl Linear {
+    /// Packs row-major `weight` of `(outputs, inputs)`. Without a bias, `bias` is empty. Runs on the rayon pool it is called in.
+    pub(crate) fn pack(weight: &[f32], bias: &[f32], inputs: usize, kernel: Kernel) -> Result<Self> {
+        if inputs == 0 || weight.is_empty() {
+            return invalid!("a linear layer of {inputs} inputs and {} weights", weight.len());
+        }
+        let outputs = weight.len() / inputs;
+        assert!(weight.len() == outputs * inputs && (bias.is_empty() || bias.len() == outputs), "a layer's shape");
+        let (panels, (_, steps)) = (outputs.div_ceil(PANEL), kernel.steps(inputs));
+        let mut strips = vec![Strip([0; PANEL]); panels * steps];
+        strips.par_chunks_exact_mut(steps).zip(weight.par_chunks(PANEL * inputs)).for_each(|(panel, rows)| {
+            for (column, row) in rows.chunks_exact(inputs).enumerate() {
+                match kernel.precision() {
+                    Precision::F32 => {
+                        for (strip, x) in panel.iter_mut().zip(row) {
+                            strip.0[column] = x.to_bits();
+                        }
+                    }
+                    Precision::Bf16 => {
+                        for (strip, pair) in panel.iter_mut().zip(row.chunks(2)) {
+                            strip.0[column] = bf16_pair(pair[0], pair.get(1).copied().unwrap_or(0.0));
+                        }
+                    }
+                    Precision::Int8 => bytes::pack(row, panel, column),
+                }
+            }
+        });
+        let mut padded = vec![0.0; panels * PANEL];
+        padded[..bias.len()].copy_from_slice(bias);
+        Ok(Self { inputs, outputs, strips, bias: padded, kernel })
+    }
+
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// `out = then(x wᵀ + b)` for row-major `x` of `(rows, inputs)` and `out` of `(rows, outputs)`.
+    pub(crate) fn apply(&self, x: &[f32], out: &mut [f32], then: Then, threads: Threads, rounded: &mut Rounded) {
+        let rows = x.len() / self.inputs;
+        assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
+        let panels = self.outputs.div_ceil(PANEL);
+        let out = Target(out.as_mut_ptr());
+        let threads = if threads == Threads::All { rayon::current_num_threads() } else { 1 };
+        if threads == 1 {
+            for row in (0..rows).step_by(CHUNK_ROWS) {
+                let range = row..rows.min(row + CHUNK_ROWS);
+                let a = self.round(&x[range.start * self.inputs..range.end * self.inputs], rounded);
+                self.piece(a, out, range, 0..panels, then);
+            }
+            return;
+        }
+        let a = self.round(x, rounded);
+        // Many rows are shared out; of few, each thread computes a part of the outputs, and reads its weights alone.
+        let by_rows = rows >= threads * SHARE_ROWS;
+        let chunk = if by_rows { rows.div_ceil(rows.div_ceil(threads * CHUNK_ROWS) * threads) } else { rows.max(1) };
+        let group = if by_rows { panels } else { panels.div_ceil(2 * threads) };
+        let (chunks, groups) = (rows.div_ceil(chunk), panels.div_ceil(group));
+        (0..chunks * groups).into_par_iter().for_each(|i| {
+            let (row, panel) = (i / groups * chunk, i % groups * group);
+            let range = row..rows.min(row + chunk);
+            let a = &a[range.start * a.len() / rows..range.end * a.len() / rows];
+            self.piece(a, out, range, panel..panels.min(panel + group), then);
+        });
+    }
+
+    /// Returns the rows of `x` as the kernel reads them.
+    fn round<'a>(&self, x: &'a [f32], rounded: &'a mut Rounded) -> &'a [u32] {
+        let (inputs, (steps, _)) = (self.inputs, self.kernel.steps(self.inputs));
+        let precision = self.kernel.precision();
+        if precision == Precision::F32 {
+            // SAFETY: both have four bytes and the same alignment, and every four bytes are a number.
+            #[allow(unsafe_code)]
+            return unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) };
+        }
+        let length = x.len() / inputs * steps;
+        if rounded.len() < length {
+            rounded.resize(length, 0);
+        }
+        let out = &mut rounded[..length];
+        let level = Level::best();
+        if precision == Precision::Bf16 {
+            at_level!(level, round_pairs::<V>(x: &[f32], inputs: usize, out: &mut [u32]));
+        } else {
+            at_level!(level, round_bytes::<V>(x: &[f32], inputs: usize, out: &mut [u32]));
+        }
+        out
+    }
+
+    /// `a` are the elements of `rows`.
+    fn piece(&self, a: &[u32], out: Target, rows: Range<usize>, panels: Range<usize>, then: Then) {
+        let (stride, steps) = self.kernel.steps(self.inputs);
+        assert_eq!(a.len(), rows.len() * stride, "rows are as long as the kernel reads them; this is a bug");
+        let column = panels.start * PANEL;
+        let job = tile::Job {
+            a: Place { first: a.as_ptr(), stride },
+            rows: rows.len(),
+            strips: &self.strips[panels.start * steps..panels.end * steps],
+            steps,
+            bias: &self.bias[column..panels.end * PANEL],
+            then,
+            // The rows and panels lie in `out`, whose length `apply` has checked; no two pieces share rows and panels.
+            out: Place { first: out.0.wrapping_add(rows.start * self.outputs + column), stride: self.outputs },
+            columns: self.outputs.min(panels.end * PANEL) - column,
+        };
+        tile::run(self.kernel, &job);
+    }
+}
+
+/// Two numbers as bfloat16, to the nearest, the even one of two as near.
+#[inline(always)]
+fn bf16_pair(first: f32, second: f32) -> u32 {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        // What is not a number would become another one.
+        if x.is_nan() { bits | 0x40_0000 } else { bits + 0x7fff + (bits >> 16 & 1) }
+    };
+    round(first) >> 16 | round(second) & 0xffff_0000
+}
+
+#[inline(always)]
+fn round_pairs<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
+    for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(inputs.div_ceil(2))) {
+        let (pairs, last) = x.as_chunks::<2>();
+        for (pair, out) in pairs.iter().zip(out.iter_mut()) {
+            *out = bf16_pair(pair[0], pair[1]);
+        }
+        if let Some(last) = last.first() {
+            out[inputs / 2] = bf16_pair(*last, 0.0);
+        }
+    }
+}
+
+#[inline(always)]
+fn round_bytes<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
+    bytes::round::<V>(x, inputs, out);
+}
+
+/// The beginning of a matrix that threads write to, each its own part.
+#[derive(Clone, Copy)]
+pub(super) struct Target(pub(super) *mut f32);
+
+// SAFETY: parts that are written to have no element in common, while the maker of the target borrows the matrix.
+#[allow(unsafe_code)]
+unsafe impl Send for Target {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for Target {}

@@ -1,0 +1,133 @@
+use super::*;
+
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (1, 33, 7),
+    (2, 32, 64),
+    (5, 31, 16),
+    (12, 64, 384),
+    (13, 96, 33),
+    (25, 7, 100),
+    (97, 70, 48),
+    (200, 130, 65),
+];
+
+fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i + seed) * 2_654_435_761 % 10_007) as f32 / 5000.0 - 1.0).collect()
+}
+
+fn kernels() -> impl Iterator<Item = Kernel> {
+    PRECISIONS.into_iter().flat_map(Kernel::all)
+}
+
+fn apply(layer: &Linear, x: &[f32], then: Then, threads: Threads) -> Vec<f32> {
+    let mut out = vec![0.25; x.len() / layer.inputs() * layer.outputs()];
+    layer.apply(x, &mut out, then, threads, &mut Rounded::new());
+    out
+}
+
+/// What a precision makes of a row: the numbers that it stands for.
+fn rounded(precision: Precision, row: &[f32]) -> Vec<f64> {
+    match precision {
+        Precision::F32 => row.iter().map(|x| f64::from(*x)).collect(),
+        Precision::Bf16 => row.iter().map(|x| half::bf16::from_f32(*x).to_f64()).collect(),
+        Precision::Int8 => row
+            .chunks(bytes::GROUP)
+            .flat_map(|group| {
+                let scale = f64::from(group.iter().fold(0.0_f32, |a, b| a.max(b.abs()))) / 127.0;
+                group.iter().map(move |x| if scale == 0.0 { 0.0 } else { (f64::from(*x) / scale).round() * scale })
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn every_kernel_agrees_with_three_loops_over_what_it_rounds() {
+    for kernel in kernels() {
+        let precision = kernel.precision();
+        for (rows, outputs, inputs) in SHAPES {
+            let (x, weight, bias) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2), numbers(outputs, 3));
+            let layer = Linear::pack(&weight, &bias, inputs, kernel).expect("it packs");
+            let out = apply(&layer, &x, Then::Store, Threads::One);
+            let weights: Vec<Vec<f64>> = weight.chunks(inputs).map(|row| rounded(precision, row)).collect();
+            for (x, out) in x.chunks(inputs).map(|row| rounded(precision, row)).zip(out.chunks(outputs)) {
+                for (j, out) in out.iter().enumerate() {
+                    let products = || x.iter().zip(&weights[j]).map(|(x, w)| x * w);
+                    let (want, size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
+                    let error = (want + f64::from(bias[j]) - f64::from(*out)).abs();
+                    // Of two bytes as near, f32 may choose the other one.
+                    let ties = if precision == Precision::Int8 { 2e-2 / (inputs as f64).sqrt() } else { 4e-6 };
+                    assert!(error <= ties * (1.0 + size), "{kernel:?} {rows}x{outputs}x{inputs} at {j}: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_precision_has_the_same_products_on_any_instructions() {
+    for precision in PRECISIONS {
+        let (x, weight, bias) = (numbers(29 * 200, 4), numbers(70 * 200, 5), numbers(70, 6));
+        let results: Vec<Vec<f32>> = Kernel::all(precision)
+            .into_iter()
+            .map(|kernel| {
+                let layer = Linear::pack(&weight, &bias, 200, kernel).expect("it packs");
+                apply(&layer, &x, Then::Store, Threads::One)
+            })
+            .collect();
+        for other in &results[1..] {
+            assert!(results[0].iter().zip(other).all(|(a, b)| (a - b).abs() <= 2e-4), "{precision:?}");
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_beside_any_others_and_on_any_threads() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads start");
+    for kernel in kernels() {
+        for (rows, outputs, inputs) in SHAPES {
+            let (x, weight) = (numbers(rows * inputs, 4), numbers(outputs * inputs, 5));
+            let layer = Linear::pack(&weight, &[], inputs, kernel).expect("it packs");
+            let one = apply(&layer, &x, Then::GeluErf, Threads::One);
+            assert_eq!(one, pool.install(|| apply(&layer, &x, Then::GeluErf, Threads::All)));
+            for (x, want) in x.chunks_exact(inputs).zip(one.chunks_exact(outputs)) {
+                assert_eq!(apply(&layer, x, Then::GeluErf, Threads::One), want);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_product_is_applied_to_it() {
+    for kernel in kernels() {
+        let (x, weight, bias) = (numbers(14 * 20, 6), numbers(40 * 20, 7), numbers(40, 8));
+        let layer = Linear::pack(&weight, &bias, 20, kernel).expect("it packs");
+        let plain = apply(&layer, &x, Then::Store, Threads::One);
+        let check = |then, f: &dyn Fn(f32) -> f32| {
+            for (x, y) in plain.iter().zip(apply(&layer, &x, then, Threads::One)) {
+                assert!((f(*x) - y).abs() < 1e-6, "{kernel:?} {then:?} of {x}: {y}");
+            }
+        };
+        check(Then::Add, &|x| x + 0.25);
+        check(Then::Relu, &|x| x.max(0.0));
+        check(Then::GeluErf, &crate::kernels::math::gelu_erf::<false>);
+        check(Then::GeluTanh, &crate::kernels::math::gelu_tanh::<false>);
+    }
+}
+
+#[test]
+fn extremes_go_through() {
+    for kernel in kernels() {
+        let layer = Linear::pack(&[1.0, 0.0, 0.0, 1.0, 1.0, -1.0], &[], 2, kernel).expect("it packs");
+        let apply = |x: [f32; 2]| apply(&layer, &x, Then::Store, Threads::One);
+        assert_eq!(apply([0.0, 0.0]), [0.0; 3]);
+        assert!(apply([f32::INFINITY, f32::INFINITY])[2].is_nan(), "{kernel:?}");
+        assert!(apply([f32::NAN, 1.0])[2].is_nan(), "{kernel:?}");
+        if kernel.precision() == Precision::F32 {
+            assert_eq!(apply([1e-42, 0.0]), [1e-42, 0.0, 1e-42]);
+            assert_eq!(apply([f32::INFINITY, 1.0])[2], f32::INFINITY);
+            assert_eq!(apply([f32::MAX, -f32::MAX])[2], f32::INFINITY);
+        }
+    }
+}
