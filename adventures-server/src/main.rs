@@ -53,9 +53,9 @@ fn log(options: &Options) -> anyhow::Result<()> {
         .map_err(|problem| anyhow::anyhow!("log {:?}: {problem}", options.log))?;
     let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
     if text {
-        lines.with_target(false).init()
+        lines.with_target(false).init();
     } else {
-        lines.json().flatten_event(true).with_current_span(false).init()
+        lines.json().flatten_event(true).with_current_span(false).init();
     }
     Ok(())
 }
