@@ -5,7 +5,7 @@ use crate::kernels::LANES;
 use crate::kernels::quant::dense::{BF16, Dense, Element, Lanes, PAIRED, STEP, combine, total};
 use crate::kernels::quant::rows::{ROWS, Sums};
 use std::arch::x86_64::{
-    __m512, __m512bh, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_dpbf16_ps,
+    __m256, __m512, __m512bh, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_dpbf16_ps,
     _mm512_fmadd_ps, _mm512_loadu_epi16, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
@@ -24,40 +24,56 @@ impl Dense<'_> {
     ) {
         self.unpack::<E, F16c>(weights, unpacked);
         for r in 0..self.count() {
-            let x = self.row(r);
-            let sums = std::array::from_fn(|i| {
-                let w = self.weights(unpacked, i);
-                let mut sums = [[_mm256_setzero_ps(); 2]; STEP];
-                let blocks = if lanes == Lanes::One { w.0.len() } else { self.stepped() };
-                for b in 0..blocks {
-                    let set = if lanes == Lanes::One { 0 } else { b / E::RUN % E::SETS };
-                    for (half, sum) in sums[set].iter_mut().enumerate() {
+            match lanes {
+                Lanes::One => self.avx2_rows(unpacked, r, store),
+                Lanes::Sets => self.avx2_sets::<E>(unpacked, r, store),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2_rows(self, unpacked: &[f32], r: usize, store: &mut impl FnMut(usize, &Sums)) {
+        let rows: [_; ROWS] = std::array::from_fn(|i| self.weights(unpacked, i));
+        let x = self.row(r);
+        let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+        for (b, x) in x.0.iter().enumerate() {
+            for half in 0..2 {
+                // SAFETY: each half of a block has eight numbers; no alignment is asked for.
+                #[allow(unsafe_code)]
+                unsafe {
+                    let x = _mm256_loadu_ps(x[8 * half..].as_ptr());
+                    for i in 0..ROWS {
+                        let w = _mm256_loadu_ps(rows[i].0[b][8 * half..].as_ptr());
+                        sums[i][half] = _mm256_fmadd_ps(w, x, sums[i][half]);
+                    }
+                }
+            }
+        }
+        store(r, &std::array::from_fn(|i| total(&halves(sums[i]), rows[i].1, x.1)));
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2_sets<E: Element>(self, unpacked: &[f32], r: usize, store: &mut impl FnMut(usize, &Sums)) {
+        let x = self.row(r);
+        let sums = std::array::from_fn(|i| {
+            let w = self.weights(unpacked, i);
+            let mut sums = [[_mm256_setzero_ps(); 2]; STEP];
+            for first in (0..self.stepped()).step_by(STEP) {
+                for b in 0..STEP {
+                    for (half, sum) in sums[b / E::RUN].iter_mut().enumerate() {
                         // SAFETY: each half of a block has eight numbers; no alignment is asked for.
                         #[allow(unsafe_code)]
                         unsafe {
-                            let x = _mm256_loadu_ps(x.0[b][8 * half..].as_ptr());
-                            let w = _mm256_loadu_ps(w.0[b][8 * half..].as_ptr());
+                            let x = _mm256_loadu_ps(x.0[first + b][8 * half..].as_ptr());
+                            let w = _mm256_loadu_ps(w.0[first + b][8 * half..].as_ptr());
                             *sum = _mm256_fmadd_ps(w, x, *sum);
                         }
                     }
                 }
-                let mut sets = [[0.0; LANES]; STEP];
-                for (set, sums) in sets.iter_mut().zip(sums) {
-                    for half in 0..2 {
-                        // SAFETY: each half has eight numbers; no alignment is asked for.
-                        #[allow(unsafe_code)]
-                        unsafe {
-                            _mm256_storeu_ps(set[8 * half..].as_mut_ptr(), sums[half]);
-                        }
-                    }
-                }
-                match lanes {
-                    Lanes::One => total(&sets[0], w.1, x.1),
-                    Lanes::Sets => self.alone::<E>(&sets, unpacked, i, r),
-                }
-            });
-            store(r, &sums);
-        }
+            }
+            self.alone::<E>(&sums.map(|sums| halves(sums)), unpacked, i, r)
+        });
+        store(r, &sums);
     }
 
     /// As `plain`, with AVX-512.
@@ -245,6 +261,20 @@ fn pairs_of(numbers: &[u16]) -> __m512bh {
     unsafe {
         std::mem::transmute(_mm512_loadu_epi16(numbers.as_ptr().cast()))
     }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn halves(sums: [__m256; 2]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    for (half, sum) in sums.into_iter().enumerate() {
+        // SAFETY: each half has eight numbers.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm256_storeu_ps(lanes[8 * half..].as_mut_ptr(), sum);
+        }
+    }
+    lanes
 }
 
 #[target_feature(enable = "avx512f")]
