@@ -362,6 +362,7 @@ except KeyboardInterrupt:
     assert out.stdout.strip() == "True closed", out.stdout + out.stderr
 
 
-def test_a_chat_that_cites_takes_none(stock: adv.Library, smollm2: adv.Generator) -> None:
-    with pytest.raises(ValueError, match=r"^schema: an answer that cites its sources is text"):
-        adv.Chat(stock, smollm2, schema=WIZARD)
+@pytest.mark.parametrize("shape", [{"schema": WIZARD}, {"pattern": "a+"}, {"choices": ["a", "b"]}])
+def test_a_chat_that_cites_takes_none(stock: adv.Library, smollm2: adv.Generator, shape: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(shape))}: an answer that cites its sources is text"):
+        adv.Chat(stock, smollm2, **shape)
