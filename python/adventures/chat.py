@@ -60,7 +60,9 @@ class Chat:
             raise TypeError(f"generator must be a Generator, not {type(generator).__name__}")
         for shape in ("schema", "pattern", "choices"):
             if options.get(shape) is not None:
-                raise ValueError(f"{shape}: an answer that cites its sources is text; use Generator.generate for others")
+                raise ValueError(
+                    f"{shape}: an answer that cites its sources is text; use Generator.generate for others"
+                )
         length = options.get("max_tokens")
         if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
             raise TypeError(f"max_tokens must be a whole number, not {length!r}")
