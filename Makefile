@@ -45,7 +45,7 @@ test: lint models rust-test python-test
 lint: $(VENV)/installed-dev
 	cargo fmt --all --check
 	cargo clippy --release --locked --quiet -p adventures -p adventures-py --all-targets -- -D warnings
-	$(LINTED) cargo build --release --locked --quiet -p adventures-server --all-targets
+	$(LINTED) cargo build --release --locked -p adventures-server --all-targets
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
@@ -130,6 +130,6 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 # The service's program, where the wheel's programs are.
 $(VENV)/installed-server: $(VENV)/installed-dev $(SERVER)
-	cargo build --release --locked --quiet -p adventures-server
+	cargo build --release --locked -p adventures-server
 	ln -sf $(CARGO_TARGET_DIR)/release/adventures-server $(BIN)/adventures-server
 	touch $@
