@@ -2,6 +2,7 @@
 
 use adventures::{Embedder, Embeddings, Error, Kind};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
@@ -27,7 +28,6 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
-    bytes: usize,
     closed: bool,
 }
 
@@ -36,6 +36,8 @@ struct Job {
     texts: Vec<String>,
     kind: Kind,
     done: usize,
+    /// Of the texts that are not done.
+    bytes: usize,
     vectors: Embeddings,
     reply: oneshot::Sender<Result<Embeddings, Error>>,
 }
@@ -48,7 +50,10 @@ impl Embedding {
         let worker = Arc::clone(&shared);
         std::thread::Builder::new().name("embedding".into()).spawn(move || {
             while let Some(batch) = worker.take() {
-                worker.compute(&embedder, batch);
+                // Whose batch it was are told, and the thread goes on for the others.
+                if catch_unwind(AssertUnwindSafe(|| worker.compute(&embedder, batch))).is_err() {
+                    tracing::error!("a batch of texts could not be embedded; this is a bug");
+                }
             }
         })?;
         Ok(Self { shared })
@@ -64,14 +69,16 @@ impl Embedding {
         let (reply, answer) = oneshot::channel();
         {
             let mut waiting = self.shared.waiting();
-            if waiting.bytes > 0 && waiting.bytes + bytes > QUEUE_BYTES {
+            let before: usize = waiting.jobs.iter().map(|job| job.bytes).sum();
+            if before > 0 && before + bytes > QUEUE_BYTES {
                 return Err(Error::Busy("too many texts are waiting to be embedded".into()));
             }
-            waiting.bytes += bytes;
-            waiting.jobs.push_back(Job { texts, kind, done: 0, vectors, reply });
+            waiting.jobs.push_back(Job { texts, kind, done: 0, bytes, vectors, reply });
         }
         self.shared.arrived.notify_one();
-        answer.await.unwrap_or_else(|_| Err(Error::Busy("the service is stopping".into())))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Error::io("embedding", std::io::Error::other("the computation was stopped"))))
     }
 
     /// Returns how many texts were embedded.
@@ -105,14 +112,9 @@ impl Shared {
         while bytes < BATCH_BYTES && at < waiting.jobs.len() {
             if waiting.jobs[at].kind != kind {
                 at += 1;
-            } else if let Some(job) = waiting.jobs.remove(at) {
-                let size = size(&job.texts[job.done..]);
-                if job.reply.is_closed() {
-                    waiting.bytes -= size;
-                } else {
-                    bytes += size;
-                    batch.push(job);
-                }
+            } else if let Some(job) = waiting.jobs.remove(at).filter(|job| !job.reply.is_closed()) {
+                bytes += job.bytes;
+                batch.push(job);
             }
         }
         Some(batch)
@@ -148,28 +150,23 @@ impl Shared {
                 // A text that cannot be read must not fail those of others.
                 Err(_) => embedder.embed(&texts[at..at + count], kind, &never),
             };
-            let bytes = size(&texts[at..at + count]);
+            job.bytes -= size(&texts[at..at + count]);
             self.texts.fetch_add(count, Ordering::Relaxed);
             at += count;
-            let rest = size(&job.texts[job.done + count..]);
             match found {
                 Ok(found) => {
                     job.vectors.truncated.extend(found.truncated.iter().map(|i| i + job.done));
                     job.vectors.vectors.extend(found.vectors);
                     job.vectors.tokens.extend(found.tokens);
                     job.done += count;
-                    let mut waiting = self.waiting();
-                    waiting.bytes -= bytes;
                     if job.done < job.texts.len() {
-                        waiting.jobs.push_back(job);
+                        self.waiting().jobs.push_back(job);
                     } else {
-                        drop(waiting);
                         // Who asked may be gone.
                         let _ = job.reply.send(Ok(job.vectors));
                     }
                 }
                 Err(error) => {
-                    self.waiting().bytes -= bytes + rest;
                     let _ = job.reply.send(Err(error));
                 }
             }
