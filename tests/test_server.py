@@ -73,6 +73,12 @@ class TestStatus:
         assert server.metric("slots_in_use") == 0
         assert server.metric("library_passages") == len(demo.rows())
 
+    def test_head_says_what_get_would(self, server: Server) -> None:
+        for path in ("/", "/ready", "/page/app.js", "/page/none.js", "/v1/models", "/v1/models/none"):
+            head, get = server.call("HEAD", path), server.get(path)
+            assert (head.status, head.headers["Content-Length"]) == (get.status, get.headers["Content-Length"]), path
+            assert head.body == b""
+
     def test_a_path_that_is_none(self, server: Server) -> None:
         assert server.get("/v2").status == 404
         assert server.get("/v1/search").status == 405
@@ -453,6 +459,8 @@ class TestStart:
             info = server.get("/info").json()
             assert info["page"] == {"title": "from the file", "greeting": "from a variable", "examples": ["one"]}
             assert info["generator"]["slots"] == 3
+        with Server(env={"ADVENTURES_EXAMPLE": "one, or two?\nthree?"}) as server:
+            assert server.get("/info").json()["page"]["examples"] == ["one, or two?", "three?"]
         config.write_text("colour = 1\n")
         finished = self.run("--config", str(config))
         assert finished.returncode == 2

@@ -104,8 +104,8 @@ pub struct Flags {
     /// What the page says before the first question
     #[arg(long, env = "ADVENTURES_GREETING", value_name = "TEXT")]
     pub greeting: Option<String>,
-    /// A question that the page proposes; may repeat
-    #[arg(long, value_name = "QUESTION")]
+    /// A question that the page proposes; may repeat, in a variable on a line each
+    #[arg(long, env = "ADVENTURES_EXAMPLE", value_name = "QUESTION", value_delimiter = '\n')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub example: Option<Vec<String>>,
     /// How logs are written [default: text at a terminal, else json]

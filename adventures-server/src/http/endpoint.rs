@@ -3,7 +3,7 @@
 use super::{chat, completions, embeddings, page, rerank, search, seed, status};
 use actix_web::http::Method;
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{Resource, Route};
+use actix_web::{Route, guard};
 
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,11 @@ impl Endpoint {
     }
 
     fn route(self) -> Route {
-        let route = web::method(self.method());
+        let route = match self.method() {
+            // The same without the body, which the connection leaves out.
+            Method::GET => web::route().guard(guard::Any(guard::Get()).or(guard::Head())),
+            method => web::method(method),
+        };
         match self {
             Self::Root => route.to(page::root),
             Self::Asset => route.to(page::asset),
@@ -114,10 +118,6 @@ impl Endpoint {
 /// Adds all routes to an application.
 pub fn configure(config: &mut ServiceConfig) {
     for endpoint in Endpoint::ALL {
-        let mut resource: Resource = web::resource(endpoint.path()).route(endpoint.route());
-        if endpoint.method() == Method::GET {
-            resource = resource.route(web::head().to(status::head));
-        }
-        config.service(resource);
+        config.service(web::resource(endpoint.path()).route(endpoint.route()));
     }
 }

@@ -95,11 +95,6 @@ pub(super) async fn ready(app: Data<App>) -> Response<HttpResponse> {
     Ok(HttpResponse::Ok().json(Health { status: "ok" }))
 }
 
-/// The answer to HEAD.
-pub(super) async fn head() -> HttpResponse {
-    HttpResponse::Ok().finish()
-}
-
 /// Tells what is served.
 #[utoipa::path(get, path = "/info", tag = "status", responses(
     (status = 200, description = "Models, library and settings", body = Info),
