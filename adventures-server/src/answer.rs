@@ -141,11 +141,6 @@ impl Prepared {
         .await
     }
 
-    /// Whether the library holds something on the question.
-    pub fn found(&self) -> bool {
-        self.prompt.is_some()
-    }
-
     /// Starts the model.
     pub async fn start(&mut self) -> Result<Answer> {
         let Some(Reads { messages, options, filter }) = self.prompt.take() else {

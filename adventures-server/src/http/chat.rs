@@ -1,11 +1,12 @@
 //! `POST /v1/chat/completions`: a conversation to an answer, cited where there is a library.
 
+use super::answering::{Counted, within};
 use super::keys::Client;
 use super::openai::{
     ChatMessage, ResponseFormat, Sampling, StreamOptions, Usage, chat_logprobs, finish_reason, messages,
 };
 use super::problem::{ErrorBody, Problem};
-use super::{App, Phase, SearchSettings, check_length, now, sse};
+use super::{App, SearchSettings, check_length, now, sse};
 use crate::answer::{Answer, Prepared};
 use crate::queue::Place;
 use actix_web::web::{Data, Json, ReqData};
@@ -15,7 +16,6 @@ use futures_util::Stream;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
-use std::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -49,19 +49,8 @@ pub(super) struct ChatRequest {
     top_logprobs: Option<u64>,
     /// A shape that the answer is to have; only without retrieval.
     response_format: Option<ResponseFormat>,
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    top_k: Option<usize>,
-    min_p: Option<f64>,
-    frequency_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    #[schema(value_type = Option<Object>)]
-    logit_bias: Option<std::collections::BTreeMap<String, f64>>,
-    #[schema(value_type = Option<i64>)]
-    seed: Option<i64>,
-    stop: Option<super::openai::Texts>,
-    /// Only 1.
-    n: Option<u64>,
+    #[serde(flatten)]
+    sampling: Sampling,
     /// This and what follows changes no answer.
     #[schema(value_type = Option<String>)]
     user: Option<IgnoredAny>,
@@ -144,20 +133,8 @@ pub(super) async fn answer(app: Data<App>, client: &Client, request: ChatRequest
             Some(app.retrieval(SearchSettings { k, hybrid, filter, min_similarity })?)
         }
     };
-    let sampling = Sampling {
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
-        min_p: request.min_p,
-        frequency_penalty: request.frequency_penalty,
-        presence_penalty: request.presence_penalty,
-        logit_bias: request.logit_bias,
-        seed: request.seed,
-        stop: request.stop,
-        n: request.n,
-    };
     let max_tokens = request.max_completion_tokens.or(request.max_tokens);
-    let mut options = sampling.options(max_tokens, app.options.max_tokens)?;
+    let mut options = request.sampling.options(max_tokens, app.options.max_tokens)?;
     options.logprobs = match (request.logprobs, request.top_logprobs) {
         (false, Some(1..)) => return Err(Problem::invalid("top_logprobs", "top_logprobs needs logprobs: true")),
         (false, _) => None,
@@ -198,49 +175,6 @@ impl Head {
     fn chunk(&self, choices: &Value) -> Value {
         let Self { id, created, model } = self;
         json!({"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": choices})
-    }
-}
-
-/// Ends what takes longer than the deadline, or than the service runs.
-pub(super) async fn within<T>(
-    app: &App,
-    work: impl Future<Output = Result<T, impl Into<Problem>>>,
-) -> Result<T, Problem> {
-    let mut phase = app.phase.subscribe();
-    tokio::select! {
-        done = work => done.map_err(Into::into),
-        () = tokio::time::sleep(app.options.deadline) => Err(Problem::deadline()),
-        _ = phase.wait_for(|phase| *phase == Phase::Stopped) => Err(Problem::stopping()),
-    }
-}
-
-/// Counts an answer when it ends, however it does.
-pub(super) struct Counted<'a> {
-    app: &'a App,
-    pub(super) answer: Answer,
-    began: Instant,
-    first: bool,
-}
-
-impl<'a> Counted<'a> {
-    pub(super) fn new(app: &'a App, answer: Answer) -> Self {
-        Self { app, answer, began: Instant::now(), first: true }
-    }
-
-    pub(super) async fn next(&mut self) -> Result<Option<String>, Problem> {
-        let piece = self.answer.next().await?;
-        if std::mem::take(&mut self.first) && self.answer.stats().is_some() {
-            self.app.metrics.first_token(self.began.elapsed().as_secs_f64());
-        }
-        Ok(piece)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        if let Some(stats) = self.answer.stats() {
-            self.app.metrics.generated(&stats);
-        }
     }
 }
 

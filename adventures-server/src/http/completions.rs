@@ -1,6 +1,6 @@
 //! `POST /v1/completions`: the continuation of a text by the model alone.
 
-use super::chat::{Counted, within};
+use super::answering::{Counted, within};
 use super::keys::Client;
 use super::openai::{Sampling, StreamOptions, Texts, Usage, completion_logprobs, finish_reason};
 use super::problem::{ErrorBody, Problem};
@@ -16,7 +16,6 @@ use futures_util::Stream;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -48,19 +47,8 @@ pub(super) struct CompletionRequest {
     echo: bool,
     /// Only 1.
     best_of: Option<u64>,
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    top_k: Option<usize>,
-    min_p: Option<f64>,
-    frequency_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    #[schema(value_type = Option<Object>)]
-    logit_bias: Option<BTreeMap<String, f64>>,
-    #[schema(value_type = Option<i64>)]
-    seed: Option<i64>,
-    stop: Option<Texts>,
-    /// Only 1.
-    n: Option<u64>,
+    #[serde(flatten)]
+    sampling: Sampling,
     /// Changes no answer.
     #[schema(value_type = Option<String>)]
     user: Option<IgnoredAny>,
@@ -92,19 +80,8 @@ async fn answer(app: Data<App>, client: &Client, request: CompletionRequest) -> 
     if let Some(n) = request.best_of.filter(|n| *n != 1) {
         return Err(Problem::invalid("best_of", format!("best_of must be 1, not {n}")));
     }
-    let sampling = Sampling {
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
-        min_p: request.min_p,
-        frequency_penalty: request.frequency_penalty,
-        presence_penalty: request.presence_penalty,
-        logit_bias: request.logit_bias,
-        seed: request.seed,
-        stop: request.stop,
-        n: request.n,
-    };
-    let mut options = sampling.options(Some(request.max_tokens.unwrap_or(MAX_TOKENS)), app.options.max_tokens)?;
+    let mut options =
+        request.sampling.options(Some(request.max_tokens.unwrap_or(MAX_TOKENS)), app.options.max_tokens)?;
     options.logprobs = match request.logprobs {
         Some(n @ 0..=20) => Some(n as usize),
         Some(n) => return Err(Problem::invalid("logprobs", format!("logprobs must be from 0 to 20, not {n}"))),

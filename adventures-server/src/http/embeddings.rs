@@ -1,6 +1,6 @@
 //! `POST /v1/embeddings`: texts to vectors.
 
-use super::chat::within;
+use super::answering::within;
 use super::openai::{Texts, Usage};
 use super::problem::{ErrorBody, Problem};
 use super::{App, names, no_model};

@@ -41,10 +41,7 @@ pub(super) async fn guard<B: MessageBody>(
     let mut response = match admitted {
         Ok(client) => {
             request.extensions_mut().insert(client);
-            match next.call(request).await {
-                Ok(response) => response.map_into_left_body(),
-                Err(error) => return Err(error),
-            }
+            next.call(request).await?.map_into_left_body()
         }
         Err(problem) => request.into_response(problem.error_response()).map_into_right_body(),
     };

@@ -1,5 +1,6 @@
 //! The service over HTTP/1.1.
 
+mod answering;
 mod chat;
 mod completions;
 mod connection;
@@ -45,9 +46,9 @@ const BYTES_PER_TOKEN: usize = 32;
 /// How the service is doing, from start to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Phase {
-    /// Answers are finished, no new ones begun.
+    /// Answers are begun.
     Serving,
-    /// What still runs has this long.
+    /// No more are begun; those that run may end.
     Draining,
     /// What still runs is ended.
     Stopped,

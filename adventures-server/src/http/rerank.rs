@@ -1,6 +1,6 @@
 //! `POST /v1/rerank`: documents in the order of how near they are to a question.
 
-use super::chat::within;
+use super::answering::within;
 use super::embeddings::check_texts;
 use super::openai::Usage;
 use super::problem::{ErrorBody, Problem};
@@ -79,9 +79,9 @@ pub(super) async fn rerank(app: Data<App>, Json(request): Json<RerankRequest>) -
     if request.top_n == Some(0) {
         return Err(Problem::invalid("top_n", "top_n must be 1 or more, not 0").into());
     }
-    let documents = request.documents;
+    let documents = if request.return_documents { request.documents.clone() } else { Vec::new() };
     let query = within(&app, embedder.batches.embed(vec![request.query], Kind::Query)).await?;
-    let found = within(&app, embedder.batches.embed(documents.clone(), Kind::Passage)).await?;
+    let found = within(&app, embedder.batches.embed(request.documents, Kind::Passage)).await?;
     let cosine = |vector: &[f32]| vector.iter().zip(&query.vectors).map(|(a, b)| a * b).sum::<f32>();
     let mut order: Vec<(usize, f32)> = found.vectors.chunks_exact(embedder.dim).map(cosine).enumerate().collect();
     order.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));

@@ -1,6 +1,6 @@
 //! `POST /v1/search`: a question to the passages nearest to it.
 
-use super::chat::within;
+use super::answering::within;
 use super::problem::{ErrorBody, Problem};
 use super::{App, SearchSettings, check_length};
 use crate::answer;

@@ -1,6 +1,6 @@
 //! `POST /chat` and `POST /embed`: the routes of the project's first prototype, kept for its users.
 
-use super::chat::{Counted, within};
+use super::answering::{Counted, within};
 use super::embeddings::check_texts;
 use super::keys::Client;
 use super::problem::{ErrorBody, Problem};
