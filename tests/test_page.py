@@ -28,6 +28,10 @@ GREETING = "Welcome, traveller. What does your road ask of you?"
 STORY = "Write a long story about a lighthouse keeper, with many chapters."
 
 
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+expect.set_options(timeout=30_000)
+
+
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Playwright]:
     with driving() as driver:
@@ -91,14 +95,14 @@ def free(server: Server) -> None:
 
 class TestChat:
     def test_before_the_first_question(self, page: Page) -> None:
-        assert page.title() == "The Outfitter"
-        assert page.locator("h1").text_content() == "The Outfitter"
-        assert page.locator("#greeting").text_content() == GREETING
-        assert page.locator(".example").all_text_contents() == list(demo.ASK)
+        expect(page).to_have_title("The Outfitter")
+        expect(page.locator("h1")).to_have_text("The Outfitter")
+        expect(page.locator("#greeting")).to_have_text(GREETING)
+        expect(page.locator(".example")).to_have_text(list(demo.ASK))
         assert re.match(
             rf"{len(demo.rows())} passages from \S+, version \d+$", page.locator("#holdings").text_content() or ""
         )
-        assert page.evaluate("document.activeElement.id") == "question"
+        expect(page.locator("#question")).to_be_focused()
 
     def test_a_question_is_answered_with_its_source(self, page: Page, shop: Server) -> None:
         ask(page, QUESTION)
@@ -106,8 +110,8 @@ class TestChat:
         assert len(answer(page).text_content() or "") > 20
         page.locator(".prose .cite").first.click()
         panel = page.locator("#panel")
-        assert panel.locator(".passage").text_content() == best["text"]
-        assert panel.locator(".similarity b").text_content() == f"{best['similarity']:.2f}"
+        expect(panel.locator(".passage")).to_have_text(best["text"])
+        expect(panel.locator(".similarity b")).to_have_text(f"{best['similarity']:.2f}")
         told = {
             row.locator("dt").text_content(): row.locator("dd").text_content()
             for row in panel.locator("dl > div").all()
@@ -117,7 +121,7 @@ class TestChat:
         assert told["table"] == best["source"]["table"]
         assert told["version"] == str(best["source"]["version"])
         page.keyboard.press("Escape")
-        assert panel.is_hidden()
+        expect(panel).to_be_hidden()
 
     def test_the_answer_comes_in_pieces(self, page: Page) -> None:
         page.evaluate(
@@ -133,12 +137,12 @@ class TestChat:
     def test_an_example_is_asked(self, page: Page) -> None:
         page.locator(".example").nth(1).click()
         settled(page)
-        assert page.locator(".said").text_content() == OTHER
-        assert page.locator("#hero").is_hidden()
+        expect(page.locator(".said")).to_have_text(OTHER)
+        expect(page.locator("#hero")).to_be_hidden()
 
     def test_what_the_library_does_not_hold(self, page: Page) -> None:
         ask(page, "What is the capital of France?")
-        assert answer(page).text_content() == "The library holds nothing on that."
+        expect(answer(page)).to_have_text("The library holds nothing on that.")
         assert page.locator(".source").count() == page.locator(".cite").count() == 0
 
     def test_regenerate(self, page: Page) -> None:
@@ -146,8 +150,8 @@ class TestChat:
         before = answer(page).text_content()
         body = sent(page)
         assert body == {"model": "default", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
-        assert page.locator(".turn").count() == 1
-        assert answer(page).text_content() == before
+        expect(page.locator(".turn")).to_have_count(1)
+        expect(answer(page)).to_have_text(before)
 
     def test_the_conversation_goes_along(self, page: Page) -> None:
         ask(page, QUESTION)
@@ -159,16 +163,16 @@ class TestChat:
         ask(page, QUESTION)
         ask(page, OTHER)
         page.locator(".turn").first.get_by_label("Edit this question").click()
-        assert "replaces the question after it" in (page.locator(".editing").text_content() or "")
+        expect(page.locator(".editing")).to_contain_text("replaces the question after it")
         page.keyboard.press("Escape")
-        assert page.locator(".said").all_text_contents() == [QUESTION, OTHER]
+        expect(page.locator(".said")).to_have_text([QUESTION, OTHER])
         page.locator(".turn").first.get_by_label("Edit this question").click()
         page.get_by_label("Edit the question").fill("How do I cross a river of lava?")
         with page.expect_request("**/v1/chat/completions") as request:
             page.keyboard.press("Enter")
         assert [m["content"] for m in request.value.post_data_json["messages"]] == ["How do I cross a river of lava?"]
         settled(page)
-        assert page.locator(".said").all_text_contents() == ["How do I cross a river of lava?"]
+        expect(page.locator(".said")).to_have_text(["How do I cross a river of lava?"])
 
     def test_copy(self, browser: Browser, shop: Server) -> None:
         with opened(browser, shop.url, permissions=["clipboard-read", "clipboard-write"]) as page:
@@ -188,18 +192,18 @@ class TestStop:
             page.fill("#question", STORY)
             page.press("#question", "Enter")
             page.locator(".prose p").first.wait_for()
-            assert page.locator("#send").get_attribute("aria-label") == "Stop the answer"
+            expect(page.locator("#send")).to_have_attribute("aria-label", "Stop the answer")
             page.keyboard.press("Escape")
             settled(page)
-            assert page.locator(".note").all_text_contents() == ["You stopped this answer."]
+            expect(page.locator(".note")).to_have_text(["You stopped this answer."])
             text = answer(page).text_content()
             assert text
             page.wait_for_timeout(500)
-            assert answer(page).text_content() == text
+            expect(answer(page)).to_have_text(text)
             # There is one slot, and nobody may wait for it.
             page.wait_for_timeout(300)
             ask(page, "Say hello.")
-            assert page.locator(".problem").count() == 0
+            expect(page.locator(".problem")).to_have_count(0)
 
     def test_a_page_that_is_closed_keeps_what_had_come(self, browser: Browser, narrow: Server) -> None:
         free(narrow)
@@ -209,8 +213,8 @@ class TestStop:
             page.locator(".prose p").first.wait_for()
             page.reload()
             page.locator(".problem.cut").wait_for()
-            assert answer(page).text_content()
-            assert page.locator(".said").text_content() == STORY
+            expect(answer(page)).not_to_be_empty()
+            expect(page.locator(".said")).to_have_text(STORY)
 
     def test_a_connection_that_is_lost(self, browser: Browser) -> None:
         with Server("--slots", "1") as server, opened(browser, server.url) as page:
@@ -219,12 +223,12 @@ class TestStop:
             page.locator(".prose p").first.wait_for()
             server.stop(signal.SIGKILL)
             settled(page)
-            assert page.locator(".problem strong").text_content() == "The connection was lost"
-            assert answer(page).text_content()
+            expect(page.locator(".problem strong")).to_have_text("The connection was lost")
+            expect(answer(page)).not_to_be_empty()
             page.get_by_role("button", name="Try again").click()
             page.locator(".problem.offline").wait_for()
-            assert page.locator(".problem strong").text_content() == "The service cannot be reached"
-            assert page.locator(".said").text_content() == STORY
+            expect(page.locator(".problem strong")).to_have_text("The service cannot be reached")
+            expect(page.locator(".said")).to_have_text(STORY)
 
     def test_a_long_answer_says_that_it_was_cut(self, browser: Browser, narrow: Server) -> None:
         free(narrow)
@@ -233,7 +237,7 @@ class TestStop:
             page.fill("#set-max_tokens", "5")
             page.click("#settings-done")
             ask(page, STORY)
-            assert "longest length" in (page.locator(".note").text_content() or "")
+            expect(page.locator(".note")).to_contain_text("longest length")
 
 
 class TestHistory:
@@ -242,35 +246,35 @@ class TestHistory:
         said = answer(page).text_content()
         page.click("#new-chat")
         ask(page, OTHER)
-        assert page.locator("#history a").count() == 2
+        expect(page.locator("#history a")).to_have_count(2)
         page.reload()
         greeting(page)
-        assert page.locator(".said").all_text_contents() == [OTHER]
+        expect(page.locator(".said")).to_have_text([OTHER])
         page.locator("#history a").nth(1).click()
-        assert page.locator(".said").all_text_contents() == [QUESTION]
-        assert answer(page).text_content() == said
+        expect(page.locator(".said")).to_have_text([QUESTION])
+        expect(answer(page)).to_have_text(said)
         page.locator(".prose .cite").first.click()
-        assert page.locator("#panel .passage").text_content()
+        expect(page.locator("#panel .passage")).not_to_be_empty()
         page.keyboard.press("Escape")
         page.go_back()
-        assert page.locator(".said").all_text_contents() == [OTHER]
+        expect(page.locator(".said")).to_have_text([OTHER])
 
         page.locator("#history li").nth(0).get_by_role("button", name="Rename").click()
         page.keyboard.type("Moonlight")
         page.keyboard.press("Enter")
-        assert page.locator("#history a").nth(0).text_content() == "Moonlight"
+        expect(page.locator("#history a").nth(0)).to_have_text("Moonlight")
         page.locator("#history li").nth(0).get_by_role("button", name="Delete").click()
-        assert page.locator("#history a").count() == 1
-        assert page.locator("#hero").is_visible()
+        expect(page.locator("#history a")).to_have_count(1)
+        expect(page.locator("#hero")).to_be_visible()
         page.get_by_role("button", name="Undo").click()
-        assert page.locator("#history a").nth(0).text_content() == "Moonlight"
+        expect(page.locator("#history a").nth(0)).to_have_text("Moonlight")
 
         page.click("#clear")
         page.click("#confirm-no")
-        assert page.locator("#history a").count() == 2
+        expect(page.locator("#history a")).to_have_count(2)
         page.click("#clear")
         page.click("#confirm-yes")
-        assert page.locator("#history a").count() == 0
+        expect(page.locator("#history a")).to_have_count(0)
         assert page.evaluate("Object.keys(localStorage).filter((name) => name.includes('chat'))") == []
 
     def test_another_tab_sees_it(self, page: Page, shop: Server) -> None:
@@ -280,7 +284,7 @@ class TestHistory:
         ask(page, QUESTION)
         other.locator("#history a").wait_for()
         other.locator("#history a").click()
-        assert other.locator(".said").text_content() == QUESTION
+        expect(other.locator(".said")).to_have_text(QUESTION)
 
     def test_a_browser_that_keeps_nothing(self, browser: Browser, shop: Server) -> None:
         visitor = browser.new_context()
@@ -291,10 +295,10 @@ class TestHistory:
         page.goto(shop.url)
         greeting(page)
         ask(page, QUESTION)
-        assert "no room" in (page.locator("#toast").text_content() or "")
+        expect(page.locator("#toast")).to_contain_text("no room")
         page.click("#new-chat")
         page.locator("#history a").click()
-        assert page.locator(".said").text_content() == QUESTION
+        expect(page.locator(".said")).to_have_text(QUESTION)
         visitor.close()
 
     def test_what_another_version_kept_does_no_harm(self, page: Page) -> None:
@@ -311,16 +315,16 @@ class TestHistory:
         page.reload()
         greeting(page)
         page.locator("#history a").click()
-        assert page.locator(".said").all_text_contents() == ["kept?"]
+        expect(page.locator(".said")).to_have_text(["kept?"])
         assert "retrieval" not in sent(page)
 
 
 class TestSettings:
     def test_they_are_used_and_kept(self, page: Page) -> None:
         page.click("#open-settings")
-        assert page.locator("#set-max_tokens").get_attribute("placeholder") == "512"
-        assert page.locator("#set-k").get_attribute("placeholder") == "4"
-        assert page.locator("#set-min_similarity").get_attribute("placeholder") == "0.32"
+        expect(page.locator("#set-max_tokens")).to_have_attribute("placeholder", "512")
+        expect(page.locator("#set-k")).to_have_attribute("placeholder", "4")
+        expect(page.locator("#set-min_similarity")).to_have_attribute("placeholder", "0.32")
         page.locator("#set-temperature").fill("0.7")
         page.fill("#set-max_tokens", "40")
         page.fill("#set-k", "2")
@@ -330,7 +334,7 @@ class TestSettings:
         page.reload()
         greeting(page)
         ask(page, QUESTION)
-        assert page.locator(".problem").count() == 0
+        expect(page.locator(".problem")).to_have_count(0)
         body = sent(page)
         assert (body["temperature"], body["max_tokens"]) == (0.7, 40)
         assert body["retrieval"] == {"k": 2, "hybrid": True, "min_similarity": 0.1}
@@ -373,12 +377,12 @@ class TestSearch:
         page.press("#query", "Enter")
         page.locator(".hit").nth(2).wait_for()
         hits = shop.post("/v1/search", {"query": QUESTION, "k": 3}).json()["hits"]
-        assert page.locator(".hit .passage").all_text_contents() == [hit["text"] for hit in hits]
-        assert page.locator(".hit .figure").all_text_contents() == [f"{hit['similarity']:.2f}" for hit in hits]
+        expect(page.locator(".hit .passage")).to_have_text([hit["text"] for hit in hits])
+        expect(page.locator(".hit .figure")).to_have_text([f"{hit['similarity']:.2f}" for hit in hits])
         page.locator(".hit-name").nth(1).click()
-        assert page.locator("#panel .passage").text_content() == hits[1]["text"]
+        expect(page.locator("#panel .passage")).to_have_text(hits[1]["text"])
         page.get_by_label("Previous source").click()
-        assert page.locator("#panel .passage").text_content() == hits[0]["text"]
+        expect(page.locator("#panel .passage")).to_have_text(hits[0]["text"])
         page.keyboard.press("Escape")
         page.check("#search-hybrid")
         with page.expect_request("**/v1/search") as request:
@@ -403,7 +407,7 @@ class TestSearch:
         page.locator(".hit").first.wait_for()
         hits = shop.post("/v1/search", {"query": "something warm", "k": 8, "where": where}).json()["hits"]
         assert {hit["metadata"]["category"] for hit in hits} == {"clothing"}
-        assert page.locator(".hit .passage").all_text_contents() == [hit["text"] for hit in hits]
+        expect(page.locator(".hit .passage")).to_have_text([hit["text"] for hit in hits])
         second.locator("input").fill("")
         first = page.locator(".filter").nth(0)
         first.locator("select").nth(1).select_option("in")
@@ -423,22 +427,22 @@ class TestSearch:
             page.locator(".filter").last.locator("select").first.select_option("category")
             page.locator(".filter").last.locator("input").fill("clothing")
         page.click("#search-go")
-        assert "same condition twice" in (page.locator("#results .problem").text_content() or "")
+        expect(page.locator("#results .problem")).to_contain_text("same condition twice")
 
     def test_the_address_leads_there(self, browser: Browser, shop: Server) -> None:
         with opened(browser, f"{shop.url}/#search") as page:
-            assert page.locator("#query").is_visible()
-            assert page.evaluate("document.activeElement.id") == "query"
-            assert page.title() == "Search · The Outfitter"
+            expect(page.locator("#query")).to_be_visible()
+            expect(page.locator("#query")).to_be_focused()
+            expect(page).to_have_title("Search · The Outfitter")
 
     def test_no_library_no_search(self, browser: Browser, narrow: Server) -> None:
         with opened(browser, narrow.url) as page:
-            assert page.locator("#to-search").is_hidden()
+            expect(page.locator("#to-search")).to_be_hidden()
 
     def test_no_model_that_writes_no_chat(self, browser: Browser, stock: adv.Library) -> None:
         with Server("--library", stock.path, "--generator", "none") as server, opened(browser, server.url) as page:
             page.locator("#query").wait_for()
-            assert page.locator("#to-chat").is_hidden()
+            expect(page.locator("#to-chat")).to_be_hidden()
             page.fill("#query", QUESTION)
             page.press("#query", "Enter")
             page.locator(".hit").first.wait_for()
@@ -450,7 +454,7 @@ class TestTrouble:
             with opened(browser, server.url, greeted=False) as page:
                 dialog = page.locator("#key-dialog")
                 dialog.wait_for()
-                assert page.evaluate("document.activeElement.id") == "key"
+                expect(page.locator("#key")).to_be_focused()
                 page.fill("#key", "another-key-0123456789")
                 page.keyboard.press("Enter")
                 page.locator("#key-message", has_text="does not know that key").wait_for()
@@ -461,7 +465,7 @@ class TestTrouble:
                 page.keyboard.press("Enter")
                 greeting(page)
                 ask(page, QUESTION)
-                assert answer(page).text_content()
+                expect(answer(page)).not_to_be_empty()
                 assert KEY not in page.evaluate("JSON.stringify(localStorage)")
                 page.reload()
                 greeting(page)
@@ -474,7 +478,7 @@ class TestTrouble:
                 page.fill("#key", KEY)
                 page.keyboard.press("Enter")
                 settled(page)
-                assert page.locator(".problem").count() == 0
+                expect(page.locator(".problem")).to_have_count(0)
             with opened(browser, server.url, greeted=False) as page:
                 page.locator("#key-dialog").wait_for()
 
@@ -494,8 +498,8 @@ class TestTrouble:
             assert again.text_content() == "Try again"
             again.click()
             page.locator(".prose p").wait_for()
-            assert page.locator(".problem").count() == 0
-            assert page.locator(".said").all_text_contents() == ["Say hello."]
+            expect(page.locator(".problem")).to_have_count(0)
+            expect(page.locator(".said")).to_have_text(["Say hello."])
 
     def test_loading(self, browser: Browser, shop: Server) -> None:
         visitor = browser.new_context()
@@ -520,16 +524,16 @@ class TestTrouble:
         page.route("**/ready", ready)
         page.goto(shop.url)
         page.locator(".loading").wait_for()
-        assert "being loaded" in (page.locator(".loading").text_content() or "")
+        expect(page.locator(".loading")).to_contain_text("being loaded")
         page.fill("#question", QUESTION)
-        assert page.locator("#send").is_disabled()
+        expect(page.locator("#send")).to_be_disabled()
         page.press("#question", "Enter")
-        assert page.locator(".turn").count() == 0
+        expect(page.locator(".turn")).to_have_count(0)
         greeting(page)
-        assert page.locator(".loading").count() == 0
+        expect(page.locator(".loading")).to_have_count(0)
         assert len(tries) == 3
         assert tries[1] - tries[0] >= 0.9
-        assert page.input_value("#question") == QUESTION
+        expect(page.locator("#question")).to_have_value(QUESTION)
         page.press("#question", "Enter")
         settled(page)
         visitor.close()
@@ -543,13 +547,13 @@ class TestTrouble:
         page.unroute("**/ready")
         page.get_by_role("button", name="Try again").click()
         greeting(page)
-        assert page.locator("#connection *").count() == 0
+        expect(page.locator("#connection *")).to_have_count(0)
         visitor.close()
 
     def test_the_service_refuses(self, page: Page) -> None:
         ask(page, "word " * 60_000)
-        assert page.locator(".problem strong").text_content() == "That did not work"
-        assert "bytes" in (page.locator(".problem p").text_content() or "")
+        expect(page.locator(".problem strong")).to_have_text("That did not work")
+        expect(page.locator(".problem p")).to_contain_text("bytes")
 
     def test_an_answer_that_fails_midway(self, page: Page) -> None:
         first = {"choices": [{"index": 0, "delta": {"content": "So far **so good**"}, "finish_reason": None}]}
@@ -557,12 +561,12 @@ class TestTrouble:
         body = sse(json.dumps(first)) + f"event: error\ndata: {json.dumps(error)}\n\n"
         page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
         ask(page, QUESTION)
-        assert answer(page).text_content() == "So far so good"
-        assert page.locator(".problem p").text_content() == "The request took too long"
+        expect(answer(page)).to_have_text("So far so good")
+        expect(page.locator(".problem p")).to_have_text("The request took too long")
         page.unroute("**/v1/chat/completions")
         page.get_by_role("button", name="Try again").click()
         page.locator(".prose .cite").first.wait_for()
-        assert page.locator(".turn").count() == 1
+        expect(page.locator(".turn")).to_have_count(1)
 
 
 class TestKeyboard:
@@ -572,14 +576,14 @@ class TestKeyboard:
             if page.evaluate("document.activeElement.id") == "skip":
                 break
         page.keyboard.press("Enter")
-        assert page.evaluate("document.activeElement.id") == "question"
+        expect(page.locator("#question")).to_be_focused()
         page.keyboard.type("How do I get past a dragon")
         page.keyboard.press("Shift+Enter")
         page.keyboard.type("that is sleeping on its gold?")
         page.keyboard.press("Enter")
         settled(page)
         assert page.locator(".said").text_content() == "How do I get past a dragon\nthat is sleeping on its gold?"
-        assert page.evaluate("document.activeElement.id") == "question"
+        expect(page.locator("#question")).to_be_focused()
         for _ in range(12):
             page.keyboard.press("Shift+Tab")
             if page.evaluate("document.activeElement.className") == "cite":
@@ -587,9 +591,9 @@ class TestKeyboard:
         assert page.evaluate("document.activeElement.className") == "cite"
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         page.keyboard.press("Enter")
-        assert page.evaluate("document.activeElement.id") == "panel-title"
+        expect(page.locator("#panel-title")).to_be_focused()
         page.keyboard.press("Escape")
-        assert page.evaluate("document.activeElement.className") == "cite"
+        expect(page.locator(".cite:focus")).to_have_count(1)
 
     def test_the_focus_goes_through_the_page_in_its_order(self, page: Page) -> None:
         page.evaluate("document.activeElement.blur()")
@@ -606,7 +610,7 @@ class TestKeyboard:
             """() => document.querySelector('#question').dispatchEvent(
               new KeyboardEvent('keydown', { key: 'Enter', isComposing: true, bubbles: true, cancelable: true }))"""
         )
-        assert page.locator(".turn").count() == 0
+        expect(page.locator(".turn")).to_have_count(0)
 
 
 def ratio(one: tuple[float, ...], other: tuple[float, ...]) -> float:
@@ -747,8 +751,9 @@ def test_a_finished_answer_is_read_out_once(page: Page) -> None:
         }"""
     )
     ask(page, QUESTION)
+    page.wait_for_function("window.heard.length > 0")
     assert page.evaluate("window.heard") == [answer(page).text_content()]
-    assert page.locator("#announcer").get_attribute("aria-live") == "polite"
+    expect(page.locator("#announcer")).to_have_attribute("aria-live", "polite")
     live = page.locator("#thread").evaluate(
         "node => node.closest('[aria-live], [role=log], [role=status], [role=alert]')"
     )

@@ -138,10 +138,14 @@ export function confirm(title, text, action) {
   const yes = byId('confirm-yes');
   yes.textContent = action;
   return new Promise((resolve) => {
-    yes.onclick = () => dialog.close('yes');
-    byId('confirm-no').onclick = () => dialog.close();
-    dialog.returnValue = '';
-    dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true });
+    const decide = (choice) => {
+      resolve(choice);
+      dialog.close();
+    };
+    yes.onclick = () => decide(true);
+    byId('confirm-no').onclick = () => decide(false);
+    // The event of an earlier question may come late, when this one is open already.
+    dialog.onclose = () => dialog.open || resolve(false);
     dialog.showModal();
   });
 }
