@@ -4,6 +4,7 @@ mod dense;
 mod embeddings;
 mod layout;
 mod llm2vec;
+mod revision;
 
 pub use embeddings::Embeddings;
 
