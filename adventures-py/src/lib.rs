@@ -10,6 +10,7 @@ mod error;
 mod generator;
 mod logprob;
 mod option;
+mod reranker;
 
 use pyo3::prelude::*;
 
@@ -28,6 +29,8 @@ mod _adventures {
     use crate::generator::{Generation, GenerationStats, Generator};
     #[pymodule_export]
     use crate::logprob::TokenLogprob;
+    #[pymodule_export]
+    use crate::reranker::{Reranker, Scores};
     use pyo3::prelude::*;
 
     #[pymodule_init]

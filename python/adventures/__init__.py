@@ -26,6 +26,8 @@ from adventures._adventures import (
     Generation,
     GenerationStats,
     Generator,
+    Reranker,
+    Scores,
     TokenLogprob,
     TruncationWarning,
     __version__,
@@ -34,6 +36,7 @@ from adventures._adventures import (
 if TYPE_CHECKING:
     from adventures.chat import Answer, Chat
     from adventures.library import Hit, Library, Source, SyncReport
+    from adventures.ranking import Ranked, Ranking
     from adventures.seed import Adventures
 
 __all__ = [
@@ -50,6 +53,10 @@ __all__ = [
     "Generator",
     "Hit",
     "Library",
+    "Ranked",
+    "Ranking",
+    "Reranker",
+    "Scores",
     "Source",
     "SyncReport",
     "TokenLogprob",
@@ -64,6 +71,8 @@ _LAZY = {
     "Chat": "adventures.chat",
     "Hit": "adventures.library",
     "Library": "adventures.library",
+    "Ranked": "adventures.ranking",
+    "Ranking": "adventures.ranking",
     "Source": "adventures.library",
     "SyncReport": "adventures.library",
 }

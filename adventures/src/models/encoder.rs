@@ -64,8 +64,8 @@ struct Bert {
     roberta_padding: Option<u32>,
     words: Vec<f32>,
     positions: Vec<f32>,
-    /// The embedding of token type 0, the only one that a single text has.
-    token_type: Vec<f32>,
+    /// The embeddings of token types; a single text has type 0 alone.
+    types: Vec<f32>,
     norm: LayerNorm,
     layers: Vec<Layer>,
     pool: Arc<rayon::ThreadPool>,
@@ -95,6 +95,7 @@ struct Scratch {
 /// Whole sequences that go through the layers together.
 struct Block<'a> {
     ids: &'a [u32],
+    types: &'a [u8],
     lengths: &'a [usize],
     /// The rows of their tokens; in the end, of [`Rows::First`] those of the sequences, then anything.
     hidden: &'a mut [f32],
@@ -192,8 +193,6 @@ impl Bert {
         let source = Source { checkpoint, prefix: prefix.to_owned() };
         let embeddings = source.at("embeddings");
         let eps = config.layer_norm_eps;
-        let mut token_type = embeddings.tensor("token_type_embeddings.weight", &[config.type_vocab_size, hidden])?;
-        token_type.truncate(hidden);
         let layers = pool.install(|| {
             (0..config.num_hidden_layers)
                 .into_par_iter()
@@ -209,7 +208,7 @@ impl Bert {
             roberta_padding: roberta.then_some(padding),
             words: embeddings.tensor("word_embeddings.weight", &[config.vocab_size, hidden])?,
             positions: embeddings.tensor("position_embeddings.weight", &[config.max_position_embeddings, hidden])?,
-            token_type,
+            types: embeddings.tensor("token_type_embeddings.weight", &[config.type_vocab_size, hidden])?,
             norm: embeddings.norm("LayerNorm", hidden, eps)?,
             layers,
             pool,
@@ -226,6 +225,13 @@ impl Bert {
         if let Some(length) = batch.lengths.iter().find(|n| **n > self.context) {
             return invalid!("a sequence of {length} tokens; this model reads at most {}", self.context);
         }
+        if !batch.types.is_empty() && batch.types.len() != total {
+            return invalid!("a batch of {total} ids has {} token types", batch.types.len());
+        }
+        let types = self.types.len() / self.hidden_size;
+        if let Some(kind) = batch.types.iter().find(|kind| usize::from(**kind) >= types) {
+            return invalid!("token type {kind}: this model has {types}; its tokenizer does not fit");
+        }
         let vocabulary = self.words.len() / self.hidden_size;
         if let Some(id) = batch.ids.iter().find(|id| **id as usize >= vocabulary) {
             return invalid!(
@@ -235,15 +241,15 @@ impl Bert {
         Ok(())
     }
 
-    /// Writes the embeddings of one sequence to `out`.
-    fn embed(&self, ids: &[u32], out: &mut [f32]) {
+    /// Writes the embeddings of one sequence to `out`; `types` is empty where all are of type 0.
+    fn embed(&self, ids: &[u32], types: &[u8], out: &mut [f32]) {
         let width = self.hidden_size;
         let row = |table: &'_ [f32], i: usize| -> Range<usize> {
             debug_assert!((i + 1) * width <= table.len());
             i * width..(i + 1) * width
         };
         let mut next = self.roberta_padding.map_or(0, |padding| padding + 1);
-        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
+        for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(width)).enumerate() {
             let position = if Some(id) == self.roberta_padding {
                 id
             } else {
@@ -251,7 +257,7 @@ impl Bert {
                 next - 1
             };
             out.copy_from_slice(&self.words[row(&self.words, id as usize)]);
-            accumulate(out, &self.token_type);
+            accumulate(out, &self.types[row(&self.types, types.get(i).map_or(0, |kind| usize::from(*kind)))]);
             accumulate(out, &self.positions[row(&self.positions, position as usize)]);
         }
         layer_norm(self.level, out, &self.norm);
@@ -259,11 +265,12 @@ impl Bert {
 
     /// Runs whole sequences through all layers, in place in `block.hidden`; leaves it anyhow where `cancel` is set.
     fn run(&self, block: Block<'_>, task: &Task<'_>, scratch: &mut Scratch) {
-        let Block { ids, lengths, mut hidden } = block;
+        let Block { ids, types, lengths, mut hidden } = block;
         let (width, tokens, threads) = (self.hidden_size, ids.len(), task.threads);
         let mut start = 0;
         for &length in lengths {
-            self.embed(&ids[start..start + length], &mut hidden[start * width..(start + length) * width]);
+            let types = types.get(start..start + length).unwrap_or_default();
+            self.embed(&ids[start..start + length], types, &mut hidden[start * width..(start + length) * width]);
             start += length;
         }
         // What lies in the scratch is written before it is read; growing it alone would clear it each time.
@@ -341,6 +348,10 @@ impl Encoder for Bert {
         self.context
     }
 
+    fn token_types(&self) -> usize {
+        self.types.len() / self.hidden_size
+    }
+
     fn encode(&self, batch: &Batch) -> Result<Tensor> {
         self.encode_rows(batch, Rows::All, &AtomicBool::new(false))
     }
@@ -350,14 +361,17 @@ impl Encoder for Bert {
         let (total, width) = (batch.ids.len(), self.hidden_size);
         let mut hidden = vec![0.0; total * width];
         let mut blocks = Vec::new();
-        let (mut ids, mut lengths, mut rest) = (batch.ids.as_slice(), batch.lengths.as_slice(), hidden.as_mut_slice());
+        let (mut ids, mut types, mut lengths) =
+            (batch.ids.as_slice(), batch.types.as_slice(), batch.lengths.as_slice());
+        let mut rest = hidden.as_mut_slice();
         while !lengths.is_empty() {
             let (sequences, tokens) = next_block(lengths, total.div_ceil(self.pool.current_num_threads()));
             let (block_lengths, more_lengths) = lengths.split_at(sequences);
             let (block_ids, more_ids) = ids.split_at(tokens);
+            let (block_types, more_types) = types.split_at(tokens.min(types.len()));
             let (block_hidden, more_hidden) = rest.split_at_mut(tokens * width);
-            blocks.push(Block { ids: block_ids, lengths: block_lengths, hidden: block_hidden });
-            (ids, lengths, rest) = (more_ids, more_lengths, more_hidden);
+            blocks.push(Block { ids: block_ids, types: block_types, lengths: block_lengths, hidden: block_hidden });
+            (ids, types, lengths, rest) = (more_ids, more_types, more_lengths, more_hidden);
         }
         let found: Vec<(usize, usize)> = blocks.iter().map(|block| (block.ids.len(), block.lengths.len())).collect();
         // One block cannot be shared out, so its products are.
