@@ -15,6 +15,8 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// The length of each sequence; they add up to `ids.len()`.
     pub lengths: Vec<usize>,
+    /// How many tokens of each sequence are attended to, its first ones; empty where that is all of them.
+    pub attended: Vec<usize>,
 }
 
 /// Which tokens' hidden states are asked for.
@@ -32,6 +34,10 @@ pub trait Encoder: Send + Sync {
     fn hidden_size(&self) -> usize;
     /// The most tokens that one sequence may have.
     fn context(&self) -> usize;
+    /// Returns whether [`Batch::attended`] is heeded.
+    fn attends_in_part(&self) -> bool {
+        false
+    }
     /// Returns `(batch.ids.len(), hidden_size)` in f32, rows in the order of `batch.ids`.
     fn encode(&self, batch: &Batch) -> Result<Tensor>;
     /// Returns the rows of [`Self::encode`] that `rows` asks for, as `(rows, hidden_size)`.
