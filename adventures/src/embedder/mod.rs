@@ -1,11 +1,14 @@
 //! Texts to vectors: prefix, tokenize, pack, encode, pool, normalize.
 
-mod dense;
+pub(crate) mod dense;
 mod embeddings;
 mod layout;
 mod llm2vec;
 
+pub(crate) use dense::Dense;
 pub use embeddings::Embeddings;
+pub(crate) use embeddings::with_rows;
+pub(crate) use layout::Layout;
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Error, Result, cut, invalid, message, unsupported};
@@ -13,8 +16,7 @@ use crate::kernels::panels::Precision;
 use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::models::{Encoder, encoder};
 use crate::{device, split};
-use dense::Dense;
-use layout::{Layout, Prompts};
+use layout::Prompts;
 use llm2vec::{Framed, TextPath};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -300,7 +302,7 @@ impl Embedder {
     /// Tokenizes prefix and text as sentence-transformers does: outer white space off, lower case where the model says so; or
     /// as `LLM2Vec` does.
     ///
-    /// `enough` and what is returned are those of [`Self::encode_until`].
+    /// `enough` and what is returned are those of [`encode_until`].
     fn encode_text(&self, text: &str, kind: Kind, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
         let prefix = self.prefix(kind);
         if let Some(path) = &self.path {
@@ -321,24 +323,8 @@ impl Embedder {
         self.encode_until(text, enough)
     }
 
-    /// Returns the tokens of `text`, or its first `enough` tokens and some more, and whether there are others behind them.
-    ///
-    /// A text of megabytes is not tokenized to be cut to a few hundred tokens.
     fn encode_until(&self, text: &str, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
-        // The tokenizers crate panics over some steps that a broken file may hold.
-        let encode = |text| match catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(text, false))) {
-            Ok(read) => read.map_err(|e| Error::Tokenizer(cut(e.to_string()))),
-            Err(panic) => Err(Error::Tokenizer(cut(format!("reading a text: {}", message(&*panic))))),
-        };
-        let certain = enough.saturating_add(MARGIN_TOKENS);
-        let beginning = beginning(text, certain.saturating_mul(BYTES_PER_TOKEN));
-        if beginning.len() < text.len() {
-            let tokens = encode(beginning)?;
-            if tokens.len() > certain {
-                return Ok((tokens, true));
-            }
-        }
-        Ok((encode(text)?, false))
+        encode_until(&self.tokenizer, text, enough)
     }
 
     fn tokens(&self, text: &str, kind: Kind, cancel: &AtomicBool) -> Result<Tokens> {
@@ -369,6 +355,26 @@ impl Embedder {
         // Of an empty text outside of a turn nothing is left but its start token.
         Ok(Tokens { pooled: if pooled == 0 { ids.len() } else { pooled }, ids, truncated })
     }
+}
+
+/// Returns the tokens of `text`, or its first `enough` tokens and some more, and whether there are others behind them.
+///
+/// A text of megabytes is not tokenized to be cut to a few hundred tokens.
+pub(crate) fn encode_until(tokenizer: &Tokenizer, text: &str, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
+    // The tokenizers crate panics over some steps that a broken file may hold.
+    let encode = |text| match catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, false))) {
+        Ok(read) => read.map_err(|e| Error::Tokenizer(cut(e.to_string()))),
+        Err(panic) => Err(Error::Tokenizer(cut(format!("reading a text: {}", message(&*panic))))),
+    };
+    let certain = enough.saturating_add(MARGIN_TOKENS);
+    let beginning = beginning(text, certain.saturating_mul(BYTES_PER_TOKEN));
+    if beginning.len() < text.len() {
+        let tokens = encode(beginning)?;
+        if tokens.len() > certain {
+            return Ok((tokens, true));
+        }
+    }
+    Ok((encode(text)?, false))
 }
 
 /// Returns the first `bytes` bytes of `text` or a few less, up to white space where there is some near.
