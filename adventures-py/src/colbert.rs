@@ -338,8 +338,13 @@ impl<'py> Ragged<'py> {
     }
 
     fn flat(vectors: &Bound<'py, PyAny>, offsets: &Bound<'py, PyAny>, name: &str, dim: usize) -> PyResult<Self> {
-        let read: Result<Vec<usize>, _> = offsets.extract();
-        let offsets = read.map_err(|_| PyValueError::new_err(format!("{name}: offsets must be counts of tokens")))?;
+        let wrong = |_| PyValueError::new_err(format!("{name}: offsets must be counts of tokens"));
+        let options = [("dtype", "int64"), ("casting", "safe")].into_py_dict(vectors.py())?;
+        let offsets = offsets.call_method("astype", (), Some(&options)).map_err(wrong)?;
+        let offsets = offsets.cast_into::<PyArray1<i64>>()?.to_vec()?;
+        let offsets = offsets.into_iter().map(usize::try_from).collect::<Result<_, _>>();
+        let offsets =
+            offsets.map_err(|_| PyValueError::new_err(format!("{name}: offsets must be counts of tokens")))?;
         Ok(Self { vectors: matrix(vectors, name, dim)?, offsets })
     }
 

@@ -136,7 +136,7 @@ fn every_family_encodes_as_transformers_without_the_mask() {
         let checkpoint = Arc::new(Checkpoint::open(goldens().join(name)).expect("the checkpoint opens"));
         let encoder = bidirectional(checkpoint, &DecoderOptions::default(), pool.clone()).expect("the model loads");
         let encode = |ids: Vec<u32>, lengths: Vec<usize>| -> Vec<Vec<f32>> {
-            encoder.encode(&Batch { ids, lengths }).expect("it encodes").to_vec2().expect("f32")
+            encoder.encode(&Batch { ids, lengths, ..Batch::default() }).expect("it encodes").to_vec2().expect("f32")
         };
         let alone = encode(ids.clone(), vec![ids.len()]);
         for (t, want) in golden["bidirectional"].as_array().expect("a row per token").iter().enumerate() {
@@ -153,7 +153,8 @@ fn every_family_encodes_as_transformers_without_the_mask() {
             (vec![1; 65], vec![65], "65 tokens do not fit the context of 64"),
             (vec![1; 3], vec![1], "lengths [1] of 3 tokens"),
         ] {
-            let error = encoder.encode(&Batch { ids, lengths }).expect_err("it is refused").to_string();
+            let error =
+                encoder.encode(&Batch { ids, lengths, ..Batch::default() }).expect_err("it is refused").to_string();
             assert!(error.contains(message), "{error}");
         }
     }

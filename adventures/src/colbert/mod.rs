@@ -78,7 +78,7 @@ pub struct ColBERT {
 }
 
 impl ColBERT {
-    /// Loads the checkpoint in `dir`, of Stanford's layout or of `PyLate`'s.
+    /// Loads the checkpoint in `dir`, of Stanford's layout or of PyLate's.
     ///
     /// Fails where it has no projection, where the tokenizer does not fit, or where an option is out of range.
     pub fn load(dir: impl AsRef<Path>, options: &ColBERTOptions) -> Result<Self> {

@@ -61,14 +61,10 @@ fn ward(rows: &[f32], dim: usize, count: usize, clusters: usize) -> Vec<usize> {
     let mut merges: Vec<Merge> = Vec::with_capacity(count - 1);
     let mut chain: Vec<usize> = Vec::new();
     while merges.len() + 1 < count {
-        let last = match chain.last() {
-            Some(last) => *last,
-            None => {
-                let any = (0..count).find(|i| sizes[*i] > 0).expect("a cluster is left; this is a bug");
-                chain.push(any);
-                any
-            }
-        };
+        if chain.is_empty() {
+            chain.extend((0..count).find(|i| sizes[*i] > 0));
+        }
+        let last = *chain.last().expect("a cluster is left; this is a bug");
         // Of neighbours as near, the one before in the chain: it would go round for ever otherwise.
         let before = chain.len().checked_sub(2).map(|i| chain[i]);
         let mut nearest = before;

@@ -1,4 +1,4 @@
-//! What a checkpoint says of how it reads texts: Stanford's `artifact.metadata`, or the files of `PyLate`.
+//! What a checkpoint says of how it reads texts: Stanford's `artifact.metadata`, or the files of PyLate.
 
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::embedder::{Dense, Layout};
@@ -6,7 +6,7 @@ use crate::error::{Error, Result, invalid, unsupported};
 use serde_json::Value;
 use std::path::Path;
 
-/// The marks that say which side a text is on, where the checkpoint does not say: those of BERT's vocabularies, then `PyLate`'s.
+/// The marks that say which side a text is on, where the checkpoint does not say: those of BERT's vocabularies, then PyLate's.
 const QUERY_MARKS: [&str; 3] = ["[unused0]", "[Q] ", "[Q]"];
 const DOC_MARKS: [&str; 3] = ["[unused1]", "[D] ", "[D]"];
 
@@ -35,7 +35,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Opens a directory of Stanford's layout (`linear.weight` beside the transformer's weights) or `PyLate`'s (a Dense module).
+    /// Opens a directory of Stanford's layout (`linear.weight` beside the transformer's weights) or PyLate's (a Dense module).
     pub(super) fn open(root: &Path) -> Result<Self> {
         if root.is_file() {
             return unsupported!("{}: a ColBERT model is a directory of safetensors, not a file", root.display());
