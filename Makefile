@@ -2,7 +2,7 @@
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
 # make lint | rust-test | python-test | format | mutants | perplexity | goldens | bench-generate | bench-engine | bench-embed
-#      bench-server | soak | wheel | clean
+#      bench-maxsim | bench-server | soak | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,7 +32,7 @@ DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens bench-generate bench-engine
-.PHONY: bench-embed bench-server soak wheel clean
+.PHONY: bench-embed bench-maxsim bench-server soak wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -107,6 +107,12 @@ bench-embed: models
 	$(PYTHON) -m venv $(CACHE)/onnxruntime
 	$(CACHE)/onnxruntime/bin/pip install --quiet onnxruntime==1.22.0 'onnx<2' numpy sympy tokenizers
 	$(BIN)/python tools/bench_embed.py --theirs $(CACHE)/onnxruntime/bin/python $(BENCH)
+
+# Speed of exact MaxSim against torch.
+bench-maxsim: $(VENV)/installed
+	$(PYTHON) -m venv $(CACHE)/torch
+	$(CACHE)/torch/bin/pip install --quiet numpy torch==2.11.0
+	$(BIN)/python tools/bench_maxsim.py --theirs $(CACHE)/torch/bin/python
 
 wheel: $(VENV)/installed
 	$(BIN)/maturin build --profile dist --out dist

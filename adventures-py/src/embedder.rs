@@ -6,7 +6,7 @@ use crate::convert::{locate, profile_value, texts};
 use crate::embeddings::EmbeddingStream;
 use crate::error::{PyError, TruncationWarning};
 use crate::option;
-use adventures::{EmbedderOptions, Kind, Precision, Quantize};
+use adventures::{EmbedderOptions, Kind, Quantize};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;

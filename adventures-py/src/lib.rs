@@ -3,6 +3,7 @@
 mod arrow;
 mod boundary;
 mod chat;
+mod colbert;
 mod convert;
 mod embedder;
 mod embeddings;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 mod _adventures {
     #[pymodule_export]
     use crate::chat::{CitationFilter, Profile, Prompt, leans};
+    #[pymodule_export]
+    use crate::colbert::{ColBERT, HeatMap, TokenVectors};
     #[pymodule_export]
     use crate::embedder::{Embedder, Embeddings};
     #[pymodule_export]

@@ -24,6 +24,9 @@ named! {
     overlap("overlap") -> usize = count;
     threads("threads") -> Option<usize> = count_or_none;
     dim("dim") -> Option<usize> = count_or_none;
+    query_maxlen("query_maxlen") -> Option<usize> = count_or_none;
+    doc_maxlen("doc_maxlen") -> Option<usize> = count_or_none;
+    pool_factor("pool_factor") -> usize = count;
     batch("batch") -> usize = count;
     normalize("normalize") -> bool = flag;
     context("context") -> Option<usize> = count_or_none;

@@ -3,6 +3,7 @@
 
 mod chat;
 pub mod checkpoint;
+mod colbert;
 mod device;
 mod embedder;
 mod error;
@@ -19,6 +20,7 @@ mod template;
 pub mod tokenizer;
 
 pub use chat::{CitationFilter, Example, NOT_FOUND, Profile, Prompt, PromptRequest, Turn, leans};
+pub use colbert::{ColBERT, ColBERTOptions, HeatMap, TokenVectors};
 pub use device::{device, threads};
 pub use embedder::{Embedder, EmbedderOptions, Embeddings, Kind, Pooling};
 pub use error::{Error, Result};

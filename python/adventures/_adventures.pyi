@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from adventures.ranking import Ranking
 
@@ -16,17 +16,20 @@ __all__ = [
     "AdventuresError",
     "BusyError",
     "CitationFilter",
+    "ColBERT",
     "Embedder",
     "EmbeddingStream",
     "Embeddings",
     "Generation",
     "GenerationStats",
     "Generator",
+    "HeatMap",
     "Profile",
     "Prompt",
     "Reranker",
     "Scores",
     "TokenLogprob",
+    "TokenVectors",
     "TruncationWarning",
     "__version__",
     "leans",
@@ -298,6 +301,178 @@ class Reranker:
         Warns:
             TruncationWarning: As `scores` does.
         """
+
+@final
+class TokenVectors:
+    """The vectors of some texts' tokens, end to end; as a sequence, those of each text, `(tokens, dim)`, not copied."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """`(tokens, dim)`, of all texts."""
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """`(texts + 1,)`: text `i` has the rows `offsets[i]` to `offsets[i + 1]`."""
+    @property
+    def truncated(self) -> list[int]:
+        """The indices of the texts that were too long and were cut."""
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> NDArray[np.float32]: ...
+
+@final
+class HeatMap:
+    """A query beside a document, token by token."""
+
+    @property
+    def query_tokens(self) -> list[str]:
+        """The query's tokens, as the vocabulary has them, `[MASK]` among them."""
+    @property
+    def doc_tokens(self) -> list[str]:
+        """Those tokens of the document that have vectors."""
+    @property
+    def similarities(self) -> NDArray[np.float32]:
+        """`(query_tokens, doc_tokens)`: the product of each pair; the sum of its rows' largest is the score."""
+
+@final
+class ColBERT:
+    """A late-interaction model (https://arxiv.org/abs/2004.12832), on the CPU: a vector for each token.
+
+    Reads the checkpoints of https://github.com/stanford-futuredata/ColBERT (`linear.weight` beside BERT's weights, with
+    or without `artifact.metadata`) and of https://github.com/lightonai/pylate (a Dense module). Queries are filled up
+    with `[MASK]` to `query_maxlen` tokens, which are not attended to unless the checkpoint says so; punctuation of
+    documents is read but has no vectors, unless it says otherwise. Sequences are packed, never padded, so vectors do
+    not depend on what is embedded beside them. One model serves any number of threads; the GIL is released while it
+    computes, and Ctrl-C stops it.
+
+    Args:
+        model: A Hugging Face id, or a directory with `config.json`, `tokenizer.json` and safetensors.
+        revision: The branch, tag or commit of a Hugging Face id.
+        device: `"auto"` or `"cpu"`.
+        threads: How many threads compute; all that the container grants by default.
+        query_maxlen: How many tokens a query has, mark and special tokens included; what the checkpoint states by
+            default, else 32.
+        doc_maxlen: How many tokens of a document are read at most, likewise; else 220 as Stanford's ColBERT has it, or
+            PyLate's 180.
+        precision: What the encoder's products are rounded to, as of `Embedder`; `revision` tells of it.
+
+    Raises:
+        FileNotFoundError: The model, or a file of it, is not there.
+        NotImplementedError: The architecture or device is not supported.
+        ValueError: An argument or a file is not what it should be; the directory holds no ColBERT model.
+    """
+
+    def __new__(
+        cls,
+        model: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        query_maxlen: int | None = None,
+        doc_maxlen: int | None = None,
+        precision: Literal["f32", "bf16", "int8", "auto"] = "f32",
+    ) -> Self: ...
+    @property
+    def name(self) -> str:
+        """The Hugging Face id, or the directory's name."""
+    @property
+    def revision(self) -> str:
+        """The commit or content hash, and what rounds; empty where unknown."""
+    @property
+    def path(self) -> str:
+        """The directory that the model was read from."""
+    @property
+    def dim(self) -> int:
+        """The length of a vector."""
+    @property
+    def max_tokens(self) -> int:
+        """The most that `query_maxlen` and `doc_maxlen` can be."""
+    @property
+    def query_maxlen(self) -> int:
+        """How many tokens a query has."""
+    @property
+    def doc_maxlen(self) -> int:
+        """How many tokens of a document are read at most."""
+    @property
+    def precision(self) -> Literal["f32", "bf16", "int8"]:
+        """What products are rounded to."""
+    @property
+    def threads(self) -> int:
+        """How many threads compute."""
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+    def embed_query(self, query: str, *, query_maxlen: int | None = None) -> NDArray[np.float32]:
+        """Returns `(tokens, dim)` unit rows, `query_maxlen` of them where the model fills queries up.
+
+        Args:
+            query: The query.
+            query_maxlen: Another length than the model's, for this call.
+
+        Warns:
+            TruncationWarning: The query was longer and was cut.
+        """
+    def embed_queries(
+        self, queries: str | Iterable[str], *, query_maxlen: int | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Returns the vectors of `embed_query` for each query."""
+    def embed_documents(
+        self, texts: str | Iterable[str], *, doc_maxlen: int | None = None, pool_factor: int = 1
+    ) -> list[NDArray[np.float32]]:
+        """Returns `(tokens, dim)` unit rows for each text, as views of one array.
+
+        Args:
+            texts: The documents.
+            doc_maxlen: Another length than the model's, for this call.
+            pool_factor: Above 1, how many times fewer vectors there are to be: similar tokens are replaced by their
+                mean, which is not of unit length (https://arxiv.org/abs/2409.14683). The first is kept.
+
+        Warns:
+            TruncationWarning: Some texts were longer than `doc_maxlen` and were cut; `encode_documents` says which.
+        """
+    def encode_documents(
+        self, texts: str | Iterable[str], *, doc_maxlen: int | None = None, pool_factor: int = 1
+    ) -> TokenVectors:
+        """Returns the vectors of `embed_documents` end to end, with the texts that were cut."""
+    def maxsim(
+        self,
+        query_vectors: ArrayLike | TokenVectors,
+        docs: TokenVectors | tuple[NDArray[Any], NDArray[Any]] | Iterable[ArrayLike],
+    ) -> NDArray[np.float32]:
+        """Returns `(docs,)` scores: the largest product with a token of the document, summed over the query's tokens.
+
+        Scores are in f32 and depend on nothing but query and document. Of a document without tokens the score is
+        negative infinity, of one with a number that is not finite it is nan.
+
+        Args:
+            query_vectors: `(tokens, dim)`; of several queries `(queries, tokens, dim)` or `TokenVectors`, whose scores
+                are `(queries, docs)` and read each document once.
+            docs: What `encode_documents` returns, a tuple of its `vectors` and `offsets`, or an array for each
+                document. The first two are read where they lie, if in f32 and contiguous; arrays are copied together.
+        """
+    def scores(self, query: str, docs: str | Iterable[str]) -> NDArray[np.float32]:
+        """Returns `(docs,)`: the score of each text.
+
+        Warns:
+            TruncationWarning: The query, or some texts, were cut.
+        """
+    def rank(
+        self,
+        query: str,
+        docs: str | Iterable[str],
+        *,
+        doc_ids: Sequence[int | str] | None = None,
+        metadata: Sequence[dict[str, Any]] | None = None,
+    ) -> Ranking:
+        """Returns texts in the order of their scores.
+
+        Raises:
+            ValueError: `doc_ids` or `metadata` are not as many as the texts; an id is there twice.
+
+        Warns:
+            TruncationWarning: The query, or some texts, were cut.
+        """
+    def heat(self, query: str, doc: str) -> HeatMap:
+        """Returns how each token of a query fits each of a document."""
 
 @final
 class GenerationStats:

@@ -135,7 +135,7 @@ impl Embedder {
 }
 
 /// Calls `f` with the numbers of a contiguous f32 tensor, copying them only where they are on another device.
-fn with_rows<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+pub(crate) fn with_rows<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let (storage, layout) = tensor.storage_and_layout();
     if let (Storage::Cpu(CpuStorage::F32(numbers)), Some((from, to))) = (&*storage, layout.contiguous_offsets()) {
         return Ok(f(&numbers[from..to]));

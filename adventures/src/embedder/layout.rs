@@ -7,17 +7,19 @@ use serde_json::Value;
 use std::path::Path;
 
 /// What sentence-transformers' `modules.json` says.
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// The folder of the transformer; empty for the root.
-    pub(super) transformer: String,
+    pub(crate) transformer: String,
+    /// Whether a module pools.
+    pub(crate) pools: bool,
     pub(super) pooling: Pooling,
     /// The folders of the Dense modules, in their order.
-    pub(super) dense: Vec<String>,
+    pub(crate) dense: Vec<String>,
 }
 
 impl Layout {
-    pub(super) fn read(root: &Path) -> Result<Self> {
-        let mut layout = Self { transformer: String::new(), pooling: Pooling::Mean, dense: Vec::new() };
+    pub(crate) fn read(root: &Path) -> Result<Self> {
+        let mut layout = Self { transformer: String::new(), pools: false, pooling: Pooling::Mean, dense: Vec::new() };
         let pooling_of = |folder: &str| -> Result<Option<Pooling>> {
             read_json(&root.join(folder).join("config.json"))?
                 .map(|config| pooling(&config, &root.join(folder)))
@@ -37,6 +39,7 @@ impl Layout {
             match kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" => folder.clone_into(&mut layout.transformer),
                 "Pooling" => {
+                    layout.pools = true;
                     layout.pooling = pooling_of(folder)?
                         .ok_or_else(|| Error::NotFound(format!("{}: no {folder}/config.json", root.display())))?;
                 }

@@ -1,12 +1,15 @@
 //! Texts to vectors: prefix, tokenize, pack, encode, pool, normalize.
 
-mod dense;
+pub(crate) mod dense;
 mod embeddings;
 mod layout;
 mod llm2vec;
 mod revision;
 
+pub(crate) use dense::Dense;
 pub use embeddings::Embeddings;
+pub(crate) use embeddings::with_rows;
+pub(crate) use layout::Layout;
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Error, Result, invalid, unsupported};
@@ -14,8 +17,7 @@ use crate::kernels::panels::Precision;
 use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::models::{Encoder, encoder};
 use crate::{device, reading, split};
-use dense::Dense;
-use layout::{Layout, Prompts};
+use layout::Prompts;
 use llm2vec::{Framed, TextPath};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -296,7 +298,7 @@ impl Embedder {
     /// Tokenizes prefix and text as sentence-transformers does: outer white space off, lower case where the model says so; or
     /// as `LLM2Vec` does.
     ///
-    /// `enough` and what is returned are those of [`Self::encode_until`].
+    /// `enough` and what is returned are those of [`encode_until`].
     fn encode_text(&self, text: &str, kind: Kind, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
         let prefix = self.prefix(kind);
         if let Some(path) = &self.path {

@@ -37,11 +37,12 @@ pub(crate) struct Scratch {
 /// `out = softmax(q kᵀ / √dim) v`, head by head.
 ///
 /// `qkv` is `(tokens, 3 * count * dim)`: queries, keys and values side by side. `out` is `(tokens, count * dim)`, or fewer rows:
-/// those of the first tokens.
+/// those of the first tokens. Attended to are the first `keys` tokens.
 pub(crate) fn attention(
     level: Level,
     out: &mut [f32],
     qkv: &[f32],
+    keys: usize,
     heads: Heads,
     scratch: &mut Scratch,
     threads: Threads,
@@ -49,10 +50,10 @@ pub(crate) fn attention(
     let width = heads.count * heads.dim;
     let (queries, tokens) = (out.len() / width, qkv.len() / (3 * width));
     let whole = out.len() == queries * width && qkv.len() == tokens * 3 * width;
-    assert!(whole && queries <= tokens, "attention: shapes; this is a bug");
+    assert!(whole && queries <= tokens && (1..=tokens).contains(&keys), "attention: shapes; this is a bug");
     let out = Target(out.as_mut_ptr());
     let one = |scratch: &mut Scratch, head: usize| {
-        let head = Head { qkv, out, queries, tokens, width, dim: heads.dim, column: head * heads.dim };
+        let head = Head { qkv, out, queries, tokens: keys, width, dim: heads.dim, column: head * heads.dim };
         let head = &head;
         at_level!(level, attend::<V>(head: &Head<'_>, scratch: &mut Scratch));
     };
@@ -69,6 +70,7 @@ struct Head<'a> {
     /// It has `queries` rows; no other head uses this one's columns.
     out: Target,
     queries: usize,
+    /// Those that are attended to.
     tokens: usize,
     /// Of all heads.
     width: usize,
@@ -223,12 +225,20 @@ mod tests {
                 let width = count * dim;
                 let qkv = numbers(tokens * 3 * width);
                 let mut out = vec![f32::NAN; tokens * width];
-                attention(level, &mut out, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::One);
+                attention(level, &mut out, &qkv, tokens, Heads { count, dim }, &mut Scratch::default(), Threads::One);
                 let mut shared = vec![f32::NAN; tokens * width];
-                attention(level, &mut shared, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::All);
+                attention(
+                    level,
+                    &mut shared,
+                    &qkv,
+                    tokens,
+                    Heads { count, dim },
+                    &mut Scratch::default(),
+                    Threads::All,
+                );
                 assert_eq!(out, shared);
                 let mut first = vec![f32::NAN; width];
-                attention(level, &mut first, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::One);
+                attention(level, &mut first, &qkv, tokens, Heads { count, dim }, &mut Scratch::default(), Threads::One);
                 assert_eq!(first, out[..width]);
                 let at = |t: usize, part: usize, h: usize, i: usize| {
                     f64::from(qkv[t * 3 * width + part * width + h * dim + i])
@@ -254,16 +264,37 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_are_not_attended_to_still_attend() {
+        let heads = Heads { count: 2, dim: 24 };
+        let (tokens, keys, width) = (70, 33, 48);
+        let qkv = numbers(tokens * 3 * width);
+        for level in Level::all() {
+            let run = |qkv: &[f32], queries: usize, keys: usize| {
+                let mut out = vec![f32::NAN; queries * width];
+                attention(level, &mut out, qkv, keys, heads, &mut Scratch::default(), Threads::One);
+                out
+            };
+            let part = run(&qkv, tokens, keys);
+            // Those that are attended to are as if alone.
+            assert_eq!(part[..keys * width], run(&qkv[..keys * 3 * width], keys, keys));
+            // The others are as if each came after them and only its query counted.
+            let mut moved = qkv[..keys * 3 * width].to_vec();
+            moved[..width].copy_from_slice(&qkv[(tokens - 1) * 3 * width..][..width]);
+            assert_eq!(part[(tokens - 1) * width..], run(&moved, 1, keys));
+        }
+    }
+
+    #[test]
     fn what_other_sequences_left_behind_does_not_matter() {
         let heads = Heads { count: 2, dim: 24 };
         let qkv = numbers(21 * 3 * 48);
         let mut fresh = vec![0.0; 21 * 48];
-        attention(Level::best(), &mut fresh, &qkv, heads, &mut Scratch::default(), Threads::One);
+        attention(Level::best(), &mut fresh, &qkv, 21, heads, &mut Scratch::default(), Threads::One);
         let mut scratch = Scratch::default();
         let mut other = vec![0.0; 90 * 48];
-        attention(Level::best(), &mut other, &vec![f32::NAN; 90 * 3 * 48], heads, &mut scratch, Threads::One);
+        attention(Level::best(), &mut other, &vec![f32::NAN; 90 * 3 * 48], 90, heads, &mut scratch, Threads::One);
         let mut again = vec![0.0; 21 * 48];
-        attention(Level::best(), &mut again, &qkv, heads, &mut scratch, Threads::One);
+        attention(Level::best(), &mut again, &qkv, 21, heads, &mut scratch, Threads::One);
         assert_eq!(fresh, again);
     }
 }

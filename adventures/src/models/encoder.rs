@@ -97,6 +97,8 @@ struct Block<'a> {
     ids: &'a [u32],
     types: &'a [u8],
     lengths: &'a [usize],
+    /// As long as `lengths`, or empty.
+    attended: &'a [usize],
     /// The rows of their tokens; in the end, of [`Rows::First`] those of the sequences, then anything.
     hidden: &'a mut [f32],
 }
@@ -232,6 +234,14 @@ impl Bert {
         if let Some(kind) = batch.types.iter().find(|kind| usize::from(**kind) >= types) {
             return invalid!("token type {kind}: this model has {types}; its tokenizer does not fit");
         }
+        let attended = &batch.attended;
+        let fits = |(attended, length)| (1..=length).contains(&attended);
+        if !attended.is_empty() {
+            let pairs = attended.iter().copied().zip(batch.lengths.iter().copied());
+            if attended.len() != batch.lengths.len() || !pairs.clone().all(fits) {
+                return invalid!("of each sequence at least one token is attended to, and at most all");
+            }
+        }
         let vocabulary = self.words.len() / self.hidden_size;
         if let Some(id) = batch.ids.iter().find(|id| **id as usize >= vocabulary) {
             return invalid!(
@@ -265,7 +275,7 @@ impl Bert {
 
     /// Runs whole sequences through all layers, in place in `block.hidden`; leaves it anyhow where `cancel` is set.
     fn run(&self, block: Block<'_>, task: &Task<'_>, scratch: &mut Scratch) {
-        let Block { ids, types, lengths, mut hidden } = block;
+        let Block { ids, types, lengths, attended, mut hidden } = block;
         let (width, tokens, threads) = (self.hidden_size, ids.len(), task.threads);
         let mut start = 0;
         for &length in lengths {
@@ -296,8 +306,9 @@ impl Bert {
             for (i, &length) in lengths.iter().enumerate() {
                 let rows = start * width..(start + length) * width;
                 let queries = if first_alone { 1 } else { length };
+                let keys = attended.get(i).copied().unwrap_or(length);
                 let (out, qkv) = (&mut context[rows.clone()], &qkv[3 * rows.start..3 * rows.end]);
-                attention(self.level, &mut out[..queries * width], qkv, self.heads, room, threads);
+                attention(self.level, &mut out[..queries * width], qkv, keys, self.heads, room, threads);
                 if first_alone {
                     context.copy_within(rows.start..rows.start + width, i * width);
                     hidden.copy_within(rows.start..rows.start + width, i * width);
@@ -352,6 +363,10 @@ impl Encoder for Bert {
         self.types.len() / self.hidden_size
     }
 
+    fn attends_in_part(&self) -> bool {
+        true
+    }
+
     fn encode(&self, batch: &Batch) -> Result<Tensor> {
         self.encode_rows(batch, Rows::All, &AtomicBool::new(false))
     }
@@ -361,17 +376,23 @@ impl Encoder for Bert {
         let (total, width) = (batch.ids.len(), self.hidden_size);
         let mut hidden = vec![0.0; total * width];
         let mut blocks = Vec::new();
-        let (mut ids, mut types, mut lengths) =
-            (batch.ids.as_slice(), batch.types.as_slice(), batch.lengths.as_slice());
-        let mut rest = hidden.as_mut_slice();
+        let (mut ids, mut lengths, mut rest) = (batch.ids.as_slice(), batch.lengths.as_slice(), hidden.as_mut_slice());
+        let (mut types, mut attended) = (batch.types.as_slice(), batch.attended.as_slice());
         while !lengths.is_empty() {
             let (sequences, tokens) = next_block(lengths, total.div_ceil(self.pool.current_num_threads()));
             let (block_lengths, more_lengths) = lengths.split_at(sequences);
             let (block_ids, more_ids) = ids.split_at(tokens);
             let (block_types, more_types) = types.split_at(tokens.min(types.len()));
+            let (block_attended, more_attended) = attended.split_at(sequences.min(attended.len()));
             let (block_hidden, more_hidden) = rest.split_at_mut(tokens * width);
-            blocks.push(Block { ids: block_ids, types: block_types, lengths: block_lengths, hidden: block_hidden });
-            (ids, types, lengths, rest) = (more_ids, more_types, more_lengths, more_hidden);
+            blocks.push(Block {
+                ids: block_ids,
+                types: block_types,
+                lengths: block_lengths,
+                attended: block_attended,
+                hidden: block_hidden,
+            });
+            (ids, types, lengths, attended, rest) = (more_ids, more_types, more_lengths, more_attended, more_hidden);
         }
         let found: Vec<(usize, usize)> = blocks.iter().map(|block| (block.ids.len(), block.lengths.len())).collect();
         // One block cannot be shared out, so its products are.

@@ -35,6 +35,7 @@ DIRECTORY_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "llm2vec_config.json",
+    "artifact.metadata",
 )
 # What changes how an adapter is used, where its repository has it.
 ADAPTER_EXTRAS = ("tokenizer.json", "config.json", "llm2vec_config.json")

@@ -5,6 +5,7 @@
 
 mod bytes;
 pub(crate) mod dot;
+pub(crate) mod maxsim;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tile;
@@ -253,12 +254,13 @@ impl Linear {
         if threads == 1 {
             for row in (0..rows).step_by(CHUNK_ROWS) {
                 let range = row..rows.min(row + CHUNK_ROWS);
-                let a = self.round(&x[range.start * self.inputs..range.end * self.inputs], rounded);
+                let a =
+                    round(self.kernel, &x[range.start * self.inputs..range.end * self.inputs], self.inputs, rounded);
                 self.piece(a, out, range, 0..panels, then);
             }
             return;
         }
-        let a = self.round(x, rounded);
+        let a = round(self.kernel, x, self.inputs, rounded);
         // Many rows are shared out; of few, each thread computes a part of the outputs, and reads its weights alone.
         let by_rows = rows >= threads * SHARE_ROWS;
         let chunk = if by_rows { rows.div_ceil(rows.div_ceil(threads * CHUNK_ROWS) * threads) } else { rows.max(1) };
@@ -270,29 +272,6 @@ impl Linear {
             let a = &a[range.start * a.len() / rows..range.end * a.len() / rows];
             self.piece(a, out, range, panel..panels.min(panel + group), then);
         });
-    }
-
-    /// Returns the rows of `x` as the kernel reads them.
-    fn round<'a>(&self, x: &'a [f32], rounded: &'a mut Rounded) -> &'a [u32] {
-        let (inputs, (steps, _)) = (self.inputs, self.kernel.steps(self.inputs));
-        let precision = self.kernel.precision();
-        if precision == Precision::F32 {
-            // SAFETY: both have four bytes and the same alignment, and every four bytes are a number.
-            #[allow(unsafe_code)]
-            return unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) };
-        }
-        let length = x.len() / inputs * steps;
-        if rounded.len() < length {
-            rounded.resize(length, 0);
-        }
-        let out = &mut rounded[..length];
-        let level = Level::best();
-        if precision == Precision::Bf16 {
-            at_level!(level, round_pairs::<V>(x: &[f32], inputs: usize, out: &mut [u32]));
-        } else {
-            at_level!(level, round_bytes::<V>(x: &[f32], inputs: usize, out: &mut [u32]));
-        }
-        out
     }
 
     /// `a` are the elements of `rows`.
@@ -313,6 +292,28 @@ impl Linear {
         };
         tile::run(self.kernel, &job);
     }
+}
+
+/// Returns the rows of `x` as the kernel reads them.
+fn round<'a>(kernel: Kernel, x: &'a [f32], inputs: usize, rounded: &'a mut Rounded) -> &'a [u32] {
+    let ((steps, _), precision) = (kernel.steps(inputs), kernel.precision());
+    if precision == Precision::F32 {
+        // SAFETY: both have four bytes and the same alignment, and every four bytes are a number.
+        #[allow(unsafe_code)]
+        return unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) };
+    }
+    let length = x.len() / inputs * steps;
+    if rounded.len() < length {
+        rounded.resize(length, 0);
+    }
+    let out = &mut rounded[..length];
+    let level = Level::best();
+    if precision == Precision::Bf16 {
+        at_level!(level, round_pairs::<V>(x: &[f32], inputs: usize, out: &mut [u32]));
+    } else {
+        at_level!(level, round_bytes::<V>(x: &[f32], inputs: usize, out: &mut [u32]));
+    }
+    out
 }
 
 /// Two numbers as bfloat16, to the nearest, the even one of two as near.

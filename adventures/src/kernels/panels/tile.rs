@@ -1,10 +1,8 @@
 //! A few rows times a panel, sums in registers.
 
-use super::bytes::{self, Grouped};
-use super::dot::{Floats, Widened};
 use super::{Kernel, PANEL, Strip, Then};
 use crate::kernels::math::{gelu_erf, gelu_tanh};
-use crate::kernels::vector::{Level, Vector, at_level};
+use crate::kernels::vector::Vector;
 
 /// The most rows of a tile.
 pub(crate) const ROWS: usize = 12;
@@ -45,51 +43,63 @@ pub(super) struct Job<'a> {
     pub(super) columns: usize,
 }
 
-/// Compiles `panels::<$tile>` for instructions; the CPU must have them.
-#[cfg(target_arch = "x86_64")]
-macro_rules! compiled {
-    ($features:literal, $tile:ty, $job:expr) => {{
-        #[target_feature(enable = $features)]
-        #[allow(unsafe_code)]
-        unsafe fn compiled(job: &Job<'_>) {
-            panels::<$tile>(job);
+/// Calls the generic function `$f::<T>` compiled for a [`Kernel`], with the [`Tile`] of that kernel.
+///
+/// The function must be `#[inline(always)]`. The CPU must have the kernel, which [`Kernel::best`] and [`Kernel::all`] make sure of.
+macro_rules! at_kernel {
+    ($kernel:expr, $f:ident::<T>($job:ident: $type:ty)) => {{
+        use $crate::kernels::panels::bytes::{self, Grouped};
+        #[cfg(target_arch = "x86_64")]
+        use $crate::kernels::panels::dot::x86::Bf16;
+        use $crate::kernels::panels::dot::{Floats, Widened};
+        use $crate::kernels::vector::{Level, Vector, at_level};
+        #[inline(always)]
+        fn floats<V: Vector>($job: $type) {
+            $f::<Floats<V>>($job);
         }
-        // SAFETY: a kernel's instructions are detected before it is chosen.
+        #[inline(always)]
+        fn widened<V: Vector>($job: $type) {
+            $f::<Widened<V>>($job);
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
         #[allow(unsafe_code)]
-        unsafe {
-            compiled($job);
+        unsafe fn bf16($job: $type) {
+            $f::<Bf16>($job);
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+        #[allow(unsafe_code)]
+        unsafe fn vnni($job: $type) {
+            $f::<Grouped<bytes::x86::Vnni>>($job);
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        #[allow(unsafe_code)]
+        unsafe fn bytes_avx2($job: $type) {
+            $f::<Grouped<bytes::x86::Avx2>>($job);
+        }
+        match $kernel {
+            Kernel::Floats(level) => at_level!(level, floats::<V>($job: $type)),
+            Kernel::Widened(level) => at_level!(level, widened::<V>($job: $type)),
+            Kernel::Bytes(Level::Plain) => $f::<Grouped<bytes::Plain>>($job),
+            // SAFETY: a kernel's instructions are detected before it is chosen, here and below.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Kernel::Bytes(_) => unsafe { bytes_avx2($job) },
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Kernel::Bf16 => unsafe { bf16($job) },
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Kernel::Vnni => unsafe { vnni($job) },
         }
     }};
 }
+pub(super) use at_kernel;
 
 pub(super) fn run(kernel: Kernel, job: &Job<'_>) {
-    match kernel {
-        Kernel::Floats(level) => at_level!(level, floats::<V>(job: &Job<'_>)),
-        Kernel::Widened(level) => at_level!(level, widened::<V>(job: &Job<'_>)),
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Bf16 => {
-            compiled!("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma", super::dot::x86::Bf16, job);
-        }
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Vnni => {
-            compiled!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", Grouped<bytes::x86::Vnni>, job);
-        }
-        Kernel::Bytes(Level::Plain) => panels::<Grouped<bytes::Plain>>(job),
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Bytes(_) => {
-            compiled!("avx2,fma", Grouped<bytes::x86::Avx2>, job);
-        }
-    }
-}
-
-#[inline(always)]
-fn floats<V: Vector>(job: &Job<'_>) {
-    panels::<Floats<V>>(job);
-}
-
-#[inline(always)]
-fn widened<V: Vector>(job: &Job<'_>) {
-    panels::<Widened<V>>(job);
+    at_kernel!(kernel, panels::<T>(job: &Job<'_>));
 }
 
 #[inline(always)]
