@@ -1,7 +1,7 @@
 //! A question with its history to an answer with its sources.
 
 use crate::library::{Hit, Query};
-use crate::service::Service;
+use crate::service::{Reranks, Service};
 use adventures::{
     CitationFilter, Error, GenerateOptions, Generation, GenerationStats, Kind, Message, NOT_FOUND, Prompt,
     PromptRequest, Result, Role, TokenLogprob, Turn, leans,
@@ -18,6 +18,8 @@ pub struct Retrieval {
     pub k: usize,
     /// Whether full-text search takes part.
     pub hybrid: bool,
+    /// Whether the reranker, where there is one, puts them in order.
+    pub rerank: bool,
     /// Which may answer.
     pub filter: Map<String, Value>,
     /// The cosine similarity below which one is not about the question.
@@ -62,6 +64,11 @@ pub struct Found {
     pub truncated: bool,
 }
 
+/// How many hits a reranker is shown to choose `k` of; the Python package has the same.
+fn depth(k: usize) -> usize {
+    (5 * k).max(50)
+}
+
 /// Returns the passages nearest to a question.
 pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) -> Result<Found> {
     let Some(library) = &service.library else {
@@ -71,9 +78,21 @@ pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) ->
         return Err(Error::Invalid("the question is empty".into()));
     }
     let found = service.embedder.batches.embed(vec![question.to_owned()], Kind::Query).await?;
-    let Retrieval { k, hybrid, ref filter, .. } = *retrieval;
-    let query = Query { text: question.to_owned(), vector: found.vectors, k, hybrid, filter: filter.clone() };
-    let hits = library.search(query).instrument(debug_span!("search", k, hybrid)).await?;
+    let Retrieval { k, hybrid, rerank, ref filter, .. } = *retrieval;
+    let reranker = service.reranker.as_ref().filter(|_| rerank);
+    let wanted = if reranker.is_some() { depth(k) } else { k };
+    let query = Query { text: question.to_owned(), vector: found.vectors, k: wanted, hybrid, filter: filter.clone() };
+    let mut hits = library.search(query).instrument(debug_span!("search", k = wanted, hybrid)).await?;
+    if let Some(Reranks { model, .. }) = reranker {
+        let texts = hits.iter().map(|hit| hit.text.clone()).collect();
+        let scores = model.compare(question, texts).await?.scores;
+        for (hit, score) in hits.iter_mut().zip(scores) {
+            hit.score = f64::from(score);
+        }
+        // Of equals the one found first stays first.
+        hits.sort_by(|a, b| b.score.total_cmp(&a.score));
+        hits.truncate(k);
+    }
     Ok(Found { hits, truncated: !found.truncated.is_empty() })
 }
 

@@ -7,4 +7,5 @@ pub mod library;
 pub mod models;
 pub mod options;
 pub mod queue;
+pub mod reranking;
 pub mod service;

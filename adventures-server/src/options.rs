@@ -37,6 +37,9 @@ pub struct Flags {
     /// The model that writes, or none [default: smollm2-135m-instruct]
     #[arg(long, short, env = "ADVENTURES_GENERATOR", value_name = "MODEL")]
     pub generator: Option<String>,
+    /// The model that puts what was found in order, a cross-encoder or ColBERT [default: none]
+    #[arg(long, env = "ADVENTURES_RERANKER", value_name = "MODEL")]
+    pub reranker: Option<String>,
     /// What the embedder's products are rounded to: f32, bf16, int8, or auto, the fastest here [default: the library's, else f32]
     #[arg(long, env = "ADVENTURES_PRECISION", value_name = "NAME")]
     pub precision: Option<String>,
@@ -141,6 +144,7 @@ pub struct Options {
     pub table: String,
     pub embedder: Option<String>,
     pub generator: Option<String>,
+    pub reranker: Option<String>,
     pub precision: Option<Precision>,
     pub quantize: Option<Quantize>,
     pub host: IpAddr,
@@ -234,6 +238,7 @@ impl Flags {
             table,
             embedder: flags.embedder,
             generator: Some(flags.generator.unwrap_or_else(|| "smollm2-135m-instruct".into())).filter(|g| g != "none"),
+            reranker: flags.reranker,
             precision: flags.precision.as_deref().map(str::parse).transpose()?,
             quantize: flags.quantize.as_deref().map(str::parse).transpose()?,
             host,

@@ -4,6 +4,7 @@ use crate::embedding::Embedding;
 use crate::library::{Library, Model};
 use crate::models::{self, Located};
 use crate::options::Options;
+use crate::reranking::Reranking;
 use adventures::{Embedder, EmbedderOptions, Generator, GeneratorOptions, Kind, Profile};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ pub struct Service {
     pub embedder: Embeds,
     /// What writes; `None` where nothing is to be written.
     pub generator: Option<Writes>,
+    /// What puts hits in order; `None` where their similarity does.
+    pub reranker: Option<Reranks>,
     /// What is searched; `None` where the model answers from itself.
     pub library: Option<Library>,
     /// The cosine similarity below which a passage is not about a question.
@@ -37,6 +40,15 @@ pub struct Embeds {
     pub max_tokens: usize,
     /// Where texts are sent to.
     pub batches: Embedding,
+}
+
+/// A model that reranks.
+#[derive(Debug)]
+pub struct Reranks {
+    /// What it is called.
+    pub name: String,
+    /// The model.
+    pub model: Reranking,
 }
 
 /// A model that writes.
@@ -68,6 +80,10 @@ impl Service {
             let options = options.clone();
             runtime.spawn_blocking(move || Writes::load(&spec, &options))
         });
+        let reranks = options.reranker.clone().map(|spec| {
+            let threads = options.threads;
+            runtime.spawn_blocking(move || Reranks::load(&spec, threads))
+        });
         let library = match &options.library {
             None => None,
             Some(path) => Some(Library::open(path, &options.table, runtime.clone()).await?),
@@ -87,8 +103,12 @@ impl Service {
             None => None,
             Some(writes) => Some(writes.await.context("loading the generator")??),
         };
+        let reranker = match reranks {
+            None => None,
+            Some(reranks) => Some(reranks.await.context("loading the reranker")??),
+        };
         let min_similarity = options.min_similarity.or(least).unwrap_or(-1.0);
-        Ok(Self { embedder, generator, library, min_similarity })
+        Ok(Self { embedder, generator, reranker, library, min_similarity })
     }
 }
 
@@ -112,6 +132,14 @@ fn load_embedder(spec: &str, how: EmbedderOptions) -> Result<(Embeds, Model, Opt
     let least = profile.get("min_similarity").and_then(Value::as_f64).map(|x| x as f32);
     let batches = Embedding::start(Arc::new(embedder)).context("starting the embedder's thread")?;
     Ok((Embeds { name, dim, max_tokens, batches }, model, least))
+}
+
+impl Reranks {
+    fn load(spec: &str, threads: Option<usize>) -> Result<Self> {
+        let Located { path, name, .. } = models::locate(spec)?;
+        let model = Reranking::load(&path, threads).with_context(|| format!("the reranker {name}"))?;
+        Ok(Self { name, model })
+    }
 }
 
 impl Writes {

@@ -87,6 +87,8 @@ pub(super) struct RetrieveSettings {
     k: Option<usize>,
     /// Whether words count, too.
     hybrid: Option<bool>,
+    /// Whether the reranker puts them in order, where the service has one.
+    rerank: Option<bool>,
     /// Which passages may answer: `{"aisle": "frost", "price": {"lt": 20}}`.
     #[schema(value_type = Option<Object>)]
     r#where: Option<Map<String, Value>>,
@@ -131,8 +133,8 @@ pub(super) async fn answer(app: Data<App>, client: &Client, request: ChatRequest
         Some(_) if service.library.is_none() => {
             return Err(Problem::invalid("retrieval", "this service has no library"));
         }
-        Some(RetrieveSettings { k, hybrid, r#where: filter, min_similarity }) => {
-            Some(app.retrieval(SearchSettings { k, hybrid, filter, min_similarity })?)
+        Some(RetrieveSettings { k, hybrid, rerank, r#where: filter, min_similarity }) => {
+            Some(app.retrieval(SearchSettings { k, hybrid, rerank, filter, min_similarity })?)
         }
     };
     let max_tokens = request.max_completion_tokens.or(request.max_tokens);

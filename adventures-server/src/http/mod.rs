@@ -120,7 +120,13 @@ impl App {
             None => self.service()?.min_similarity,
         };
         let hybrid = asked.hybrid.unwrap_or(self.options.hybrid);
-        Ok(Retrieval { k, hybrid, filter: asked.filter.unwrap_or_default(), min_similarity })
+        let rerank = match asked.rerank {
+            Some(true) if self.service()?.reranker.is_none() => {
+                return Err(Problem::invalid("rerank", "this service has no reranker"));
+            }
+            asked => asked.unwrap_or(true),
+        };
+        Ok(Retrieval { k, hybrid, rerank, filter: asked.filter.unwrap_or_default(), min_similarity })
     }
 }
 
@@ -129,6 +135,7 @@ impl App {
 struct SearchSettings {
     k: Option<usize>,
     hybrid: Option<bool>,
+    rerank: Option<bool>,
     filter: Option<Map<String, Value>>,
     min_similarity: Option<f32>,
 }

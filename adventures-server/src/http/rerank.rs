@@ -1,10 +1,12 @@
-//! `POST /v1/rerank`: documents in the order of how near they are to a question.
+//! `POST /v1/rerank`: documents in the order of how well they answer a question.
 
 use super::answering::within;
 use super::embeddings::check_texts;
 use super::openai::Usage;
 use super::problem::{ErrorBody, Problem};
 use super::{App, check_length, names, no_model};
+use crate::reranking::Compared;
+use crate::service::{Embeds, Reranks};
 use actix_web::web::{Data, Json};
 use actix_web::{HttpResponse, Result as Response};
 use adventures::Kind;
@@ -15,7 +17,7 @@ use utoipa::ToSchema;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RerankRequest {
-    /// The embedder's name, or `default`.
+    /// The reranker's name, the embedder's, or `default`: the first of them that the service has.
     model: Option<String>,
     /// The question.
     query: String,
@@ -36,7 +38,10 @@ pub(super) struct RerankResponse {
     model: String,
     /// Best first.
     results: Vec<Ranked>,
-    usage: Usage,
+    /// `null` where the model does not count.
+    usage: Option<Usage>,
+    /// The documents that were cut, by index; all where the question was.
+    truncated: Vec<usize>,
 }
 
 /// A document.
@@ -44,7 +49,7 @@ pub(super) struct RerankResponse {
 pub(super) struct Ranked {
     /// Which of the documents, from 0 on.
     index: usize,
-    /// The cosine similarity of question and document.
+    /// The reranker's score; without one the cosine similarity of question and document.
     relevance_score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     document: Option<Document>,
@@ -56,7 +61,7 @@ pub(super) struct Document {
     text: String,
 }
 
-/// Puts documents in the order of their similarity to a question.
+/// Puts documents in the order of how well they answer a question.
 #[utoipa::path(
     post, path = "/v1/rerank", tag = "library", request_body = RerankRequest,
     responses(
@@ -67,10 +72,13 @@ pub(super) struct Document {
 )]
 pub(super) async fn rerank(app: Data<App>, Json(request): Json<RerankRequest>) -> Response<HttpResponse> {
     let service = app.service()?;
-    let embedder = &service.embedder;
-    if let Some(model) = request.model.filter(|model| !names(model, &embedder.name)) {
-        return Err(no_model(&model, &embedder.name).into());
-    }
+    let (embedder, reranker) = (&service.embedder, service.reranker.as_ref());
+    let asked = request.model.as_deref().unwrap_or("default");
+    let reranker = match reranker {
+        Some(reranker) if names(asked, &reranker.name) => Some(reranker),
+        _ if names(asked, &embedder.name) => None,
+        known => return Err(no_model(asked, known.map_or(&embedder.name, |reranker| &reranker.name)).into()),
+    };
     if request.query.trim().is_empty() {
         return Err(Problem::invalid("query", "query is empty").into());
     }
@@ -80,10 +88,11 @@ pub(super) async fn rerank(app: Data<App>, Json(request): Json<RerankRequest>) -
         return Err(Problem::invalid("top_n", "top_n must be 1 or more, not 0").into());
     }
     let documents = if request.return_documents { request.documents.clone() } else { Vec::new() };
-    let query = within(&app, embedder.batches.embed(vec![request.query], Kind::Query)).await?;
-    let found = within(&app, embedder.batches.embed(request.documents, Kind::Passage)).await?;
-    let cosine = |vector: &[f32]| vector.iter().zip(&query.vectors).map(|(a, b)| a * b).sum::<f32>();
-    let mut order: Vec<(usize, f32)> = found.vectors.chunks_exact(embedder.dim).map(cosine).enumerate().collect();
+    let (name, found) = match reranker {
+        Some(Reranks { name, model }) => (name, within(&app, model.compare(&request.query, request.documents)).await?),
+        None => (&embedder.name, within(&app, similarities(embedder, request.query, request.documents)).await?),
+    };
+    let mut order: Vec<(usize, f32)> = found.scores.into_iter().enumerate().collect();
     order.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));
     order.truncate(request.top_n.unwrap_or(usize::MAX));
     let text = |index: usize| Document { text: documents[index].clone() };
@@ -92,7 +101,27 @@ pub(super) async fn rerank(app: Data<App>, Json(request): Json<RerankRequest>) -
         relevance_score,
         document: request.return_documents.then(|| text(index)),
     });
+    Ok(HttpResponse::Ok().json(RerankResponse {
+        model: name.clone(),
+        results: results.collect(),
+        usage: found.tokens.map(Usage::read),
+        truncated: found.truncated,
+    }))
+}
+
+/// The cosine similarities of a question and documents.
+async fn similarities(embedder: &Embeds, query: String, documents: Vec<String>) -> adventures::Result<Compared> {
+    let query = embedder.batches.embed(vec![query], Kind::Query).await?;
+    let found = embedder.batches.embed(documents, Kind::Passage).await?;
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    // Some models' vectors are not of unit length.
+    let length = |vector: &[f32]| dot(vector, vector).sqrt();
+    let cosine = |vector: &[f32]| dot(vector, &query.vectors) / (length(vector) * length(&query.vectors)).max(1e-12);
+    let scores = found.vectors.chunks_exact(embedder.dim).map(cosine).collect();
     let tokens = query.tokens.iter().chain(&found.tokens).map(|n| *n as usize).sum();
-    let results = results.collect();
-    Ok(HttpResponse::Ok().json(RerankResponse { model: embedder.name.clone(), results, usage: Usage::read(tokens) }))
+    let truncated = match query.truncated.is_empty() {
+        true => found.truncated,
+        false => (0..found.tokens.len()).collect(),
+    };
+    Ok(Compared { scores, tokens: Some(tokens), truncated })
 }

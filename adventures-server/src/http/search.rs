@@ -22,6 +22,8 @@ pub(super) struct SearchRequest {
     k: Option<usize>,
     /// Whether words count, too [default: the service's setting]
     hybrid: Option<bool>,
+    /// Whether the reranker puts them in order [default: where the service has one]
+    rerank: Option<bool>,
     /// Which passages may be found: `{"aisle": "frost", "price": {"lt": 20}, "kind": ["boots", "cloak"]}`.
     #[schema(value_type = Option<Object>)]
     r#where: Option<Map<String, Value>>,
@@ -54,8 +56,8 @@ pub(super) async fn search(app: Data<App>, Json(request): Json<SearchRequest>) -
     }
     check_length("query", request.query.len(), service.embedder.max_tokens)?;
     let least = request.min_similarity.unwrap_or(-1.0);
-    let SearchRequest { query, k, hybrid, r#where: filter, .. } = request;
-    let retrieval = app.retrieval(SearchSettings { k, hybrid, filter, min_similarity: Some(least) })?;
+    let SearchRequest { query, k, hybrid, rerank, r#where: filter, .. } = request;
+    let retrieval = app.retrieval(SearchSettings { k, hybrid, rerank, filter, min_similarity: Some(least) })?;
     let Found { mut hits, truncated } = within(&app, answer::search(service, &query, &retrieval)).await?;
     hits.retain(|hit| hit.similarity >= least);
     Ok(HttpResponse::Ok().json(SearchResponse { hits, truncated }))

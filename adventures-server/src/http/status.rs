@@ -24,6 +24,8 @@ pub(super) struct Info {
     /// Seconds since it was started.
     uptime: u64,
     embedder: EmbedderInfo,
+    /// The model that puts in order what was found.
+    reranker: Option<String>,
     generator: Option<GeneratorInfo>,
     library: Option<LibraryInfo>,
     page: PageInfo,
@@ -120,6 +122,7 @@ pub(super) async fn info(app: Data<App>) -> Response<HttpResponse> {
     Ok(HttpResponse::Ok().json(Info {
         version: env!("CARGO_PKG_VERSION"),
         uptime: app.started.elapsed().as_secs(),
+        reranker: service.reranker.as_ref().map(|reranks| reranks.name.clone()),
         embedder: EmbedderInfo { name: embedder.name.clone(), dim: embedder.dim, max_tokens: embedder.max_tokens },
         generator: service.generator.as_ref().map(|writes| GeneratorInfo {
             name: writes.name.clone(),
