@@ -1,4 +1,4 @@
-//! Bidirectional attention over one sequence: no mask, no padding, and never all scores at a time.
+//! Bidirectional attention over one sequence: no padding, and never all scores at a time.
 
 use super::panels::dot::Floats;
 use super::panels::tile::{Place, ROWS, multiply, share};
@@ -19,6 +19,23 @@ pub(crate) struct Heads {
     pub(crate) dim: usize,
 }
 
+/// What is added to scores by the distance of key and query.
+pub(crate) struct Distances {
+    /// The largest distance; sequences are at most one token longer.
+    pub(crate) farthest: usize,
+    /// `(heads, 2 * farthest + 1)`: for keys that far before the query first.
+    pub(crate) values: Vec<f32>,
+}
+
+/// Which keys a query sees, and how.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sight<'a> {
+    /// How many tokens away they are at most; `None` for all.
+    pub(crate) window: Option<usize>,
+    /// What is added to their scores.
+    pub(crate) distances: Option<&'a Distances>,
+}
+
 /// What attention keeps between calls, to be reused.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -34,7 +51,7 @@ pub(crate) struct Scratch {
     more: Vec<f32>,
 }
 
-/// `out = softmax(q kᵀ / √dim) v`, head by head.
+/// `out = softmax(q kᵀ / √dim + distances) v`, head by head, over the keys in sight.
 ///
 /// `qkv` is `(tokens, 3 * count * dim)`: queries, keys and values side by side. `out` is `(tokens, count * dim)`, or fewer rows:
 /// those of the first tokens.
@@ -43,6 +60,7 @@ pub(crate) fn attention(
     out: &mut [f32],
     qkv: &[f32],
     heads: Heads,
+    sight: Sight<'_>,
     scratch: &mut Scratch,
     threads: Threads,
 ) {
@@ -50,9 +68,19 @@ pub(crate) fn attention(
     let (queries, tokens) = (out.len() / width, qkv.len() / (3 * width));
     let whole = out.len() == queries * width && qkv.len() == tokens * 3 * width;
     assert!(whole && queries <= tokens, "attention: shapes; this is a bug");
+    if let Some(distances) = sight.distances {
+        let each = 2 * distances.farthest + 1;
+        assert!(
+            tokens <= distances.farthest + 1 && distances.values.len() == heads.count * each,
+            "distances; this is a bug"
+        );
+    }
     let out = Target(out.as_mut_ptr());
     let one = |scratch: &mut Scratch, head: usize| {
-        let head = Head { qkv, out, queries, tokens, width, dim: heads.dim, column: head * heads.dim };
+        let (dim, column) = (heads.dim, head * heads.dim);
+        let distances = sight.distances.map(|all| all.values.chunks_exact(2 * all.farthest + 1).nth(head));
+        let (window, distances) = (sight.window.unwrap_or(tokens).min(tokens), distances.flatten());
+        let head = Head { qkv, out, queries, tokens, width, dim, column, window, distances };
         let head = &head;
         at_level!(level, attend::<V>(head: &Head<'_>, scratch: &mut Scratch));
     };
@@ -75,6 +103,10 @@ struct Head<'a> {
     dim: usize,
     /// Where the head begins.
     column: usize,
+    /// How far keys are away at most.
+    window: usize,
+    /// What is added to the scores, of a query's own key in the middle.
+    distances: Option<&'a [f32]>,
 }
 
 /// What softmax has seen of a row so far.
@@ -87,7 +119,7 @@ struct Seen {
 
 #[inline(always)]
 fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
-    let Head { qkv, queries, tokens, width, dim, column, .. } = *head;
+    let Head { qkv, queries, tokens, width, dim, column, window, .. } = *head;
     scratch.pack(head);
     let value_panels = dim.div_ceil(PANEL);
     let sum_stride = value_panels * PANEL;
@@ -95,8 +127,11 @@ fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
     while first < queries {
         let count = share::<Floats<V>>(queries - first);
         let mut seen = [Seen { largest: f32::NEG_INFINITY, total: 0.0 }; ROWS];
-        for start in (0..tokens).step_by(BLOCK_KEYS) {
-            let keys = BLOCK_KEYS.min(tokens - start);
+        // What one of these queries sees, from a whole panel on.
+        let nearest = first.saturating_sub(window) / PANEL * PANEL;
+        let farthest = tokens.min(first + count + window);
+        for start in (nearest..farthest).step_by(BLOCK_KEYS) {
+            let keys = BLOCK_KEYS.min(farthest - start);
             let queries = qkv[first * 3 * width + column..].as_ptr().cast();
             let key_panels = scratch.keys[start / PANEL * dim..].chunks_exact(dim).take(keys.div_ceil(PANEL));
             for (p, panel) in key_panels.enumerate() {
@@ -111,10 +146,11 @@ fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
             let mut carried = [0.0; ROWS];
             for i in 0..count {
                 let scores = &mut scratch.scores[i * BLOCK_KEYS..(i + 1) * BLOCK_KEYS];
-                carried[i] = weigh::<V>(scores, keys, 1.0 / (dim as f32).sqrt(), &mut seen[i]);
+                let scale = head.look(&mut scores[..keys], first + i, start);
+                carried[i] = weigh::<V>(scores, keys, scale, &mut seen[i]);
             }
             // The sums of the blocks before are scaled to the new largest score, and those of this one added.
-            let to = if start == 0 { &mut scratch.sums } else { &mut scratch.more };
+            let to = if start == nearest { &mut scratch.sums } else { &mut scratch.more };
             for p in 0..value_panels {
                 let panel = &scratch.values[p * tokens + start..][..keys];
                 // SAFETY: `count` rows of weights lie `BLOCK_KEYS` apart, and the panel has a strip for each of a row.
@@ -125,7 +161,7 @@ fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
                     multiply::<Floats<V>>(count, weights, panel, to);
                 }
             }
-            if start > 0 {
+            if start > nearest {
                 let sums = scratch.sums.chunks_exact_mut(sum_stride).zip(scratch.more.chunks_exact(sum_stride));
                 for ((sums, more), carried) in sums.zip(&carried[..count]) {
                     for (sum, more) in sums.iter_mut().zip(more) {
@@ -144,6 +180,28 @@ fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
             }
         }
         first += count;
+    }
+}
+
+impl Head<'_> {
+    /// Adds to a query's scores of the keys from `start` on what distances add, and hides those out of sight. Returns what scores
+    /// are still to be multiplied by.
+    #[inline(always)]
+    fn look(&self, scores: &mut [f32], query: usize, start: usize) -> f32 {
+        let mut scale = 1.0 / (self.dim as f32).sqrt();
+        if let Some(distances) = self.distances {
+            for (score, distance) in scores.iter_mut().zip(&distances[distances.len() / 2 + start - query..]) {
+                *score = *score * scale + distance;
+            }
+            scale = 1.0;
+        }
+        if self.window < self.tokens {
+            let keys = scores.len();
+            let place = |token: usize| token.saturating_sub(start).min(keys);
+            scores[..place(query.saturating_sub(self.window))].fill(f32::NEG_INFINITY);
+            scores[place(query + self.window + 1)..].fill(f32::NEG_INFINITY);
+        }
+        scale
     }
 }
 
@@ -214,39 +272,56 @@ mod tests {
         (0..count).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 250.0 - 2.0).collect()
     }
 
+    /// The formula in f64.
+    fn plain(qkv: &[f32], heads: Heads, sight: Sight<'_>) -> Vec<f64> {
+        let Heads { count, dim } = heads;
+        let width = count * dim;
+        let tokens = qkv.len() / (3 * width);
+        let at = |t: usize, part: usize, h: usize, i: usize| f64::from(qkv[t * 3 * width + part * width + h * dim + i]);
+        let mut out = vec![0.0; tokens * width];
+        for (h, q) in (0..count).flat_map(|h| (0..tokens).map(move |q| (h, q))) {
+            let weights: Vec<f64> = (0..tokens)
+                .map(|t| {
+                    let product: f64 = (0..dim).map(|i| at(q, 0, h, i) * at(t, 1, h, i)).sum();
+                    let distance = sight
+                        .distances
+                        .map_or(0.0, |all| f64::from(all.values[h * (2 * all.farthest + 1) + all.farthest + t - q]));
+                    let hidden = sight.window.is_some_and(|window| q.abs_diff(t) > window);
+                    if hidden { 0.0 } else { (product / (dim as f64).sqrt() + distance).exp() }
+                })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..dim {
+                out[q * width + h * dim + i] = (0..tokens).map(|t| weights[t] / total * at(t, 2, h, i)).sum();
+            }
+        }
+        out
+    }
+
     #[test]
     fn every_level_agrees_with_the_formula_in_f64() {
-        for level in Level::all() {
-            for (tokens, count, dim) in
-                [(1, 1, 1), (1, 2, 4), (2, 3, 5), (17, 4, 32), (65, 2, 64), (33, 1, 40), (BLOCK_KEYS + 70, 1, 16)]
-            {
-                let width = count * dim;
-                let qkv = numbers(tokens * 3 * width);
-                let mut out = vec![f32::NAN; tokens * width];
-                attention(level, &mut out, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::One);
-                let mut shared = vec![f32::NAN; tokens * width];
-                attention(level, &mut shared, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::All);
-                assert_eq!(out, shared);
-                let mut first = vec![f32::NAN; width];
-                attention(level, &mut first, &qkv, Heads { count, dim }, &mut Scratch::default(), Threads::One);
-                assert_eq!(first, out[..width]);
-                let at = |t: usize, part: usize, h: usize, i: usize| {
-                    f64::from(qkv[t * 3 * width + part * width + h * dim + i])
-                };
-                for h in 0..count {
-                    for q in 0..tokens {
-                        let weights: Vec<f64> = (0..tokens)
-                            .map(|t| {
-                                let product: f64 = (0..dim).map(|i| at(q, 0, h, i) * at(t, 1, h, i)).sum();
-                                (product / (dim as f64).sqrt()).exp()
-                            })
-                            .collect();
-                        let total: f64 = weights.iter().sum();
-                        for i in 0..dim {
-                            let want: f64 = (0..tokens).map(|t| weights[t] / total * at(t, 2, h, i)).sum();
-                            let got = f64::from(out[q * width + h * dim + i]);
-                            assert!((want - got).abs() < 1e-5, "{level:?} {tokens} tokens, head {h}: {want} {got}");
-                        }
+        let shapes = [(1, 1, 1), (1, 2, 4), (2, 3, 5), (17, 4, 32), (65, 2, 64), (33, 1, 40), (BLOCK_KEYS + 70, 1, 16)];
+        let windows = [None, Some(0), Some(1), Some(20), Some(BLOCK_KEYS - 7)];
+        for (tokens, count, dim) in shapes {
+            let (heads, width) = (Heads { count, dim }, count * dim);
+            let qkv = numbers(tokens * 3 * width);
+            let farthest = tokens + 3;
+            let distances = Distances { farthest, values: numbers(count * (2 * farthest + 1)) };
+            for (window, distances) in windows.into_iter().flat_map(|w| [(w, None), (w, Some(&distances))]) {
+                let sight = Sight { window, distances };
+                let want = plain(&qkv, heads, sight);
+                for level in Level::all() {
+                    let run = |rows: usize, threads: Threads| {
+                        let mut out = vec![f32::NAN; rows * width];
+                        attention(level, &mut out, &qkv, heads, sight, &mut Scratch::default(), threads);
+                        out
+                    };
+                    let out = run(tokens, Threads::One);
+                    assert_eq!(out, run(tokens, Threads::All));
+                    assert_eq!(run(1, Threads::One), out[..width]);
+                    for (want, got) in want.iter().zip(&out) {
+                        let error = (want - f64::from(*got)).abs();
+                        assert!(error < 1e-5, "{level:?} {tokens} tokens, window {window:?}: {want} {got}");
                     }
                 }
             }
@@ -258,12 +333,20 @@ mod tests {
         let heads = Heads { count: 2, dim: 24 };
         let qkv = numbers(21 * 3 * 48);
         let mut fresh = vec![0.0; 21 * 48];
-        attention(Level::best(), &mut fresh, &qkv, heads, &mut Scratch::default(), Threads::One);
+        attention(Level::best(), &mut fresh, &qkv, heads, Sight::default(), &mut Scratch::default(), Threads::One);
         let mut scratch = Scratch::default();
         let mut other = vec![0.0; 90 * 48];
-        attention(Level::best(), &mut other, &vec![f32::NAN; 90 * 3 * 48], heads, &mut scratch, Threads::One);
+        attention(
+            Level::best(),
+            &mut other,
+            &vec![f32::NAN; 90 * 3 * 48],
+            heads,
+            Sight::default(),
+            &mut scratch,
+            Threads::One,
+        );
         let mut again = vec![0.0; 21 * 48];
-        attention(Level::best(), &mut again, &qkv, heads, &mut scratch, Threads::One);
+        attention(Level::best(), &mut again, &qkv, heads, Sight::default(), &mut scratch, Threads::One);
         assert_eq!(fresh, again);
     }
 }
