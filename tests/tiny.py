@@ -46,14 +46,28 @@ def _special(tokens: list[str], ids: dict[str, int]) -> list[dict[str, Any]]:
     return [{"id": ids[token], "content": token, **flags} for token in tokens]
 
 
-def _template(first: str, last: str, ids: dict[str, int]) -> dict[str, Any]:
+def load_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of a file that `save_safetensors` wrote."""
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    tensors = {}
+    for name, info in json.loads(data[8 : 8 + size]).items():
+        start, end = info["data_offsets"]
+        numbers = np.frombuffer(
+            data[8 + size + start : 8 + size + end], {"F32": np.float32, "F16": np.float16}[info["dtype"]]
+        )
+        tensors[name] = numbers.reshape(info["shape"])
+    return tensors
+
+
+def _template(first: str, last: str, ids: dict[str, int], *, second: int = 0) -> dict[str, Any]:
     special = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (first, last)}
     single = [
         {"SpecialToken": {"id": first, "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 0}},
         {"SpecialToken": {"id": last, "type_id": 0}},
     ]
-    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}, {"SpecialToken": {"id": last, "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": second}}, {"SpecialToken": {"id": last, "type_id": second}}]
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
 
 
@@ -68,7 +82,7 @@ def wordpiece() -> dict[str, Any]:
         "added_tokens": _special(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], ids),
         "normalizer": {**normalizer, "lowercase": True},
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": _template("[CLS]", "[SEP]", ids),
+        "post_processor": _template("[CLS]", "[SEP]", ids, second=1),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {**model, "max_input_chars_per_word": 100, "vocab": ids},
     }
@@ -191,6 +205,46 @@ def bert(
     return path
 
 
+def cross_encoder(path: Path, *, seed: int, model_type: str = "bert", identity: bool = False, labels: int = 1) -> Path:
+    """Writes a cross-encoder: `bert`'s checkpoint below a prefix, and a head.
+
+    Args:
+        path: Where to; made where it is absent.
+        seed: Of the weights.
+        model_type: `"bert"` or `"xlm-roberta"`.
+        identity: Whether the scores are stated to be the logits.
+        labels: How many numbers the head gives.
+    """
+    bert(path, seed=seed, model_type=model_type)
+    roberta = model_type == "xlm-roberta"
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    kind = "XLMRobertaForSequenceClassification" if roberta else "BertForSequenceClassification"
+    config |= {"architectures": [kind], "id2label": {str(i): f"LABEL_{i}" for i in range(labels)}}
+    config |= {"label2id": {f"LABEL_{i}": i for i in range(labels)}}
+    if identity:
+        config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    _write(path / "config.json", config)
+    prefix = "roberta." if roberta else "bert."
+    tensors = {prefix + name: tensor for name, tensor in load_safetensors(path / "model.safetensors").items()}
+    random = np.random.Generator(np.random.PCG64(seed))
+    layers = {"classifier.dense" if roberta else "bert.pooler.dense": HIDDEN}
+    layers["classifier.out_proj" if roberta else "classifier"] = labels
+    for name, outputs in layers.items():
+        tensors[f"{name}.weight"] = (random.standard_normal((outputs, HIDDEN)) * 0.3).astype(np.float32)
+        tensors[f"{name}.bias"] = (random.standard_normal(outputs) * 0.1).astype(np.float32)
+    save_safetensors(path / "model.safetensors", tensors)
+    return path
+
+
+def cross_encoders(root: Path) -> dict[str, Path]:
+    """Writes one tiny cross-encoder for each kind of head and returns them by name."""
+    return {
+        "ms-marco": cross_encoder(root / "ms-marco", seed=6, identity=True),
+        "bge-reranker": cross_encoder(root / "bge-reranker", seed=7, model_type="xlm-roberta"),
+    }
+
+
+QUERIES = ["where does the dragon sleep?", "", "the rope " * 40]
 E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
 BGE_QUERY = "climb the rope: "
 

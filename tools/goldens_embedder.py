@@ -1,6 +1,7 @@
 """Writes what the embedder's tests expect, from transformers and sentence-transformers (`make goldens`).
 
 - tests/goldens/tiny.npz: unit vectors of tests/tiny.py's checkpoints, by transformers in f32
+- tests/goldens/cross.npz: scores of its cross-encoders, by sentence-transformers
 - tests/goldens/minilm.npz: unit vectors of 500 texts by sentence-transformers and all-MiniLM-L6-v2, and the texts
 - tests/goldens/nfcorpus.json: nDCG@10 of the same model on NFCorpus, by pytrec_eval, where the data set is given
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytrec_eval
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,18 @@ def tiny_vectors(path: Path, name: str, kind: str) -> list[list[float]]:
     mask = batch["attention_mask"][..., None].float()
     pooled = hidden[:, 0] if name == "bge" else (hidden * mask).sum(1) / mask.sum(1)
     return torch.nn.functional.normalize(pooled, dim=1).tolist()
+
+
+def cross_scores(path: Path, name: str) -> np.ndarray:
+    """Scores tiny.TEXTS for each of tiny.QUERIES."""
+    roberta = name == "bge-reranker"
+    names = {"pad_token": "<pad>"} if roberta else {"pad_token": "[PAD]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), **names)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"] + ([] if roberta else ["token_type_ids"])
+    model = CrossEncoder(str(path), device="cpu")
+    model.tokenizer = tokenizer
+    model.max_length = 64 if roberta else 66
+    return np.array([model.predict([(query, text) for text in tiny.TEXTS]) for query in tiny.QUERIES], np.float32)
 
 
 def minilm_texts() -> list[str]:
@@ -86,7 +99,9 @@ def main() -> None:
             for name, path in tiny.family(Path(folder)).items()
             for kind in ("query", "passage")
         }
+        scores = {name: cross_scores(path, name) for name, path in tiny.cross_encoders(Path(folder)).items()}
     np.savez_compressed(GOLDENS / "tiny.npz", **vectors)
+    np.savez_compressed(GOLDENS / "cross.npz", **scores)
     texts = minilm_texts()
     assert len(texts) == 500
     model = SentenceTransformer(sys.argv[1], device="cpu")

@@ -11,6 +11,7 @@ mod error;
 mod generator;
 mod logprob;
 mod option;
+mod reranker;
 
 use pyo3::prelude::*;
 
@@ -31,6 +32,8 @@ mod _adventures {
     use crate::generator::{Generation, GenerationStats, Generator};
     #[pymodule_export]
     use crate::logprob::TokenLogprob;
+    #[pymodule_export]
+    use crate::reranker::{Reranker, Scores};
     use pyo3::prelude::*;
 
     #[pymodule_init]

@@ -71,6 +71,10 @@ pub(crate) fn precision<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
     text("precision", value)
 }
 
+pub(crate) fn activation<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str>> {
+    text_or_none("activation", value)
+}
+
 pub(crate) fn kind<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
     text("kind", value)
 }

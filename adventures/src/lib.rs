@@ -11,6 +11,8 @@ mod generator;
 pub mod gguf;
 mod kernels;
 pub mod models;
+mod reading;
+mod reranker;
 mod sampling;
 mod schema;
 mod split;
@@ -27,5 +29,6 @@ pub use generator::{
 };
 pub use kernels::panels::Precision;
 pub use models::decoder::Quantize;
+pub use reranker::{Activation, Reranker, RerankerOptions, Scores};
 pub use sampling::SamplingOptions;
 pub use template::{Message, Role};

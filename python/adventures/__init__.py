@@ -28,6 +28,8 @@ from adventures._adventures import (
     GenerationStats,
     Generator,
     HeatMap,
+    Reranker,
+    Scores,
     TokenLogprob,
     TokenVectors,
     TruncationWarning,
@@ -37,6 +39,7 @@ from adventures._adventures import (
 if TYPE_CHECKING:
     from adventures.chat import Answer, Chat
     from adventures.library import Hit, Library, Source, SyncReport
+    from adventures.ranking import Ranked, Ranking
     from adventures.seed import Adventures
 
 __all__ = [
@@ -55,6 +58,10 @@ __all__ = [
     "HeatMap",
     "Hit",
     "Library",
+    "Ranked",
+    "Ranking",
+    "Reranker",
+    "Scores",
     "Source",
     "SyncReport",
     "TokenLogprob",
@@ -70,6 +77,8 @@ _LAZY = {
     "Chat": "adventures.chat",
     "Hit": "adventures.library",
     "Library": "adventures.library",
+    "Ranked": "adventures.ranking",
+    "Ranking": "adventures.ranking",
     "Source": "adventures.library",
     "SyncReport": "adventures.library",
 }

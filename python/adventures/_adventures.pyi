@@ -26,6 +26,8 @@ __all__ = [
     "HeatMap",
     "Profile",
     "Prompt",
+    "Reranker",
+    "Scores",
     "TokenLogprob",
     "TokenVectors",
     "TruncationWarning",
@@ -69,12 +71,14 @@ class EmbeddingStream:
 class Embedder:
     """A sentence embedding model, on the CPU: of the BERT family, or a decoder with the adapters of LLM2Vec.
 
-    The encoder is our own: sequences are packed end to end, never padded, so a vector does not depend on what is
-    embedded beside it. A decoder (Mistral, Llama, …) reads as LLM2Vec (https://arxiv.org/abs/2404.05961) has it: every
-    token sees all others, texts of more than 400 tokens are cut between words, the text is the user's turn where model
-    or adapter say that they are of one of LLM2Vec's instruct models (`mistralai/Mistral-7B-Instruct-v0.2`, …), and the
-    vector is the mean over the text's own tokens, of unit length here. One embedder serves any number of threads; the
-    GIL is released while it computes, and Ctrl-C stops it.
+    Encoders are BERT, RoBERTa, XLM-RoBERTa, CamemBERT, MPNet, ModernBERT, Nomic's BERT and GTE's (`new`), as their
+    `config.json` names them. They are our own: sequences are packed end to end, never padded, so a vector does not
+    depend on what is embedded beside it. A decoder (Mistral, Llama, …) reads as LLM2Vec
+    (https://arxiv.org/abs/2404.05961) has it: every token sees all others, texts of more than 400 tokens are cut
+    between words, the text is the user's turn where model or adapter say that they are of one of LLM2Vec's instruct
+    models (`mistralai/Mistral-7B-Instruct-v0.2`, …), and the vector is the mean over the text's own tokens, of unit
+    length here. One embedder serves any number of threads; the GIL is released while it computes, and Ctrl-C stops
+    it.
 
     Args:
         model: A name of the catalogue (`adventures models list`), a Hugging Face id, or a directory with `config.json`,
@@ -186,6 +190,119 @@ class Embedder:
             texts: The texts; one that fits is one piece, unchanged.
             max_tokens: The longest piece, prefix and special tokens included; what the model reads by default.
             overlap: How many tokens neighbours may share.
+        """
+
+@final
+class Scores:
+    """How well some documents answer a query, and what was read to tell."""
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """`(n,)`; higher is better."""
+    @property
+    def tokens(self) -> NDArray[np.uint32]:
+        """`(n,)`: how many tokens were read of each document with its query, special tokens included."""
+    @property
+    def truncated(self) -> list[int]:
+        """The indices of the documents that were longer than `max_tokens` with their query; the longer was cut."""
+
+@final
+class Reranker:
+    """A cross-encoder, on the CPU: reads a query and a document together and says how well they fit.
+
+    An encoder (see `Embedder`) with a classifier of one label, as sentence-transformers' `CrossEncoder` has it:
+    ms-marco-MiniLM, bge-reranker, gte-reranker-modernbert. A pair is read as the tokenizer's own template has it;
+    of one that is too long, the longer of both is cut. Pairs are packed end to end, never padded, so a score does
+    not depend on what is scored beside it. One reranker serves any number of threads; the GIL is released while it
+    computes, and Ctrl-C stops it.
+
+    Args:
+        model: A name of the catalogue, a Hugging Face id, or a directory with `config.json`, `tokenizer.json` and
+            safetensors.
+        revision: The branch, tag or commit of a Hugging Face id.
+        device: `"auto"`, `"cpu"` or `"cuda:N"`.
+        threads: How many threads compute; all that the container grants by default.
+        max_tokens: The longest query and document together, in tokens, special tokens included; what the checkpoint
+            states by default.
+        precision: What products are rounded to, as `Embedder` has it.
+        activation: What makes a score of the model's logit: `"sigmoid"`, scores from 0 to 1, or `"none"`. What the
+            checkpoint states by default, as sentence-transformers reads it; a sigmoid where it states nothing.
+
+    Raises:
+        FileNotFoundError: The model, or a file of it, is not there.
+        NotImplementedError: The architecture or device is not supported.
+        ValueError: An argument or a file is not what it should be; the model has several labels.
+    """
+
+    def __new__(
+        cls,
+        model: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        max_tokens: int | None = None,
+        precision: Literal["f32", "bf16", "int8", "auto"] = "f32",
+        activation: Literal["sigmoid", "none"] | None = None,
+    ) -> Self: ...
+    @property
+    def name(self) -> str:
+        """The catalogue name, the Hugging Face id, or the directory's name."""
+    @property
+    def revision(self) -> str:
+        """The commit or content hash; empty where unknown."""
+    @property
+    def path(self) -> str:
+        """The directory that the model was read from."""
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a query and a document are read at most, special tokens included."""
+    @property
+    def precision(self) -> Literal["f32", "bf16", "int8"]:
+        """What products are rounded to."""
+    @property
+    def activation(self) -> Literal["sigmoid", "none"]:
+        """What makes a score of the model's logit."""
+    @property
+    def threads(self) -> int:
+        """How many threads compute."""
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+    def score(self, query: str, doc: str) -> float:
+        """Returns how well a document answers `query`; higher is better.
+
+        Warns:
+            TruncationWarning: As `scores` does.
+        """
+    def scores(self, query: str, docs: str | Iterable[str]) -> NDArray[np.float32]:
+        """Returns how well each document answers `query`, `(n,)`, in their order.
+
+        Warns:
+            TruncationWarning: Some documents were longer than `max_tokens` with the query; `compare` says which.
+        """
+    def compare(self, query: str, docs: str | Iterable[str]) -> Scores:
+        """Returns the numbers of `scores` with token counts and the documents that were cut."""
+    def rank(
+        self,
+        query: str,
+        docs: str | Iterable[str],
+        doc_ids: Sequence[int | str] | None = None,
+        metadata: Sequence[dict[str, Any]] | None = None,
+    ) -> Ranking:
+        """Returns the documents in the order of their scores, best first; of equals, the one given first.
+
+        Args:
+            query: The question.
+            docs: The documents; of none, the ranking is empty.
+            doc_ids: What to call them; their positions by default.
+            metadata: What is returned along with each.
+
+        Raises:
+            ValueError: `doc_ids` or `metadata` are not as many as the documents; an id is there twice.
+
+        Warns:
+            TruncationWarning: As `scores` does.
         """
 
 @final

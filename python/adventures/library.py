@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
     from adventures._adventures import Embedder
+    from adventures.ranking import Scorer
 
 __all__ = ["Hit", "Library", "Skip", "Source", "SyncReport"]
 
@@ -193,6 +194,7 @@ class Library:
         *,
         hybrid: bool = False,
         where: Mapping[str, object] | None = None,
+        rerank: Scorer | None = None,
     ) -> list[Hit]:
         """Returns the passages nearest to a question, best first; none from an empty library.
 
@@ -202,9 +204,11 @@ class Library:
             hybrid: Whether to fuse with full-text search: better where exact words count, names above all.
             where: A filter built from values: `{"aisle": "frost", "price": {"lt": 20}, "kind": ["boots", "cloak"]}`;
                 see `adventures.filters.condition`.
+            rerank: A `Reranker`, or anything with `scores(query, docs)`: it is shown more passages, 5 times `k` and 50
+                at least, and `Hit.score` is what it says of the best of them.
 
         Warns:
-            TruncationWarning: The query is longer than the model reads.
+            TruncationWarning: The query is longer than the model reads, or a passage with it longer than the reranker.
 
         Raises:
             AdventuresError: The library's files are damaged or out of reach.
@@ -217,6 +221,10 @@ class Library:
         check_unicode(query, "the query")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
+        if rerank is not None and not callable(getattr(rerank, "scores", None)):
+            raise TypeError(
+                f"rerank must have a method scores(query, docs), as Reranker has; {type(rerank).__name__} has none"
+            )
         embedder = self._needed("search")
         snapshot = self._current()
         if snapshot is None or not snapshot.rows:
@@ -230,9 +238,11 @@ class Library:
         vector = encoded.vectors[0]
         find = _search.hybrid if hybrid else _search.dense
         try:
-            return find(snapshot, Query(query, vector, where), min(k, snapshot.rows))
+            wanted = k if rerank is None else _search.depth(k)
+            hits = find(snapshot, Query(query, vector, where), min(wanted, snapshot.rows))
         except RuntimeError as error:
             raise AdventuresError(f"cannot read {self._store}: {error}") from error
+        return hits if rerank is None else _search.reranked(rerank, query, hits, k)
 
     def _needed(self, verb: str) -> Embedder:
         if self._embedder is None:

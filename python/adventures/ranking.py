@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Scorer(Protocol):
+    """What tells how well documents answer a query: a `Reranker`, or any object with this method."""
+
+    def scores(self, query: str, docs: Sequence[str], /) -> NDArray[np.floating]:
+        """Returns a number for each document, `(n,)`; higher is better."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from adventures.ranking import Scorer
     from adventures.store import Snapshot
 
 # Reciprocal rank fusion (Cormack, Clarke, Büttcher 2009). The paper's constant is 60; with MiniLM 10 is better where
@@ -54,7 +55,8 @@ class Hit:
     Attributes:
         id: The row's id, `#`, and which passage of the row it is, from 0 on.
         text: The passage.
-        score: What the hits are ordered by: the cosine similarity, or the sum of reciprocal ranks in a hybrid search.
+        score: What the hits are ordered by: the cosine similarity, the sum of reciprocal ranks in a hybrid search, or
+            what a reranker says.
         metadata: The kept columns of the row.
         source: Where it comes from.
         similarity: The cosine similarity of question and passage, in any search.
@@ -84,15 +86,36 @@ def dense(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
 
 def hybrid(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
     """Returns the `k` best passages by reciprocal rank fusion of the nearest vectors and the best word matches."""
-    depth = max(_DEPTH, 5 * k)
     rows: dict[str, dict[str, Any]] = {}
     scores: dict[str, float] = {}
-    for leg in (_nearest(snapshot, query, depth), _matching(snapshot, query, depth)):
+    for leg in (_nearest(snapshot, query, depth(k)), _matching(snapshot, query, depth(k))):
         for rank, row in enumerate(leg, start=1):
             rows.setdefault(row["id"], row)
             scores[row["id"]] = scores.get(row["id"], 0.0) + 1 / (_RRF + rank)
     best = sorted(scores, key=lambda id_: (-scores[id_], id_))[:k]
     return [_hit(rows[id_], snapshot, scores[id_]) for id_ in best]
+
+
+def depth(k: int) -> int:
+    """Returns how many hits a reranker is shown to choose `k` of."""
+    return max(_DEPTH, 5 * k)
+
+
+def reranked(scorer: Scorer, query: str, hits: list[Hit], k: int) -> list[Hit]:
+    """Returns the `k` hits that a reranker finds best; of equals, the one found first.
+
+    Raises:
+        ValueError: It does not give each hit a finite number.
+    """
+    if not hits:
+        return []
+    scores = np.asarray(scorer.scores(query, [hit.text for hit in hits]), np.float64)
+    if scores.shape != (len(hits),) or not np.isfinite(scores).all():
+        raise ValueError(
+            f"the reranker must give {len(hits)} finite scores, not an array of shape {scores.shape}: {scores}"
+        )
+    best = np.argsort(-scores, kind="stable")[:k]
+    return [replace(hits[at], score=float(scores[at])) for at in best]
 
 
 def _nearest(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:

@@ -11,16 +11,15 @@ pub(crate) use embeddings::with_rows;
 pub(crate) use layout::Layout;
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::error::{Error, Result, cut, invalid, message, unsupported};
+use crate::error::{Error, Result, invalid, unsupported};
 use crate::kernels::panels::Precision;
 use crate::models::decoder::{self, DecoderOptions, Quantize};
 use crate::models::{Encoder, encoder};
-use crate::{device, split};
+use crate::{device, reading, split};
 use layout::Prompts;
 use llm2vec::{Framed, TextPath};
 use rayon::prelude::*;
 use serde_json::Value;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,10 +29,6 @@ use tokenizers::{Tokenizer, TruncationDirection};
 const CALL_TOKENS: usize = 4096;
 /// The same for a decoder, which has a hundred times the weights.
 const DECODER_CALL_TOKENS: usize = 512;
-/// A token of real text has some 4 bytes, so a beginning of this many for each token holds enough of them.
-const BYTES_PER_TOKEN: usize = 32;
-/// How many tokens before a cut may differ from those of the whole text: a word of BERT has at most 100.
-const MARGIN_TOKENS: usize = 128;
 /// How many tokens more than its own a piece of a text may have where something stands before and behind it.
 const SEAM_TOKENS: usize = 2;
 
@@ -323,8 +318,9 @@ impl Embedder {
         self.encode_until(text, enough)
     }
 
+    /// As [`reading::read`] does.
     fn encode_until(&self, text: &str, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
-        encode_until(&self.tokenizer, text, enough)
+        reading::read(&self.tokenizer, text, enough)
     }
 
     fn tokens(&self, text: &str, kind: Kind, cancel: &AtomicBool) -> Result<Tokens> {
@@ -355,36 +351,6 @@ impl Embedder {
         // Of an empty text outside of a turn nothing is left but its start token.
         Ok(Tokens { pooled: if pooled == 0 { ids.len() } else { pooled }, ids, truncated })
     }
-}
-
-/// Returns the tokens of `text`, or its first `enough` tokens and some more, and whether there are others behind them.
-///
-/// A text of megabytes is not tokenized to be cut to a few hundred tokens.
-pub(crate) fn encode_until(tokenizer: &Tokenizer, text: &str, enough: usize) -> Result<(tokenizers::Encoding, bool)> {
-    // The tokenizers crate panics over some steps that a broken file may hold.
-    let encode = |text| match catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, false))) {
-        Ok(read) => read.map_err(|e| Error::Tokenizer(cut(e.to_string()))),
-        Err(panic) => Err(Error::Tokenizer(cut(format!("reading a text: {}", message(&*panic))))),
-    };
-    let certain = enough.saturating_add(MARGIN_TOKENS);
-    let beginning = beginning(text, certain.saturating_mul(BYTES_PER_TOKEN));
-    if beginning.len() < text.len() {
-        let tokens = encode(beginning)?;
-        if tokens.len() > certain {
-            return Ok((tokens, true));
-        }
-    }
-    Ok((encode(text)?, false))
-}
-
-/// Returns the first `bytes` bytes of `text` or a few less, up to white space where there is some near.
-fn beginning(text: &str, bytes: usize) -> &str {
-    let cut = split::head(text, bytes);
-    if cut.len() == text.len() {
-        return text;
-    }
-    let near = split::head(cut, cut.len().saturating_sub(1024)).len();
-    cut[near..].rfind(char::is_whitespace).map_or(cut, |at| &cut[..near + at])
 }
 
 /// `own` is what the model itself states, where it does not leave that to the files.

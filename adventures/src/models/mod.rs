@@ -1,5 +1,6 @@
 //! Transformers over token ids. Nothing here knows what a word is.
 
+pub mod classifier;
 pub mod decoder;
 pub mod encoder;
 
@@ -15,7 +16,10 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// The length of each sequence; they add up to `ids.len()`.
     pub lengths: Vec<usize>,
-    /// How many tokens of each sequence are attended to, its first ones; empty where that is all of them.
+    /// The type of each token, where the model tells one text of two from the other; empty where all are of type 0.
+    pub types: Vec<u8>,
+    /// How many tokens of each sequence are attended to, its first ones; empty where that is all of them. Decoders
+    /// refuse others.
     pub attended: Vec<usize>,
 }
 
@@ -34,9 +38,9 @@ pub trait Encoder: Send + Sync {
     fn hidden_size(&self) -> usize;
     /// The most tokens that one sequence may have.
     fn context(&self) -> usize;
-    /// Returns whether [`Batch::attended`] is heeded.
-    fn attends_in_part(&self) -> bool {
-        false
+    /// How many types of tokens it tells apart.
+    fn token_types(&self) -> usize {
+        1
     }
     /// Returns `(batch.ids.len(), hidden_size)` in f32, rows in the order of `batch.ids`.
     fn encode(&self, batch: &Batch) -> Result<Tensor>;

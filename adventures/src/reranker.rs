@@ -1,0 +1,249 @@
+//! A question and documents to scores: cross-encoders, which read both together (Nogueira and Cho 2019).
+
+use crate::checkpoint::Checkpoint;
+use crate::device;
+use crate::error::{Error, Result, cut, invalid, unsupported};
+use crate::kernels::panels::Precision;
+use crate::models::Batch;
+use crate::models::classifier::Classifier;
+use crate::reading::read;
+use rayon::prelude::*;
+use serde_json::Value;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokenizers::utils::truncation::truncate_encodings;
+use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationParams, TruncationStrategy};
+
+/// How many tokens go through the model in one call: bounds the memory, and how long a cancellation waits.
+const CALL_TOKENS: usize = 4096;
+/// How many documents are tokenized and sorted by length at a time.
+const WINDOW_DOCUMENTS: usize = 4096;
+
+/// What makes a score of the model's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `1 / (1 + e^-x)`: scores from 0 to 1.
+    Sigmoid,
+    /// Nothing: the logit is the score.
+    Identity,
+}
+
+impl Activation {
+    /// Returns `"sigmoid"` or `"none"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sigmoid => "sigmoid",
+            Self::Identity => "none",
+        }
+    }
+
+    /// Reads it where sentence-transformers writes it, and before its version 4 wrote it; without, it is the sigmoid.
+    fn stated(checkpoint: &Checkpoint) -> Result<Self> {
+        let config = checkpoint.config();
+        let stated = config
+            .get("sentence_transformers")
+            .and_then(|config| config.get("activation_fn"))
+            .or_else(|| config.get("sbert_ce_default_activation_function"))
+            .and_then(Value::as_str)
+            .unwrap_or("Sigmoid");
+        match stated.rsplit('.').next().unwrap_or_default() {
+            "Sigmoid" => Ok(Self::Sigmoid),
+            "Identity" => Ok(Self::Identity),
+            _ => {
+                let place = checkpoint.dir().display();
+                unsupported!("{place}: activation {stated:?}; supported are Sigmoid and Identity")
+            }
+        }
+    }
+}
+
+impl FromStr for Activation {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "sigmoid" => Ok(Self::Sigmoid),
+            "none" => Ok(Self::Identity),
+            _ => invalid!("activation={name:?}: expected \"sigmoid\" or \"none\""),
+        }
+    }
+}
+
+/// What to change from what the checkpoint says; `None` leaves it.
+#[derive(Debug, Clone, Default)]
+pub struct RerankerOptions {
+    /// `"auto"`, `"cpu"` or `"cuda:N"`; empty is `"auto"`.
+    pub device: String,
+    /// How many threads compute; all that the cgroup grants by default.
+    pub threads: Option<usize>,
+    /// The longest question and document together, in tokens, special tokens included.
+    pub max_tokens: Option<usize>,
+    /// What products are rounded to.
+    pub precision: Precision,
+    /// What makes a score of the model's number.
+    pub activation: Option<Activation>,
+}
+
+/// A cross-encoder with one label, as sentence-transformers' `CrossEncoder` has it: ms-marco-MiniLM, bge-reranker.
+///
+/// Shared freely between threads.
+pub struct Reranker {
+    tokenizer: Tokenizer,
+    classifier: Classifier,
+    max_tokens: usize,
+    /// How many of them are special.
+    special: usize,
+    precision: Precision,
+    activation: Activation,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+/// How well some documents answer a question, and what was read to tell.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scores {
+    /// Higher is better.
+    pub scores: Vec<f32>,
+    /// How many tokens were read of each document with its question, special tokens included.
+    pub tokens: Vec<u32>,
+    /// The indices of the documents that were longer than `max_tokens` with their question; the longer of both was cut.
+    pub truncated: Vec<usize>,
+}
+
+/// A question with one document, as the model reads them.
+struct Pair {
+    ids: Vec<u32>,
+    types: Vec<u8>,
+    truncated: bool,
+}
+
+impl Reranker {
+    /// Loads the checkpoint in `dir`, laid out as Hugging Face saves it.
+    pub fn load(dir: impl AsRef<Path>, options: &RerankerOptions) -> Result<Self> {
+        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let pool = Arc::new(device::pool(device::threads(options.threads)?, "reranker")?);
+        let checkpoint = Checkpoint::open(dir)?;
+        let place = checkpoint.dir().display();
+        let tokenizer = checkpoint.tokenizer()?;
+        let vocabulary = checkpoint.config().get("vocab_size").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        let entries = tokenizer.get_vocab_size(true);
+        if entries as u64 > vocabulary {
+            return invalid!(
+                "{place}: the tokenizer has {entries} entries, the model's vocabulary {vocabulary}; they do not belong \
+                 together"
+            );
+        }
+        let activation = options.activation.map_or_else(|| Activation::stated(&checkpoint), Ok)?;
+        let classifier = Classifier::load(&checkpoint, options.precision, Arc::clone(&pool))?;
+        let context = classifier.context();
+        let special = tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(true));
+        let max_tokens = match options.max_tokens {
+            None => {
+                let settings = checkpoint.json("tokenizer_config.json")?.unwrap_or_default();
+                // Where a tokenizer has no limit, transformers writes 10^30, which is no u64.
+                let stated = settings.get("model_max_length").and_then(Value::as_u64);
+                stated.map_or(context, |stated| context.min(usize::try_from(stated).unwrap_or(usize::MAX)))
+            }
+            Some(asked) if asked == 0 || asked > context => {
+                return invalid!("max_tokens={asked}: this model reads 1 to {context}");
+            }
+            Some(asked) => asked,
+        };
+        if max_tokens < special + 2 {
+            return invalid!("max_tokens={max_tokens}: special tokens alone take {special}");
+        }
+        Ok(Self { tokenizer, classifier, max_tokens, special, precision: options.precision, activation, pool })
+    }
+
+    /// Returns how many tokens of a question and a document are read at most, special tokens included.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Returns what products are rounded to.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Returns what makes a score of the model's number.
+    pub fn activation(&self) -> Activation {
+        self.activation
+    }
+
+    /// Returns how many threads compute.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Returns how well each of `documents` answers `query`.
+    ///
+    /// A score does not depend on the documents beside its own. Setting `cancel` from another thread ends the call with
+    /// [`Error::Cancelled`].
+    pub fn score(&self, query: &str, documents: &[impl AsRef<str> + Sync], cancel: &AtomicBool) -> Result<Scores> {
+        let question = read(&self.tokenizer, query, self.max_tokens)?;
+        let mut found = Scores::default();
+        for window in documents.chunks(WINDOW_DOCUMENTS) {
+            let pair = |document: &_| {
+                if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { self.pair(&question, document) }
+            };
+            let pairs = window.par_iter().map(|document| pair(document.as_ref()));
+            let pairs: Vec<Pair> = self.pool.install(|| pairs.collect::<Result<_>>())?;
+            let first = found.scores.len();
+            found.scores.resize(first + pairs.len(), 0.0);
+            found.tokens.extend(pairs.iter().map(|pair| pair.ids.len() as u32));
+            found.truncated.extend(pairs.iter().enumerate().filter(|(_, pair)| pair.truncated).map(|(i, _)| first + i));
+            self.compute(&pairs, cancel, &mut found.scores[first..])?;
+        }
+        if let Some(i) = found.scores.iter().position(|score| !score.is_finite()) {
+            return invalid!("document {i} has the score {}; the model's weights are out of range", found.scores[i]);
+        }
+        Ok(found)
+    }
+
+    /// Writes the score of each of `pairs`.
+    fn compute(&self, pairs: &[Pair], cancel: &AtomicBool, scores: &mut [f32]) -> Result<()> {
+        let mut order: Vec<usize> = (0..pairs.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(pairs[i].ids.len()));
+        let mut order = order.as_slice();
+        while !order.is_empty() {
+            let mut batch = Batch::default();
+            while let Some(&i) = order.get(batch.lengths.len()) {
+                if !batch.ids.is_empty() && batch.ids.len() + pairs[i].ids.len() > CALL_TOKENS {
+                    break;
+                }
+                batch.ids.extend_from_slice(&pairs[i].ids);
+                batch.types.extend_from_slice(&pairs[i].types);
+                batch.lengths.push(pairs[i].ids.len());
+            }
+            let (now, later) = order.split_at(batch.lengths.len());
+            for (&i, logit) in now.iter().zip(self.classifier.score(&batch, cancel)?) {
+                scores[i] = match self.activation {
+                    Activation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
+                    Activation::Identity => logit,
+                };
+            }
+            order = later;
+        }
+        Ok(())
+    }
+
+    /// Puts a question, and whether there is more of it, before a document; cuts the longer of both where they do not fit.
+    fn pair(&self, (question, more): &(Encoding, bool), document: &str) -> Result<Pair> {
+        let failed = |e: tokenizers::Error| Error::Tokenizer(cut(e.to_string()));
+        let (mut document, more_document) = read(&self.tokenizer, document, self.max_tokens)?;
+        // Some templates state the types, others leave them as they are.
+        document.set_type_ids(vec![1; document.len()]);
+        let room = self.max_tokens - self.special;
+        let truncated = *more || more_document || question.len() + document.len() > room;
+        let params = TruncationParams {
+            max_length: room,
+            strategy: TruncationStrategy::LongestFirst,
+            ..TruncationParams::default()
+        };
+        let (question, document) = truncate_encodings(question.clone(), Some(document), &params).map_err(failed)?;
+        let both = self.tokenizer.post_process(question, document, true).map_err(failed)?;
+        let types = if self.classifier.token_types() > 1 { both.get_type_ids() } else { &[] };
+        Ok(Pair { ids: both.get_ids().to_vec(), types: types.iter().map(|kind| *kind as u8).collect(), truncated })
+    }
+}
