@@ -132,6 +132,16 @@ class TestChat:
         assert body["sources"] == []
         assert body["usage"]["total_tokens"] == 0
 
+    def test_a_question_that_is_too_long_to_be_looked_for(self, server: Server) -> None:
+        long = QUESTION + " It sleeps deeply." * 100
+        for question, truncated in ((QUESTION, False), (long, True)):
+            assert server.post("/v1/search", {"query": question}).json()["truncated"] is truncated
+            body = server.post("/v1/chat/completions", ask(question, max_tokens=1)).json()
+            assert body["truncated"] is truncated
+            first = next(server.events("/v1/chat/completions", ask(question, max_tokens=1, stream=True)))
+            assert isinstance(first, dict)
+            assert first["truncated"] is truncated
+
     def test_without_retrieval_it_is_the_model(self, server: Server, smollm2: adv.Generator) -> None:
         expected = smollm2.generate(
             [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}], max_tokens=12
@@ -370,6 +380,42 @@ class TestPrototype:
         assert server.post("/chat", {"prompt": ""}).status == 400
 
 
+class TestSpans:
+    """How long each part of a request took, where somebody asks for it."""
+
+    def test_each_part_tells_its_time(self, stock: adv.Library) -> None:
+        with Server("--library", stock.path, "--log", "info,adventures_server=debug") as server:
+            for streamed in (False, True):
+                seen = len(server.log)
+                reply = server.post("/v1/chat/completions", ask(QUESTION, stream=streamed, max_tokens=4))
+                id_ = reply.headers["x-request-id"]
+                parts = self.closed(server, seen, id_)
+                assert parts.keys() == {"embed", "search", "prompt", "generate", "request"}
+                assert parts["generate"]["generated"] == 4
+                assert parts["generate"]["prompt"] > parts["generate"]["cached"] >= 0
+                assert parts["search"]["k"] == 4
+            assert QUESTION[:20] not in "".join(server.log)
+
+    def test_nobody_is_told_unasked(self, server: Server) -> None:
+        server.post("/v1/search", {"query": "a rope"})
+        assert '"close"' not in "".join(server.log)
+
+    def closed(self, server: Server, seen: int, id_: str) -> dict[str, dict[str, Any]]:
+        """The parts of a request in the order in which they ended."""
+        end = time.monotonic() + 10
+        while True:
+            parts: dict[str, dict[str, Any]] = {}
+            for line in map(json.loads, server.log[seen:]):
+                if line.get("message") != "close" or id_ not in [s.get("id") for s in [*line["spans"], line["span"]]]:
+                    continue
+                assert line["time.busy"]
+                parts[line["span"]["name"]] = line["span"]
+            if {"request", "generate"} <= parts.keys():
+                return parts
+            assert time.monotonic() < end, server.log[seen:]
+            time.sleep(0.05)
+
+
 class TestLive:
     def test_a_new_version_is_served_without_a_dropped_request(self, tmp_path: Path, minilm: adv.Embedder) -> None:
         import polars as pl
@@ -393,6 +439,32 @@ class TestLive:
             assert server.get("/info").json()["library"]["delta_version"] == 1
             assert server.metric("library_passages") == 41
             assert server.post("/v1/chat/completions", ask("x")).status == 404
+
+    @pytest.mark.parametrize(
+        "how", [{"precision": "int8"}, {"dim": 128, "query_prefix": "query: "}, {"normalize": False}]
+    )
+    def test_the_model_is_used_as_the_library_was_made(self, tmp_path: Path, how: dict[str, Any]) -> None:
+        import polars as pl
+
+        rows = [{"id": i, "text": f"{what} of the shelf"} for i, what in enumerate(("rope", "lamp", "boots"))]
+        pl.DataFrame(rows).write_delta(tmp_path / "delta")
+        library = adv.Library.open(tmp_path / "library", embedder=adv.Embedder("all-minilm-l6-v2", **how))
+        library.sync(tmp_path / "delta", id="id", text="{text}")
+        with Server("--library", tmp_path / "library", "--generator", "none") as server:
+            hits = server.post("/v1/search", {"query": "a light", "k": 3}).json()["hits"]
+        expected = library.search("a light", 3)
+        assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+        similarities = [hit.similarity for hit in expected]
+        assert [hit["similarity"] for hit in hits] == pytest.approx(similarities, abs=1e-5)
+        if "precision" in how:
+            finished = subprocess.run(
+                [program(), "--port", "0", "--library", tmp_path / "library", "--precision", "f32"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert finished.returncode == 1
+            assert "+int8" in finished.stderr
 
     def test_another_model_is_refused(self, tmp_path: Path, stock: adv.Library) -> None:
         finished = subprocess.run(
@@ -424,6 +496,8 @@ class TestStart:
             (["--cors-origin", "*"], "cors-origin"),
             (["--deadline", "0"], "deadline 0"),
             (["--context", "many"], "many"),
+            (["--precision", "f31"], "f31"),
+            (["--quantize", "q3"], "q3"),
             (["--colour", "red"], "--colour"),
             (["--config", "/no/such/file"], "/no/such/file"),
             (["--api-key-file", "/no/such/file"], "/no/such/file"),

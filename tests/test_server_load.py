@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import random
 import signal
@@ -65,7 +67,8 @@ def test_exactly_those_who_fit_are_admitted(server: Server) -> None:
         assert all(outcome.retry_after and outcome.retry_after >= 1 for outcome in refused)
         assert asyncio.run(load.until(lambda: idle(server), 5)) < 5
         print(f"{len(admitted)} of 1000, /health p99 {load.percentile(health, 0.99) * 1000:.0f} ms")
-        assert load.percentile(health, 0.99) < 1
+        # The figure is 0.05; a busy machine is allowed some.
+        assert load.percentile(health, 0.99) < 0.5
     assert server.memory() - before < 150 * MIB
 
 
@@ -221,37 +224,25 @@ def test_two_at_once_and_a_shared_context() -> None:
 
 
 def test_embeddings_of_many_clients_go_together(minilm: adv.Embedder) -> None:
-    texts = [f"a short text about thing number {i}" for i in range(640)]
-    minilm.embed(texts[:64])
-    begun = time.perf_counter()
-    expected = minilm.embed(texts)
-    library = len(texts) / (time.perf_counter() - begun)
-
-    async def clients(server: Server) -> list[bytes]:
-        waiting = list(enumerate(texts))
-        bodies: list[bytes] = [b""] * len(texts)
-
-        async def client() -> None:
-            while waiting:
-                at, text = waiting.pop()
-                data = load.request("/v1/embeddings", {"model": "default", "input": text, "encoding_format": "base64"})
-                bodies[at] = (await load.read(server.address, data)).body
-
-        await asyncio.gather(*(client() for _ in range(64)))
-        return bodies
-
-    import base64
-    import json
-
+    texts = [f"a short text about thing number {i}" for i in range(1280)]
+    body = {"model": "default", "encoding_format": "base64"}
+    requests = [load.request("/v1/embeddings", {**body, "input": text}) for text in texts]
+    ratios = []
     with Server("--generator", "none") as server:
-        asyncio.run(load.read(server.address, load.request("/v1/embeddings", {"model": "default", "input": "x"})))
-        begun = time.perf_counter()
-        bodies = asyncio.run(clients(server))
-        service = len(texts) / (time.perf_counter() - begun)
-    packed = [json.loads(body[body.index(b"{") :])["data"][0]["embedding"] for body in bodies]
-    found = np.array([np.frombuffer(base64.b64decode(vector), "<f4") for vector in packed])
-    assert np.abs(found - expected).max() < 1e-5
-    print(f"64 clients: {service:.0f} texts/s, the library {library:.0f}: x {service / library:.2f}")
+        asyncio.run(load.kept(server.address, requests[:64], clients=64))
+        for _ in range(3):
+            begun = time.perf_counter()
+            expected = minilm.embed(texts)
+            library = len(texts) / (time.perf_counter() - begun)
+            begun = time.perf_counter()
+            bodies = asyncio.run(load.kept(server.address, requests, clients=64))
+            ratios.append(len(texts) / (time.perf_counter() - begun) / library)
+            packed = [json.loads(body)["data"][0]["embedding"] for body in bodies]
+            found = np.array([np.frombuffer(base64.b64decode(vector), "<f4") for vector in packed])
+            assert np.abs(found - expected).max() < 1e-5
+    print(f"64 clients of a short text each, against the library: x {sorted(ratios)[1]:.2f}")
+    # The figure is 0.8; a busy machine is allowed some.
+    assert max(ratios) > 0.6
 
 
 def test_chat_goes_on_beside_embeddings(server: Server) -> None:

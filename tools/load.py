@@ -7,6 +7,8 @@ import contextlib
 import json
 import socket
 import struct
+import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -153,21 +155,87 @@ async def dawdle(address: Address, data: bytes, *, seconds: float, rate: int = 1
 
 
 async def watch(address: Address, work: Awaitable[Any], *, key: str | None = None) -> tuple[Any, list[float]]:
-    """Asks for `/health` ten times a second while something else runs; returns its result and how long each took."""
-    times: list[float] = []
+    """Asks for `/health` ten times a second while something else runs; returns its result and how long each took.
+
+    Another process asks: here each would wait for what all the other clients do.
+    """
     data = request("/health", None, key=key, method="GET")
-
-    async def ask() -> None:
-        while True:
-            outcome = await read(address, data)
-            times.append(outcome.total if outcome.status == 200 else float("inf"))
-            await asyncio.sleep(0.1)
-
-    asking = asyncio.create_task(ask())
+    asking = await asyncio.create_subprocess_exec(
+        sys.executable,
+        __file__,
+        *map(str, address),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert asking.stdin
+    asking.stdin.write(len(data).to_bytes(4, "big") + data)
     try:
-        return await work, times
+        result = await work
     finally:
-        asking.cancel()
+        printed, _ = await asking.communicate(b"")
+    return result, [float(line) for line in printed.split()]
+
+
+def _ask(address: Address, data: bytes) -> float:
+    """Sends a request on a connection of its own; returns how long the response took, or infinity."""
+    begun, reply = time.perf_counter(), b""
+    try:
+        with socket.create_connection(address, timeout=10) as sock:
+            sock.sendall(data)
+            while part := sock.recv(1 << 16):
+                reply += part
+    except OSError:
+        return float("inf")
+    return time.perf_counter() - begun if b" 200 " in reply[:16] else float("inf")
+
+
+class _Kept(asyncio.Protocol):
+    """A client that keeps its connection, and takes the next request from those that are left."""
+
+    def __init__(self, left: list[tuple[int, bytes]], bodies: list[bytes], done: asyncio.Future[None]) -> None:
+        self.left, self.bodies, self.done = left, bodies, done
+        self.came, self.at = b"", 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.ask()
+
+    def ask(self) -> None:
+        if self.left:
+            self.at, data = self.left.pop()
+            self.transport.write(data)
+        else:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        self.came += data
+        head = self.came.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        length = self.came[:head].lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        if len(self.came) >= head + 4 + int(length):
+            self.bodies[self.at], self.came = self.came[head + 4 :], b""
+            self.ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+async def kept(address: Address, requests: Sequence[bytes], *, clients: int) -> list[bytes]:
+    """Sends requests over so many connections, each the next as soon as it has its answer; returns the bodies.
+
+    It takes little of the time that it measures; a body that did not come is empty.
+    """
+    bodies, loop = [b""] * len(requests), asyncio.get_running_loop()
+    left = [(at, data.replace(b"Connection: close\r\n", b"")) for at, data in enumerate(requests)]
+    ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(clients)]
+    for end in ends:
+        await loop.create_connection(lambda end=end: _Kept(left, bodies, end), *address)  # type: ignore[misc]
+    await asyncio.gather(*ends)
+    return bodies
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -184,3 +252,16 @@ async def until(condition: Callable[[], bool], seconds: float) -> float:
             return time.perf_counter() - begun
         await asyncio.sleep(0.01)
     return float("inf")
+
+
+def _main() -> None:
+    """Prints how long `/health` takes, ten times a second, until nobody listens any more; see `watch`."""
+    size = int.from_bytes(sys.stdin.buffer.read(4), "big")
+    data, over = sys.stdin.buffer.read(size), threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.buffer.read(), over.set()), daemon=True).start()
+    while not over.wait(0.1):
+        print(_ask((sys.argv[1], int(sys.argv[2])), data))
+
+
+if __name__ == "__main__":
+    _main()

@@ -6,7 +6,7 @@ use crate::convert::{locate, profile_value, texts};
 use crate::embeddings::EmbeddingStream;
 use crate::error::{PyError, TruncationWarning};
 use crate::option;
-use adventures::{EmbedderOptions, Kind, Precision, Quantize};
+use adventures::{EmbedderOptions, Kind, Quantize};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -87,7 +87,7 @@ impl Embedder {
             inner,
             process: Process::current(),
             name: found.name,
-            revision: revision_of(found.revision, &options),
+            revision: options.revision(&found.revision),
             path: found.path.display().to_string(),
         })
     }
@@ -237,20 +237,6 @@ impl Embedder {
         );
         PyErr::warn(py, py.get_type::<TruncationWarning>().as_any(), &CString::new(message)?, 1)
     }
-}
-
-/// What tells vectors of the same model apart: rounded weights and lengths make others.
-fn revision_of(mut revision: String, options: &EmbedderOptions) -> String {
-    let rounded = match (options.quantize, options.precision) {
-        (Some(quantize), _) => Some(quantize.name()),
-        (None, Precision::F32) => None,
-        (None, precision) => Some(precision.name()),
-    };
-    for part in rounded.into_iter().chain(options.unnormalized.then_some("unnormalized")) {
-        revision.push('+');
-        revision.push_str(part);
-    }
-    revision
 }
 
 #[pymethods]

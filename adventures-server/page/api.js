@@ -108,7 +108,7 @@ async function within(work) {
   }
 }
 
-/** Yields an answer as {sources, dropped}, then {text} again and again, then {citations, finish}. */
+/** Yields an answer as {sources, dropped, truncated}, then {text} again and again, then {citations, finish}. */
 export async function* answer(body, signal) {
   const response = await call('v1/chat/completions', { body: { ...body, stream: true }, signal, accept: 'text/event-stream' });
   const lost = () => new Problem('cut', 'the connection was lost');
@@ -117,7 +117,9 @@ export async function* answer(body, signal) {
       if (data === '[DONE]') return;
       const chunk = JSON.parse(data);
       if (event === 'error') throw new Problem('failed', String(chunk.error?.message ?? 'the answer failed'));
-      if (Array.isArray(chunk.sources)) yield { sources: chunk.sources, dropped: chunk.dropped ?? 0 };
+      if (Array.isArray(chunk.sources)) {
+        yield { sources: chunk.sources, dropped: chunk.dropped ?? 0, truncated: chunk.truncated ?? false };
+      }
       const choice = chunk.choices?.[0];
       if (choice?.delta?.content) yield { text: choice.delta.content };
       if (choice?.finish_reason) yield { citations: chunk.citations ?? [], finish: choice.finish_reason };

@@ -184,7 +184,7 @@ export class Chat {
 
   async #answer(chat, turn) {
     const run = { chat, controller: new AbortController(), removed: false };
-    Object.assign(turn, { answer: '', state: 'running', sources: [], cited: [], dropped: 0, finish: '', problem: null });
+    Object.assign(turn, { answer: '', state: 'running', sources: [], cited: [], dropped: 0, truncated: false, finish: '', problem: null });
     this.#runs.set(chat.id, run);
     chat.updated = Date.now();
     let saved = chats.save(chat);

@@ -60,8 +60,8 @@ export class Search {
     this.#results.setAttribute('aria-busy', 'true');
     tell('Searching');
     try {
-      const { hits } = await withKey(() => search(body, controller.signal));
-      if (controller === this.#controller) this.#draw(hits);
+      const { hits, truncated } = await withKey(() => search(body, controller.signal));
+      if (controller === this.#controller) this.#draw(hits, truncated);
     } catch (problem) {
       if (controller.signal.aborted) return;
       this.#results.replaceChildren(problemNote(kept(problem), () => this.#run()));
@@ -71,8 +71,9 @@ export class Search {
     }
   }
 
-  #draw(hits) {
-    const says = hits.length === 0 ? 'No passage fits.' : hits.length === 1 ? 'One passage' : `${hits.length} passages, the best first`;
+  #draw(hits, truncated) {
+    const count = hits.length === 0 ? 'No passage fits.' : hits.length === 1 ? 'One passage' : `${hits.length} passages, the best first`;
+    const says = truncated ? `${count} (looked for by the beginning of a long question only)` : count;
     tell(says);
     const least = this.#app.info.library.min_similarity;
     const items = hits.map((hit, i) => this.#item(hits, hit, i, hit.similarity < least));

@@ -68,6 +68,7 @@ function checked(stored, id) {
     sources: Array.isArray(turn.sources) ? turn.sources.filter((hit) => hit && typeof hit.text === 'string') : [],
     cited: Array.isArray(turn.cited) ? turn.cited : [],
     dropped: Number(turn.dropped) || 0,
+    truncated: turn.truncated === true,
     finish: text(turn.finish),
     problem: turn.problem && typeof turn.problem.message === 'string' ? turn.problem : null,
   }));

@@ -153,7 +153,7 @@ export class TurnView {
   }
 
   #notes() {
-    const { state, problem, finish, dropped } = this.#turn;
+    const { state, problem, finish, dropped, truncated } = this.#turn;
     const notes = [];
     const say = (text) => notes.push(el('p', { class: 'note', text }));
     const again = () => this.#hooks.again(this.#turn);
@@ -162,6 +162,7 @@ export class TurnView {
     if (state === 'stopped') say('You stopped this answer.');
     if (state === 'done' && finish === 'length') say('The answer ends here because it has reached its longest length.');
     if (dropped) say(`${dropped === 1 ? 'One more passage was' : `${dropped} more passages were`} found; the model reads no more at once.`);
+    if (truncated) say('Your question is long: passages were looked for by its beginning only.');
     return notes;
   }
 

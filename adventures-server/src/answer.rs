@@ -9,6 +9,7 @@ use adventures::{
 use serde_json::{Map, Value};
 use std::future::poll_fn;
 use std::sync::Arc;
+use tracing::{Instrument, debug_span};
 
 /// How passages are looked for.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct Prepared {
     pub sources: Vec<Hit>,
     /// How many relevant hits did not fit into the context.
     pub dropped: usize,
+    /// Whether the question was longer than the embedder reads.
+    pub truncated: bool,
     /// `None` where the library holds nothing on the question: then no model runs.
     prompt: Option<Reads>,
 }
@@ -50,8 +53,17 @@ pub struct Answer {
     over: bool,
 }
 
-/// Returns the passages nearest to a question, best first.
-pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) -> Result<Vec<Hit>> {
+/// What a search has found.
+#[derive(Debug)]
+pub struct Found {
+    /// The passages nearest to the question, best first.
+    pub hits: Vec<Hit>,
+    /// Whether the question was longer than the embedder reads: its end was not looked for.
+    pub truncated: bool,
+}
+
+/// Returns the passages nearest to a question.
+pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) -> Result<Found> {
     let Some(library) = &service.library else {
         return Err(Error::NotFound("this service has no library".into()));
     };
@@ -60,7 +72,9 @@ pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) ->
     }
     let found = service.embedder.batches.embed(vec![question.to_owned()], Kind::Query).await?;
     let Retrieval { k, hybrid, ref filter, .. } = *retrieval;
-    library.search(Query { text: question.to_owned(), vector: found.vectors, k, hybrid, filter: filter.clone() }).await
+    let query = Query { text: question.to_owned(), vector: found.vectors, k, hybrid, filter: filter.clone() };
+    let hits = library.search(query).instrument(debug_span!("search", k, hybrid)).await?;
+    Ok(Found { hits, truncated: !found.truncated.is_empty() })
 }
 
 impl Prepared {
@@ -85,9 +99,9 @@ impl Prepared {
                 messages.insert(0, Message::new(Role::System, system));
             }
             let prompt = Reads { messages, options, filter: None };
-            return Self { service: Arc::clone(service), sources: Vec::new(), dropped: 0, prompt: Some(prompt) }
-                .checked()
-                .await;
+            let prompt = Some(prompt);
+            let (service, sources) = (Arc::clone(service), Vec::new());
+            return Self { service, sources, dropped: 0, truncated: false, prompt }.checked().await;
         };
         let question = last.content.clone();
         let conversation = Conversation::of(&messages[..messages.len() - 1]);
@@ -95,10 +109,10 @@ impl Prepared {
             Some(topic) if leans(&question) => format!("{topic} {question}"),
             _ => question.clone(),
         };
-        let mut sources = search(service, &asked, retrieval).await?;
+        let Found { hits: mut sources, truncated } = search(service, &asked, retrieval).await?;
         sources.retain(|hit| hit.similarity >= retrieval.min_similarity);
         if sources.is_empty() {
-            return Ok(Self { service: Arc::clone(service), sources, dropped: 0, prompt: None });
+            return Ok(Self { service: Arc::clone(service), sources, dropped: 0, truncated, prompt: None });
         }
         let shared = Arc::clone(service);
         let system = conversation.system.or_else(|| system.map(str::to_owned));
@@ -118,8 +132,9 @@ impl Prepared {
             let filter = if writes.profile.passages == Some(1) { filter.always() } else { filter };
             let options = GenerateOptions { prefix: writes.profile.prefix.clone(), ..options };
             let prompt = Some(Reads { messages, options, filter: Some(filter) });
-            Ok(Self { service: Arc::clone(&shared), sources, dropped, prompt })
+            Ok(Self { service: Arc::clone(&shared), sources, dropped, truncated, prompt })
         })
+        .instrument(debug_span!("prompt"))
         .await
     }
 
@@ -138,6 +153,7 @@ impl Prepared {
             }
             Ok(self)
         })
+        .instrument(debug_span!("prompt"))
         .await
     }
 

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 /// How many bytes go to the model at a time: enough to be quick, little enough that an answer beside it is not held up.
 const BATCH_BYTES: usize = 16 << 10;
@@ -66,6 +67,7 @@ impl Embedding {
             return Ok(vectors);
         }
         let bytes = size(&texts);
+        let span = tracing::debug_span!("embed", texts = texts.len());
         let (reply, answer) = oneshot::channel();
         {
             let mut waiting = self.shared.waiting();
@@ -77,6 +79,7 @@ impl Embedding {
         }
         self.shared.arrived.notify_one();
         answer
+            .instrument(span)
             .await
             .unwrap_or_else(|_| Err(Error::io("embedding", std::io::Error::other("the computation was stopped"))))
     }

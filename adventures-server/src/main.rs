@@ -6,6 +6,8 @@ use clap::Parser;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
@@ -51,11 +53,14 @@ fn log(options: &Options) -> anyhow::Result<()> {
     // Of its own parts a LanceDB tells more than anybody wants.
     let filter = EnvFilter::try_new(format!("lance=warn,lancedb=warn,datafusion=warn,{}", options.log))
         .map_err(|problem| anyhow::anyhow!("log {:?}: {problem}", options.log))?;
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    // How long each part of a request took is told where somebody looks for it.
+    let detailed = filter.max_level_hint().is_none_or(|level| level >= LevelFilter::DEBUG);
+    let spans = if detailed { FmtSpan::CLOSE } else { FmtSpan::NONE };
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_span_events(spans).with_env_filter(filter);
     if text {
         lines.with_target(false).init();
     } else {
-        lines.json().flatten_event(true).with_current_span(false).init();
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(true).init();
     }
     Ok(())
 }

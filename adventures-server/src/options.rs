@@ -1,5 +1,6 @@
 //! What the service is told: flags, environment variables and a TOML file, in this order of precedence.
 
+use adventures::{Precision, Quantize};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,12 @@ pub struct Flags {
     /// The model that writes, or none [default: smollm2-135m-instruct]
     #[arg(long, short, env = "ADVENTURES_GENERATOR", value_name = "MODEL")]
     pub generator: Option<String>,
+    /// What the embedder's products are rounded to: f32, bf16, int8, or auto, the fastest here [default: the library's, else f32]
+    #[arg(long, env = "ADVENTURES_PRECISION", value_name = "NAME")]
+    pub precision: Option<String>,
+    /// What the weights of a generator in safetensors are rounded to as it is loaded: q8_0 or q4_k [default: not at all]
+    #[arg(long, env = "ADVENTURES_QUANTIZE", value_name = "NAME")]
+    pub quantize: Option<String>,
     /// The address to listen on; another than loopback needs a key [default: 127.0.0.1]
     #[arg(long, env = "ADVENTURES_HOST", value_name = "ADDRESS")]
     pub host: Option<IpAddr>,
@@ -134,6 +141,8 @@ pub struct Options {
     pub table: String,
     pub embedder: Option<String>,
     pub generator: Option<String>,
+    pub precision: Option<Precision>,
+    pub quantize: Option<Quantize>,
     pub host: IpAddr,
     pub port: u16,
     pub allow_host: Vec<String>,
@@ -225,6 +234,8 @@ impl Flags {
             table,
             embedder: flags.embedder,
             generator: Some(flags.generator.unwrap_or_else(|| "smollm2-135m-instruct".into())).filter(|g| g != "none"),
+            precision: flags.precision.as_deref().map(str::parse).transpose()?,
+            quantize: flags.quantize.as_deref().map(str::parse).transpose()?,
             host,
             port: flags.port.unwrap_or(8080),
             allow_host: flags.allow_host.unwrap_or_default(),

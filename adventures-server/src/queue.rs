@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 /// Places for `slots` requests that run and `depth` that wait.
 ///
@@ -134,7 +135,7 @@ impl Place {
     pub async fn turn(&mut self) {
         if let Some(turn) = &mut self.turn {
             // The sender is in the queue for as long as this place is.
-            let _ = turn.await;
+            let _ = turn.instrument(tracing::debug_span!("queue")).await;
             self.turn = None;
             self.began = Some(Instant::now());
         }

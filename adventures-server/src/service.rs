@@ -72,10 +72,13 @@ impl Service {
             None => None,
             Some(path) => Some(Library::open(path, &options.table, runtime.clone()).await?),
         };
-        let made = library.as_ref().map(|library| library.snapshot().model.name.clone());
-        let spec = options.embedder.clone().or(made).unwrap_or_else(|| EMBEDDER.into());
-        let threads = options.threads;
-        let embeds = runtime.spawn_blocking(move || load_embedder(&spec, threads));
+        // The library says how its model was used; where that is named anew, it is used as the library's was.
+        let made = library.as_ref().map(|library| library.snapshot().model.recipe());
+        let (made, how) = made.unwrap_or_else(|| (EMBEDDER.into(), EmbedderOptions::default()));
+        let spec = options.embedder.clone().unwrap_or(made);
+        let how =
+            EmbedderOptions { threads: options.threads, precision: options.precision.unwrap_or(how.precision), ..how };
+        let embeds = runtime.spawn_blocking(move || load_embedder(&spec, how));
         let (embedder, model, least) = embeds.await.context("loading the embedder")??;
         if let Some(library) = &library {
             library.check_model(&model)?;
@@ -90,21 +93,21 @@ impl Service {
 }
 
 /// Returns the embedder, what a library must have been made with, and the similarity that its catalogue entry states.
-fn load_embedder(spec: &str, threads: Option<usize>) -> Result<(Embeds, Model, Option<f32>)> {
+fn load_embedder(spec: &str, how: EmbedderOptions) -> Result<(Embeds, Model, Option<f32>)> {
     let Located { path, name, revision, profile, adapters } = models::locate(spec)?;
     let text = |key: &str| profile.get(key).and_then(Value::as_str).map(str::to_owned);
     let options = EmbedderOptions {
-        threads,
         max_tokens: profile.get("max_tokens").and_then(Value::as_u64).map(|n| n as usize),
-        query_prefix: text("query_prefix"),
-        passage_prefix: text("passage_prefix"),
+        query_prefix: how.query_prefix.clone().or_else(|| text("query_prefix")),
+        passage_prefix: how.passage_prefix.clone().or_else(|| text("passage_prefix")),
         pooling: text("pooling"),
         adapters,
-        ..EmbedderOptions::default()
+        ..how
     };
     let embedder = Embedder::load(&path, &options).with_context(|| format!("the embedder {name}"))?;
     let prompts = json!({"query": embedder.prefix(Kind::Query), "passage": embedder.prefix(Kind::Passage)});
     let (dim, max_tokens, pooling) = (embedder.dim(), embedder.max_tokens(), embedder.pooling().name().to_owned());
+    let revision = options.revision(&revision);
     let model = Model { name: name.clone(), revision: Some(revision), dim, pooling, prompts };
     let least = profile.get("min_similarity").and_then(Value::as_f64).map(|x| x as f32);
     let batches = Embedding::start(Arc::new(embedder)).context("starting the embedder's thread")?;
@@ -120,6 +123,7 @@ impl Writes {
             slots: Some(options.slots),
             prefix_bytes: Some(options.prefix_bytes),
             adapters,
+            quantize: options.quantize,
             ..GeneratorOptions::default()
         };
         let model = Generator::load(&path, &settings).with_context(|| format!("the generator {name}"))?;

@@ -4,6 +4,8 @@ use super::problem::Problem;
 use super::{App, Phase};
 use crate::answer::Answer;
 use std::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// Ends what takes longer than the deadline, or than the service runs.
 pub(super) async fn within<T>(
@@ -24,15 +26,17 @@ pub(super) struct Counted<'a> {
     pub(super) answer: Answer,
     began: Instant,
     first: bool,
+    span: Span,
 }
 
 impl<'a> Counted<'a> {
     pub(super) fn new(app: &'a App, answer: Answer) -> Self {
-        Self { app, answer, began: Instant::now(), first: true }
+        let span = tracing::debug_span!("generate", prompt = Empty, cached = Empty, generated = Empty);
+        Self { app, answer, began: Instant::now(), first: true, span }
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<String>, Problem> {
-        let piece = self.answer.next().await?;
+        let piece = self.answer.next().instrument(self.span.clone()).await?;
         if std::mem::take(&mut self.first) && self.answer.stats().is_some() {
             self.app.metrics.first_token(self.began.elapsed().as_secs_f64());
         }
@@ -44,6 +48,9 @@ impl Drop for Counted<'_> {
     fn drop(&mut self) {
         if let Some(stats) = self.answer.stats() {
             self.app.metrics.generated(&stats);
+            self.span.record("prompt", stats.prompt_tokens);
+            self.span.record("cached", stats.cached_tokens);
+            self.span.record("generated", stats.generated_tokens);
         }
     }
 }

@@ -97,7 +97,9 @@ pub(super) struct RetrieveSettings {
 /// Answers a conversation.
 ///
 /// With `stream`, a chunk of each event holds a piece of the text. The first chunk, or the body, holds `sources`: the passages
-/// that the answer may cite, in the order of their numbers. `[1]` in the text is the first of them.
+/// that the answer may cite, in the order of their numbers. `[1]` in the text is the first of them. Beside them, `dropped` is
+/// how many more were found than the model can read, and `truncated` whether the question was longer than the embedder reads:
+/// then no passage was looked for by its end.
 #[utoipa::path(
     post, path = "/v1/chat/completions", tag = "openai", request_body = ChatRequest,
     responses(
@@ -210,6 +212,7 @@ async fn whole(
         "sources": prepared.sources,
         "citations": answer.cited(),
         "dropped": prepared.dropped,
+        "truncated": prepared.truncated,
     }))
 }
 
@@ -228,6 +231,7 @@ fn chunks(
         let mut first = head.chunk(&choice(json!({"role": "assistant", "content": ""}), None, None));
         first["sources"] = json!(prepared.sources);
         first["dropped"] = json!(prepared.dropped);
+        first["truncated"] = json!(prepared.truncated);
         yield event(first);
         place.turn().await;
         let mut answer = Counted::new(&app, prepared.start().await?);

@@ -15,6 +15,7 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, ResponseError, web};
 use std::net::IpAddr;
 use std::time::Instant;
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// Nothing from elsewhere, nothing inline, no frame around it.
@@ -41,7 +42,8 @@ pub(super) async fn guard<B: MessageBody>(
     let mut response = match admitted {
         Ok(client) => {
             request.extensions_mut().insert(client);
-            next.call(request).await?.map_into_left_body()
+            let span = tracing::info_span!("request", id = %id, %method, route);
+            next.call(request).instrument(span).await?.map_into_left_body()
         }
         Err(problem) => request.into_response(problem.error_response()).map_into_right_body(),
     };

@@ -3,7 +3,7 @@
 use super::answering::within;
 use super::problem::{ErrorBody, Problem};
 use super::{App, SearchSettings, check_length};
-use crate::answer;
+use crate::answer::{self, Found};
 use crate::library::Hit;
 use actix_web::web::{Data, Json};
 use actix_web::{HttpResponse, Result as Response};
@@ -34,6 +34,8 @@ pub(super) struct SearchRequest {
 pub(super) struct SearchResponse {
     /// Best first.
     hits: Vec<Hit>,
+    /// Whether the question was longer than the embedder reads: nothing was looked for by its end.
+    truncated: bool,
 }
 
 /// Finds the passages nearest to a question.
@@ -54,7 +56,7 @@ pub(super) async fn search(app: Data<App>, Json(request): Json<SearchRequest>) -
     let least = request.min_similarity.unwrap_or(-1.0);
     let SearchRequest { query, k, hybrid, r#where: filter, .. } = request;
     let retrieval = app.retrieval(SearchSettings { k, hybrid, filter, min_similarity: Some(least) })?;
-    let mut hits = within(&app, answer::search(service, &query, &retrieval)).await?;
+    let Found { mut hits, truncated } = within(&app, answer::search(service, &query, &retrieval)).await?;
     hits.retain(|hit| hit.similarity >= least);
-    Ok(HttpResponse::Ok().json(SearchResponse { hits }))
+    Ok(HttpResponse::Ok().json(SearchResponse { hits, truncated }))
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Interval, Sleep, interval, sleep};
+use tracing::Instrument;
 
 /// How often a reader who waits hears that the service is there; by this a connection that is gone is noticed, too.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -38,7 +39,8 @@ pub(super) fn response(app: &App, events: impl Stream<Item = Result<String, Prob
     };
     let (sender, receiver) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(BUFFER));
-    actix_web::rt::spawn(produce(events, sender, Arc::clone(&room)));
+    // It outlives the handler, and belongs to its request.
+    actix_web::rt::spawn(produce(events, sender, Arc::clone(&room)).in_current_span());
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.reset();
     let body = Body {

@@ -6,9 +6,11 @@
 
 mod filter;
 mod hit;
+mod model;
 mod search;
 
 pub use hit::{Hit, Source};
+pub use model::Model;
 pub use search::Query;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -36,39 +38,6 @@ pub fn check_name(name: &str) -> Result<()> {
         "the table name {name:?} must be of letters, digits, '_' and '-', 63 at most"
     );
     Ok(())
-}
-
-/// Which model made a library's vectors.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Model {
-    /// The name it was opened by.
-    pub name: String,
-    /// Its weights; empty where they are not known.
-    #[serde(default)]
-    pub revision: Option<String>,
-    /// The length of a vector.
-    pub dim: usize,
-    /// How the vectors of tokens became one.
-    pub pooling: String,
-    /// What was put before a text, by its kind.
-    pub prompts: Value,
-}
-
-impl Model {
-    /// Whether vectors of both can be compared. An unknown revision is no evidence of a difference.
-    fn fits(&self, other: &Self) -> bool {
-        let known = |model: &Self| model.revision.clone().filter(|revision| !revision.is_empty());
-        let revisions = known(self).zip(known(other)).is_none_or(|(a, b)| a == b);
-        let same =
-            |a: &Self, b: &Self| (&a.name, a.dim, &a.pooling, &a.prompts) == (&b.name, b.dim, &b.pooling, &b.prompts);
-        revisions && same(self, other)
-    }
-
-    fn spell(&self) -> String {
-        let revision = self.revision.as_deref().filter(|revision| !revision.is_empty());
-        let revision = revision.map_or_else(String::new, |revision| format!(" at revision {revision}"));
-        format!("{}{revision} ({} dimensions, {} pooling, prompts {})", self.name, self.dim, self.pooling, self.prompts)
-    }
 }
 
 /// One published version of a library's table.

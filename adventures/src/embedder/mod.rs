@@ -4,6 +4,7 @@ pub(crate) mod dense;
 mod embeddings;
 mod layout;
 mod llm2vec;
+mod revision;
 
 pub(crate) use dense::Dense;
 pub use embeddings::Embeddings;
