@@ -1,8 +1,8 @@
 # make demo    sets everything up and streams cited answers from a Delta table
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
-# make lint | rust-test | python-test | format | mutants | perplexity | goldens | bench-generate | bench-engine | bench-embed
-#      bench-maxsim | bench-server | soak | wheel | clean
+# make lint | rust-test | python-test | format | mutants | perplexity | goldens | goldens-encoders | bench-generate
+#      bench-engine | bench-embed | bench-maxsim | bench-server | soak | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -31,8 +31,8 @@ LINTED := RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS='-D__CLIPPY_HACKERY_
 DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
-.PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens bench-generate bench-engine
-.PHONY: bench-embed bench-maxsim bench-server soak wheel clean
+.PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
+.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-server soak wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -72,6 +72,12 @@ goldens: models
 	$(PYTHON) -m venv $(CACHE)/goldens
 	$(CACHE)/goldens/bin/pip install --quiet --requirement tools/goldens-requirements.txt
 	PYTHON=$(CACHE)/goldens/bin/python tools/goldens.sh
+
+# Those of encoders that the transformers of the others does not know yet.
+goldens-encoders:
+	$(PYTHON) -m venv $(CACHE)/goldens-encoders
+	$(CACHE)/goldens-encoders/bin/pip install --quiet numpy safetensors torch==2.11.0 transformers==5.23.0
+	HF_HUB_OFFLINE=1 $(CACHE)/goldens-encoders/bin/python tools/goldens_encoders.py
 
 # 12,000 broken model files: each gives a text or a clear error within a second. The tests run some hundreds.
 mutants: $(VENV)/installed

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from deltalake import write_deltalake
 
 import adventures as adv
+import tiny
 from adventures.cli import app
 from adventures.cli.options import parse_where
 from adventures.models import list_models
@@ -149,6 +150,11 @@ class TestUsage:
             (["search", "why", "-l", "{library}", "-w", "colour=red"], "error: where names the column 'colour'"),
             (["search", "why", "-l", "{library}", "-w", "price=cheap"], "error: "),
             (["search", "why", "-l", "{library}", "-e", "nope"], "error: no model 'nope' in the catalogue"),
+            (["search", "why", "-l", "{library}", "-r", "nope"], "error: no model 'nope' in the catalogue"),
+            (
+                ["search", "why", "-l", "{library}", "-r", "all-minilm-l6-v2"],
+                "error: all-minilm-l6-v2 is not a reranker",
+            ),
             (
                 ["search", "why", "-l", "{library}", "-e", "smollm2-135m-instruct"],
                 "error: smollm2-135m-instruct is not an",
@@ -307,6 +313,15 @@ class TestLibrary:
         assert invoke(
             "search", "-", "-k", "2", stdin="how do I climb on ice?\n", ADVENTURES_LIBRARY=str(library)
         ).stdout == (result.stdout)
+
+    def test_search_with_a_reranker(self, library: Path, tmp_path: Path) -> None:
+        model = tiny.cross_encoder(tmp_path / "reranker", seed=6)
+        result = invoke("search", "ice", "-l", str(library), "-k", "3", "--rerank", str(model), "--json")
+        scores = [json.loads(line)["score"] for line in result.stdout.splitlines()]
+        assert len(scores) == 3
+        assert scores == sorted(scores, reverse=True)
+        shown = invoke("search", "ice", "-l", str(library), "-k", "3", "-r", str(model)).stdout.splitlines()
+        assert [line.split()[1] for line in shown] == [f"{score:.2f}" for score in scores]
 
     def test_search_json(self, library: Path) -> None:
         result = invoke("search", "boots", "-l", str(library), "--json", "--where", "price<=38", "--where", "price>12")

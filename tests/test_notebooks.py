@@ -49,6 +49,16 @@ def test_the_shop_answers_with_a_citation_and_refuses_what_it_does_not_sell(shop
     assert text.endswith("The library holds nothing on that.\nfound: False\n")
 
 
+def test_late_interaction_shows_which_tokens_fit():
+    notebook = notebooks.run(ROOT / "notebooks" / "02-late-interaction.ipynb")
+    assert [output for output in outputs(notebook) if output.get("name") == "stderr"] == []
+    assert len([output for output in outputs(notebook) if "image/png" in output.get("data", {})]) == 1
+    text = printed(notebook)
+    assert text.splitlines()[1].endswith("Where the glow sinks, so would you.")
+    assert "14.360 is the score, 14.360\n" in text
+    assert "pool_factor=4:  3334 vectors" in text
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_what_is_committed_is_small_whole_and_names_no_machine(path: Path):
     assert path.stat().st_size < 300 * 1024

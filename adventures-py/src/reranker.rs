@@ -26,6 +26,7 @@ pub(crate) struct Reranker {
 
 /// The scores of some documents; the stub has its documentation.
 #[pyclass(frozen, get_all, module = "adventures")]
+#[allow(clippy::struct_field_names, reason = "what Python calls it")]
 pub(crate) struct Scores {
     scores: Py<PyArray1<f32>>,
     tokens: Py<PyArray1<u32>>,
@@ -93,7 +94,7 @@ impl Reranker {
     }
 
     fn score(&self, py: Python<'_>, query: &Bound<'_, PyAny>, doc: &Bound<'_, PyAny>) -> PyResult<f32> {
-        let found = self.read(py, query, vec![text(doc, "the document")?])?;
+        let found = self.read(py, query, &[text(doc, "the document")?])?;
         self.warn(py, &found)?;
         Ok(found.scores[0])
     }
@@ -104,13 +105,13 @@ impl Reranker {
         query: &Bound<'py, PyAny>,
         docs: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        let found = self.read(py, query, texts(docs, "document")?)?;
+        let found = self.read(py, query, &texts(docs, "document")?)?;
         self.warn(py, &found)?;
         Ok(found.scores.into_pyarray(py))
     }
 
     fn compare(&self, py: Python<'_>, query: &Bound<'_, PyAny>, docs: &Bound<'_, PyAny>) -> PyResult<Scores> {
-        let found = self.read(py, query, texts(docs, "document")?)?;
+        let found = self.read(py, query, &texts(docs, "document")?)?;
         Ok(Scores {
             scores: found.scores.into_pyarray(py).unbind(),
             tokens: found.tokens.into_pyarray(py).unbind(),
@@ -130,7 +131,7 @@ impl Reranker {
         let texts = texts(docs, "document")?;
         let docs: Vec<Bound<'py, PyAny>> =
             texts.iter().map(|text| Ok(text.into_pyobject(py)?.into_any())).collect::<PyResult<_>>()?;
-        let found = self.read(py, query, texts)?;
+        let found = self.read(py, query, &texts)?;
         self.warn(py, &found)?;
         let options = PyDict::new(py);
         options.set_item("doc_ids", doc_ids)?;
@@ -146,10 +147,10 @@ impl Reranker {
 }
 
 impl Reranker {
-    fn read(&self, py: Python<'_>, query: &Bound<'_, PyAny>, docs: Vec<PyBackedStr>) -> PyResult<adventures::Scores> {
+    fn read(&self, py: Python<'_>, query: &Bound<'_, PyAny>, docs: &[PyBackedStr]) -> PyResult<adventures::Scores> {
         self.process.check("Reranker")?;
         let query = text(query, "the query")?;
-        run(py, |cancel| self.inner.score(&query, &docs, cancel))
+        run(py, |cancel| self.inner.score(&query, docs, cancel))
     }
 
     fn warn(&self, py: Python<'_>, found: &adventures::Scores) -> PyResult<()> {

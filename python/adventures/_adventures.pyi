@@ -71,12 +71,14 @@ class EmbeddingStream:
 class Embedder:
     """A sentence embedding model, on the CPU: of the BERT family, or a decoder with the adapters of LLM2Vec.
 
-    The encoder is our own: sequences are packed end to end, never padded, so a vector does not depend on what is
-    embedded beside it. A decoder (Mistral, Llama, …) reads as LLM2Vec (https://arxiv.org/abs/2404.05961) has it: every
-    token sees all others, texts of more than 400 tokens are cut between words, the text is the user's turn where model
-    or adapter say that they are of one of LLM2Vec's instruct models (`mistralai/Mistral-7B-Instruct-v0.2`, …), and the
-    vector is the mean over the text's own tokens, of unit length here. One embedder serves any number of threads; the
-    GIL is released while it computes, and Ctrl-C stops it.
+    Encoders are BERT, RoBERTa, XLM-RoBERTa, CamemBERT, MPNet, ModernBERT, Nomic's BERT and GTE's (`new`), as their
+    `config.json` names them. They are our own: sequences are packed end to end, never padded, so a vector does not
+    depend on what is embedded beside it. A decoder (Mistral, Llama, …) reads as LLM2Vec
+    (https://arxiv.org/abs/2404.05961) has it: every token sees all others, texts of more than 400 tokens are cut
+    between words, the text is the user's turn where model or adapter say that they are of one of LLM2Vec's instruct
+    models (`mistralai/Mistral-7B-Instruct-v0.2`, …), and the vector is the mean over the text's own tokens, of unit
+    length here. One embedder serves any number of threads; the GIL is released while it computes, and Ctrl-C stops
+    it.
 
     Args:
         model: A name of the catalogue (`adventures models list`), a Hugging Face id, or a directory with `config.json`,
@@ -208,10 +210,11 @@ class Scores:
 class Reranker:
     """A cross-encoder, on the CPU: reads a query and a document together and says how well they fit.
 
-    An encoder with a classifier of one label, as sentence-transformers' `CrossEncoder` has it: ms-marco-MiniLM,
-    bge-reranker. A pair is read as the tokenizer's own template has it; of one that is too long, the longer of both is
-    cut. Pairs are packed end to end, never padded, so a score does not depend on what is scored beside it. One reranker
-    serves any number of threads; the GIL is released while it computes, and Ctrl-C stops it.
+    An encoder (see `Embedder`) with a classifier of one label, as sentence-transformers' `CrossEncoder` has it:
+    ms-marco-MiniLM, bge-reranker, gte-reranker-modernbert. A pair is read as the tokenizer's own template has it;
+    of one that is too long, the longer of both is cut. Pairs are packed end to end, never padded, so a score does
+    not depend on what is scored beside it. One reranker serves any number of threads; the GIL is released while it
+    computes, and Ctrl-C stops it.
 
     Args:
         model: A name of the catalogue, a Hugging Face id, or a directory with `config.json`, `tokenizer.json` and

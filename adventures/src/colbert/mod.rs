@@ -9,7 +9,7 @@ mod settings;
 
 use crate::device;
 use crate::embedder::{Dense, dense, with_rows};
-use crate::error::{Error, Result, invalid, unsupported};
+use crate::error::{Error, Result, invalid};
 use crate::kernels::math::l2_normalize;
 use crate::kernels::panels::maxsim::{Documents, maxsim};
 use crate::kernels::panels::{Precision, Threads};
@@ -97,12 +97,6 @@ impl ColBERT {
         }
         let reader = Reader::new(tokenizer, &settings, root)?;
         let encoder = encoder::load(&checkpoint, options.precision, Arc::clone(&pool))?;
-        if reader.hides() && !encoder.attends_in_part() {
-            return unsupported!(
-                "{}: its queries' masks are not attended to, which this encoder cannot",
-                root.display()
-            );
-        }
         let dim = dense::outputs(&projection, encoder.hidden_size(), root)?;
         let context = encoder.context();
         let query_maxlen = options.query_maxlen.unwrap_or(settings.query_maxlen.min(context));

@@ -2,7 +2,7 @@
 
 use super::settings::Settings;
 use crate::error::{Error, Result, invalid};
-use crate::reading::read;
+use crate::reading;
 use std::path::Path;
 use tokenizers::{PostProcessor, Tokenizer, TruncationDirection};
 
@@ -54,11 +54,6 @@ impl Reader {
         2 + self.special()
     }
 
-    /// Returns whether some tokens of queries are not attended to.
-    pub(super) fn hides(&self) -> bool {
-        self.mask.is_some() && !self.attends
-    }
-
     /// Reads a query: `maxlen` tokens where it is filled up, at most as many elsewhere.
     pub(super) fn query(&self, text: &str, maxlen: usize) -> Result<Tokens> {
         let (mut ids, truncated) = self.read(text, self.query_mark, maxlen)?;
@@ -101,7 +96,7 @@ impl Reader {
             lower = text.to_lowercase();
             text = &lower;
         }
-        let (mut encoding, more) = read(&self.tokenizer, text, room)?;
+        let (mut encoding, more) = reading::read(&self.tokenizer, text, room)?;
         let truncated = more || encoding.len() > room;
         encoding.truncate(room, 0, TruncationDirection::Right);
         let encoding =

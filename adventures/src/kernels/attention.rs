@@ -1,4 +1,4 @@
-//! Bidirectional attention over one sequence: no mask, no padding, and never all scores at a time.
+//! Bidirectional attention over one sequence: no padding, and never all scores at a time.
 
 use super::panels::dot::Floats;
 use super::panels::tile::{Place, ROWS, multiply, share};
@@ -19,6 +19,25 @@ pub(crate) struct Heads {
     pub(crate) dim: usize,
 }
 
+/// What is added to scores by the distance of key and query.
+pub(crate) struct Distances {
+    /// The largest distance; sequences are at most one token longer.
+    pub(crate) farthest: usize,
+    /// `(heads, 2 * farthest + 1)`: for keys that far before the query first.
+    pub(crate) values: Vec<f32>,
+}
+
+/// Which keys a query sees, and how.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sight<'a> {
+    /// How many there are, those of the first tokens; `None` for all. Of the others only queries are read.
+    pub(crate) keys: Option<usize>,
+    /// How many tokens away they are at most; `None` for all.
+    pub(crate) window: Option<usize>,
+    /// What is added to their scores.
+    pub(crate) distances: Option<&'a Distances>,
+}
+
 /// What attention keeps between calls, to be reused.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -34,26 +53,40 @@ pub(crate) struct Scratch {
     more: Vec<f32>,
 }
 
-/// `out = softmax(q kᵀ / √dim) v`, head by head.
+/// `out = softmax(q kᵀ / √dim + distances) v`, head by head, over the keys in sight.
 ///
 /// `qkv` is `(tokens, 3 * count * dim)`: queries, keys and values side by side. `out` is `(tokens, count * dim)`, or fewer rows:
-/// those of the first tokens. Attended to are the first `keys` tokens.
+/// those of the first tokens.
 pub(crate) fn attention(
     level: Level,
     out: &mut [f32],
     qkv: &[f32],
-    keys: usize,
     heads: Heads,
+    sight: Sight<'_>,
     scratch: &mut Scratch,
     threads: Threads,
 ) {
     let width = heads.count * heads.dim;
     let (queries, tokens) = (out.len() / width, qkv.len() / (3 * width));
     let whole = out.len() == queries * width && qkv.len() == tokens * 3 * width;
-    assert!(whole && queries <= tokens && (1..=tokens).contains(&keys), "attention: shapes; this is a bug");
+    let keys = sight.keys.unwrap_or(tokens);
+    // Of keys that are too far away for a query there would be no sum.
+    let near = sight.window.is_none_or(|window| queries <= keys + window);
+    let fits = queries <= tokens && (1..=tokens).contains(&keys);
+    assert!(whole && fits && near, "attention: shapes; this is a bug");
+    if let Some(distances) = sight.distances {
+        let each = 2 * distances.farthest + 1;
+        assert!(
+            tokens <= distances.farthest + 1 && distances.values.len() == heads.count * each,
+            "distances; this is a bug"
+        );
+    }
     let out = Target(out.as_mut_ptr());
     let one = |scratch: &mut Scratch, head: usize| {
-        let head = Head { qkv, out, queries, tokens: keys, width, dim: heads.dim, column: head * heads.dim };
+        let (dim, column) = (heads.dim, head * heads.dim);
+        let distances = sight.distances.map(|all| all.values.chunks_exact(2 * all.farthest + 1).nth(head));
+        let (window, distances) = (sight.window.unwrap_or(tokens).min(tokens), distances.flatten());
+        let head = Head { qkv, out, queries, tokens, keys, width, dim, column, window, distances };
         let head = &head;
         at_level!(level, attend::<V>(head: &Head<'_>, scratch: &mut Scratch));
     };
@@ -70,13 +103,18 @@ struct Head<'a> {
     /// It has `queries` rows; no other head uses this one's columns.
     out: Target,
     queries: usize,
-    /// Those that are attended to.
     tokens: usize,
+    /// How many tokens, the first ones, have keys and values.
+    keys: usize,
     /// Of all heads.
     width: usize,
     dim: usize,
     /// Where the head begins.
     column: usize,
+    /// How far keys are away at most.
+    window: usize,
+    /// What is added to the scores, of a query's own key in the middle.
+    distances: Option<&'a [f32]>,
 }
 
 /// What softmax has seen of a row so far.
@@ -89,7 +127,7 @@ struct Seen {
 
 #[inline(always)]
 fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
-    let Head { qkv, queries, tokens, width, dim, column, .. } = *head;
+    let Head { qkv, queries, keys: tokens, width, dim, column, window, .. } = *head;
     scratch.pack(head);
     let value_panels = dim.div_ceil(PANEL);
     let sum_stride = value_panels * PANEL;
@@ -97,8 +135,11 @@ fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
     while first < queries {
         let count = share::<Floats<V>>(queries - first);
         let mut seen = [Seen { largest: f32::NEG_INFINITY, total: 0.0 }; ROWS];
-        for start in (0..tokens).step_by(BLOCK_KEYS) {
-            let keys = BLOCK_KEYS.min(tokens - start);
+        // What one of these queries sees, from a whole panel on.
+        let nearest = first.saturating_sub(window) / PANEL * PANEL;
+        let farthest = tokens.min(first + count + window);
+        for start in (nearest..farthest).step_by(BLOCK_KEYS) {
+            let keys = BLOCK_KEYS.min(farthest - start);
             let queries = qkv[first * 3 * width + column..].as_ptr().cast();
             let key_panels = scratch.keys[start / PANEL * dim..].chunks_exact(dim).take(keys.div_ceil(PANEL));
             for (p, panel) in key_panels.enumerate() {
@@ -113,10 +154,11 @@ fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
             let mut carried = [0.0; ROWS];
             for i in 0..count {
                 let scores = &mut scratch.scores[i * BLOCK_KEYS..(i + 1) * BLOCK_KEYS];
-                carried[i] = weigh::<V>(scores, keys, 1.0 / (dim as f32).sqrt(), &mut seen[i]);
+                let scale = head.look(&mut scores[..keys], first + i, start);
+                carried[i] = weigh::<V>(scores, keys, scale, &mut seen[i]);
             }
             // The sums of the blocks before are scaled to the new largest score, and those of this one added.
-            let to = if start == 0 { &mut scratch.sums } else { &mut scratch.more };
+            let to = if start == nearest { &mut scratch.sums } else { &mut scratch.more };
             for p in 0..value_panels {
                 let panel = &scratch.values[p * tokens + start..][..keys];
                 // SAFETY: `count` rows of weights lie `BLOCK_KEYS` apart, and the panel has a strip for each of a row.
@@ -127,7 +169,7 @@ fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
                     multiply::<Floats<V>>(count, weights, panel, to);
                 }
             }
-            if start > 0 {
+            if start > nearest {
                 let sums = scratch.sums.chunks_exact_mut(sum_stride).zip(scratch.more.chunks_exact(sum_stride));
                 for ((sums, more), carried) in sums.zip(&carried[..count]) {
                     for (sum, more) in sums.iter_mut().zip(more) {
@@ -146,6 +188,28 @@ fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
             }
         }
         first += count;
+    }
+}
+
+impl Head<'_> {
+    /// Adds to a query's scores of the keys from `start` on what distances add, and hides those out of sight. Returns what scores
+    /// are still to be multiplied by.
+    #[inline(always)]
+    fn look(&self, scores: &mut [f32], query: usize, start: usize) -> f32 {
+        let mut scale = 1.0 / (self.dim as f32).sqrt();
+        if let Some(distances) = self.distances {
+            for (score, distance) in scores.iter_mut().zip(&distances[distances.len() / 2 + start - query..]) {
+                *score = *score * scale + distance;
+            }
+            scale = 1.0;
+        }
+        if self.window < self.tokens {
+            let keys = scores.len();
+            let place = |token: usize| token.saturating_sub(start).min(keys);
+            scores[..place(query.saturating_sub(self.window))].fill(f32::NEG_INFINITY);
+            scores[place(query + self.window + 1)..].fill(f32::NEG_INFINITY);
+        }
+        scale
     }
 }
 
@@ -182,7 +246,7 @@ impl Scratch {
     /// sums that are not read.
     #[inline(always)]
     fn pack(&mut self, head: &Head<'_>) {
-        let Head { qkv, tokens, width, dim, column, .. } = *head;
+        let Head { qkv, keys: tokens, width, dim, column, .. } = *head;
         let row = |token: usize, part: usize| &qkv[token * 3 * width + part * width + column..][..dim];
         let value_panels = dim.div_ceil(PANEL);
         self.keys.resize(tokens.div_ceil(PANEL) * dim, Strip([0; PANEL]));
@@ -216,47 +280,57 @@ mod tests {
         (0..count).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 250.0 - 2.0).collect()
     }
 
+    /// The formula in f64.
+    fn plain(qkv: &[f32], heads: Heads, sight: Sight<'_>) -> Vec<f64> {
+        let Heads { count, dim } = heads;
+        let width = count * dim;
+        let tokens = qkv.len() / (3 * width);
+        let at = |t: usize, part: usize, h: usize, i: usize| f64::from(qkv[t * 3 * width + part * width + h * dim + i]);
+        let mut out = vec![0.0; tokens * width];
+        for (h, q) in (0..count).flat_map(|h| (0..tokens).map(move |q| (h, q))) {
+            let weights: Vec<f64> = (0..tokens)
+                .map(|t| {
+                    let product: f64 = (0..dim).map(|i| at(q, 0, h, i) * at(t, 1, h, i)).sum();
+                    let distance = sight
+                        .distances
+                        .map_or(0.0, |all| f64::from(all.values[h * (2 * all.farthest + 1) + all.farthest + t - q]));
+                    let beyond = sight.keys.is_some_and(|keys| t >= keys);
+                    let hidden = beyond || sight.window.is_some_and(|window| q.abs_diff(t) > window);
+                    if hidden { 0.0 } else { (product / (dim as f64).sqrt() + distance).exp() }
+                })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..dim {
+                out[q * width + h * dim + i] = (0..tokens).map(|t| weights[t] / total * at(t, 2, h, i)).sum();
+            }
+        }
+        out
+    }
+
     #[test]
     fn every_level_agrees_with_the_formula_in_f64() {
-        for level in Level::all() {
-            for (tokens, count, dim) in
-                [(1, 1, 1), (1, 2, 4), (2, 3, 5), (17, 4, 32), (65, 2, 64), (33, 1, 40), (BLOCK_KEYS + 70, 1, 16)]
-            {
-                let width = count * dim;
-                let qkv = numbers(tokens * 3 * width);
-                let mut out = vec![f32::NAN; tokens * width];
-                attention(level, &mut out, &qkv, tokens, Heads { count, dim }, &mut Scratch::default(), Threads::One);
-                let mut shared = vec![f32::NAN; tokens * width];
-                attention(
-                    level,
-                    &mut shared,
-                    &qkv,
-                    tokens,
-                    Heads { count, dim },
-                    &mut Scratch::default(),
-                    Threads::All,
-                );
-                assert_eq!(out, shared);
-                let mut first = vec![f32::NAN; width];
-                attention(level, &mut first, &qkv, tokens, Heads { count, dim }, &mut Scratch::default(), Threads::One);
-                assert_eq!(first, out[..width]);
-                let at = |t: usize, part: usize, h: usize, i: usize| {
-                    f64::from(qkv[t * 3 * width + part * width + h * dim + i])
-                };
-                for h in 0..count {
-                    for q in 0..tokens {
-                        let weights: Vec<f64> = (0..tokens)
-                            .map(|t| {
-                                let product: f64 = (0..dim).map(|i| at(q, 0, h, i) * at(t, 1, h, i)).sum();
-                                (product / (dim as f64).sqrt()).exp()
-                            })
-                            .collect();
-                        let total: f64 = weights.iter().sum();
-                        for i in 0..dim {
-                            let want: f64 = (0..tokens).map(|t| weights[t] / total * at(t, 2, h, i)).sum();
-                            let got = f64::from(out[q * width + h * dim + i]);
-                            assert!((want - got).abs() < 1e-5, "{level:?} {tokens} tokens, head {h}: {want} {got}");
-                        }
+        let shapes = [(1, 1, 1), (1, 2, 4), (2, 3, 5), (17, 4, 32), (65, 2, 64), (33, 1, 40), (BLOCK_KEYS + 70, 1, 16)];
+        let windows = [None, Some(0), Some(1), Some(20), Some(BLOCK_KEYS - 7)];
+        for (tokens, count, dim) in shapes {
+            let (heads, width) = (Heads { count, dim }, count * dim);
+            let qkv = numbers(tokens * 3 * width);
+            let farthest = tokens + 3;
+            let distances = Distances { farthest, values: numbers(count * (2 * farthest + 1)) };
+            for (window, distances) in windows.into_iter().flat_map(|w| [(w, None), (w, Some(&distances))]) {
+                let sight = Sight { keys: None, window, distances };
+                let want = plain(&qkv, heads, sight);
+                for level in Level::all() {
+                    let run = |rows: usize, threads: Threads| {
+                        let mut out = vec![f32::NAN; rows * width];
+                        attention(level, &mut out, &qkv, heads, sight, &mut Scratch::default(), threads);
+                        out
+                    };
+                    let out = run(tokens, Threads::One);
+                    assert_eq!(out, run(tokens, Threads::All));
+                    assert_eq!(run(1, Threads::One), out[..width]);
+                    for (want, got) in want.iter().zip(&out) {
+                        let error = (want - f64::from(*got)).abs();
+                        assert!(error < 1e-5, "{level:?} {tokens} tokens, window {window:?}: {want} {got}");
                     }
                 }
             }
@@ -264,23 +338,36 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_are_not_attended_to_still_attend() {
+    fn tokens_without_keys_still_see_those_of_others() {
         let heads = Heads { count: 2, dim: 24 };
         let (tokens, keys, width) = (70, 33, 48);
         let qkv = numbers(tokens * 3 * width);
+        let farthest = tokens;
+        let distances = Distances { farthest, values: numbers(2 * (2 * farthest + 1)) };
         for level in Level::all() {
-            let run = |qkv: &[f32], queries: usize, keys: usize| {
-                let mut out = vec![f32::NAN; queries * width];
-                attention(level, &mut out, qkv, keys, heads, &mut Scratch::default(), Threads::One);
-                out
-            };
-            let part = run(&qkv, tokens, keys);
-            // Those that are attended to are as if alone.
-            assert_eq!(part[..keys * width], run(&qkv[..keys * 3 * width], keys, keys));
-            // The others are as if each came after them and only its query counted.
-            let mut moved = qkv[..keys * 3 * width].to_vec();
-            moved[..width].copy_from_slice(&qkv[(tokens - 1) * 3 * width..][..width]);
-            assert_eq!(part[(tokens - 1) * width..], run(&moved, 1, keys));
+            for (window, distances) in
+                [(None, None), (Some(40), None), (None, Some(&distances)), (Some(50), Some(&distances))]
+            {
+                let run = |qkv: &[f32], queries: usize, keys: Option<usize>| {
+                    let mut out = vec![f32::NAN; queries * width];
+                    let sight = Sight { keys, window, distances };
+                    attention(level, &mut out, qkv, heads, sight, &mut Scratch::default(), Threads::One);
+                    out
+                };
+                let part = run(&qkv, tokens, Some(keys));
+                // Those that have keys are as if alone.
+                assert_eq!(part[..keys * width], run(&qkv[..keys * 3 * width], keys, None));
+                // Others' keys and values do not matter.
+                let mut other = qkv.clone();
+                for row in other[keys * 3 * width..].chunks_exact_mut(3 * width) {
+                    row[width..].fill(f32::NAN);
+                }
+                assert_eq!(part, run(&other, tokens, Some(keys)));
+                let want = plain(&qkv, heads, Sight { keys: Some(keys), window, distances });
+                for (want, got) in want.iter().zip(&part) {
+                    assert!((want - f64::from(*got)).abs() < 1e-5, "{level:?} window {window:?}: {want} {got}");
+                }
+            }
         }
     }
 
@@ -289,12 +376,20 @@ mod tests {
         let heads = Heads { count: 2, dim: 24 };
         let qkv = numbers(21 * 3 * 48);
         let mut fresh = vec![0.0; 21 * 48];
-        attention(Level::best(), &mut fresh, &qkv, 21, heads, &mut Scratch::default(), Threads::One);
+        attention(Level::best(), &mut fresh, &qkv, heads, Sight::default(), &mut Scratch::default(), Threads::One);
         let mut scratch = Scratch::default();
         let mut other = vec![0.0; 90 * 48];
-        attention(Level::best(), &mut other, &vec![f32::NAN; 90 * 3 * 48], 90, heads, &mut scratch, Threads::One);
+        attention(
+            Level::best(),
+            &mut other,
+            &vec![f32::NAN; 90 * 3 * 48],
+            heads,
+            Sight::default(),
+            &mut scratch,
+            Threads::One,
+        );
         let mut again = vec![0.0; 21 * 48];
-        attention(Level::best(), &mut again, &qkv, 21, heads, &mut scratch, Threads::One);
+        attention(Level::best(), &mut again, &qkv, heads, Sight::default(), &mut scratch, Threads::One);
         assert_eq!(fresh, again);
     }
 }

@@ -18,7 +18,8 @@ pub struct Batch {
     pub lengths: Vec<usize>,
     /// The type of each token, where the model tells one text of two from the other; empty where all are of type 0.
     pub types: Vec<u8>,
-    /// How many tokens of each sequence are attended to, its first ones; empty where that is all of them.
+    /// How many tokens of each sequence are attended to, its first ones; empty where that is all of them. Decoders
+    /// refuse others.
     pub attended: Vec<usize>,
 }
 
@@ -40,10 +41,6 @@ pub trait Encoder: Send + Sync {
     /// How many types of tokens it tells apart.
     fn token_types(&self) -> usize {
         1
-    }
-    /// Returns whether [`Batch::attended`] is heeded.
-    fn attends_in_part(&self) -> bool {
-        false
     }
     /// Returns `(batch.ids.len(), hidden_size)` in f32, rows in the order of `batch.ids`.
     fn encode(&self, batch: &Batch) -> Result<Tensor>;

@@ -122,6 +122,7 @@ def summary(report: SyncReport) -> str:
 @options.library
 @options.k
 @options.hybrid
+@options.rerank
 @options.where
 @options.embedder
 @options.device
@@ -134,6 +135,7 @@ def search(
     library_path: str,
     k: int,
     hybrid: bool,
+    reranker_spec: str | None,
     conditions: Sequence[str],
     embedder_spec: str | None,
     device: str,
@@ -145,24 +147,26 @@ def search(
 
     adventures search -l ./lib 'something against the cold'
     adventures search -l ./lib --hybrid 'boots of the winter stag' -k 1
+    adventures search -l ./lib --rerank ms-marco-minilm-l6-v2 'a warm cloak'
     adventures search -l ./lib 'a warm cloak' --where 'price<20' --where region=North --json
     """
     where = options.parse_where(conditions)
     library = options.open_library(library_path, embedder_spec, device=device, threads=threads, quantize=quantize)
-    hits = library.search(argument_or_stdin(query), k, hybrid=hybrid, where=where)
+    reranker = options.open_reranker(reranker_spec, device=device, threads=threads) if reranker_spec else None
+    hits = library.search(argument_or_stdin(query), k, hybrid=hybrid, where=where, rerank=reranker)
     for number, hit in enumerate(hits, start=1):
         if as_json:
             put_json(asdict(hit))
         else:
-            put(source_line(number, hit))
+            put(source_line(number, hit, score=hit.score if reranker else None))
     if not hits:
         say("nothing found")
 
 
-def source_line(number: int, hit: Hit) -> str:
-    """Returns a hit as a numbered line: how similar it is, which row it is, and its text."""
+def source_line(number: int, hit: Hit, *, score: float | None = None) -> str:
+    """Returns a hit as a numbered line: how similar it is, or a reranker's score, which row it is, and its text."""
     row = ", ".join(str(value) for value in hit.source.row.values())
-    return f"[{number}] {hit.similarity:.2f}  {row}: {' '.join(hit.text.split())}"
+    return f"[{number}] {hit.similarity if score is None else score:.2f}  {row}: {' '.join(hit.text.split())}"
 
 
 def credit_line(number: int, hit: Hit) -> str:

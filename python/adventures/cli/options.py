@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adventures import Embedder, Generator, Library
+    from adventures import Embedder, Generator, Library, Reranker
 
     Quantize = Literal["q8_0", "q4_k"]
     Precision = Literal["auto", "f32", "bf16", "int8"]
@@ -88,6 +88,14 @@ k = click.option(
     help="How many passages to retrieve.",
 )
 hybrid = click.option("--hybrid", is_flag=True, help="Fuse with full-text search: better where exact names matter.")
+rerank = click.option(
+    "-r",
+    "--rerank",
+    "reranker_spec",
+    metavar="MODEL",
+    help="Show more passages, 5 times as many and 50 at least, to this cross-encoder, and take what it finds best: a "
+    "catalogue name, a hub id or a directory.",
+)
 where = click.option(
     "-w",
     "--where",
@@ -209,3 +217,10 @@ def open_generator(spec: str, *, device: str, threads: int | None, quantize: Qua
     from adventures import Generator
 
     return Generator(spec, device=device, threads=threads, quantize=quantize)
+
+
+def open_reranker(spec: str, *, device: str, threads: int | None) -> Reranker:
+    """Opens a cross-encoder."""
+    from adventures import Reranker
+
+    return Reranker(spec, device=device, threads=threads)

@@ -8,7 +8,7 @@ use super::Model;
 use super::config::Activation;
 use super::pass::{ROWS, add_bias, add_normed, embed, norm_rows, place};
 use super::weights::{Layer, Weight};
-use crate::error::{Result, invalid};
+use crate::error::{Result, invalid, unsupported};
 use crate::kernels::causal;
 use crate::kernels::paged::{self, PAGE, Queries};
 use crate::kernels::quant::{Product, Scratch, multiply};
@@ -37,6 +37,9 @@ impl Encoder for Bidirectional {
         let count = batch.ids.len();
         if batch.lengths.iter().sum::<usize>() != count || batch.lengths.contains(&0) {
             return invalid!("lengths {:?} of {count} tokens", batch.lengths);
+        }
+        if !batch.attended.is_empty() {
+            return unsupported!("a decoder without its mask attends to all tokens");
         }
         if let Some(length) = batch.lengths.iter().find(|length| *length > context) {
             return invalid!("{length} tokens do not fit the context of {context} tokens");

@@ -1,0 +1,78 @@
+//! Encoders over packed batches: sequences are never padded.
+//!
+//! Linear layers run over the tokens of many sequences at once, attention over each sequence alone, so a vector does not depend on
+//! what is in the batch beside it.
+
+mod bert;
+mod gte;
+mod modern;
+mod nomic;
+mod positions;
+mod source;
+mod transformer;
+
+use super::Encoder;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Result, invalid, unsupported};
+use crate::kernels::attention::Heads;
+use crate::kernels::panels::{Kernel, Precision};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::sync::Arc;
+use transformer::{Layer, Transformer};
+
+/// What reads the weights of one architecture.
+type Load = fn(&Checkpoint, &Options) -> Result<Transformer>;
+
+/// The architectures by `model_type` of `config.json`.
+const ARCHITECTURES: [(&str, Load); 9] = [
+    ("bert", bert::load),
+    ("camembert", bert::load),
+    ("gte", gte::load),
+    ("modernbert", modern::load),
+    ("mpnet", bert::load),
+    ("new", gte::load),
+    ("nomic_bert", nomic::load),
+    ("roberta", bert::load),
+    ("xlm-roberta", bert::load),
+];
+
+/// How an encoder is to compute.
+struct Options {
+    precision: Precision,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+/// Returns the encoder that the checkpoint's `model_type` names; it computes on `pool`.
+pub fn load(checkpoint: &Checkpoint, precision: Precision, pool: Arc<rayon::ThreadPool>) -> Result<Box<dyn Encoder>> {
+    let kind = checkpoint.config().get("model_type").and_then(Value::as_str).unwrap_or("none");
+    let Some((_, load)) = ARCHITECTURES.iter().find(|(name, _)| *name == kind) else {
+        let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+        let place = checkpoint.dir().display();
+        return unsupported!("{place}: model_type {kind:?}; supported encoders are {}", names.join(", "));
+    };
+    Ok(Box::new(load(checkpoint, &Options { precision, pool })?))
+}
+
+impl Options {
+    /// What multiplies queries and keys, then all else: rounded to bytes, these two are half of what all layers lose. Measured on
+    /// `MiniLM`.
+    fn kernels(&self) -> [Kernel; 2] {
+        let kernel = Kernel::best(self.precision);
+        [if self.precision == Precision::Int8 { Kernel::finer() } else { kernel }, kernel]
+    }
+
+    /// Returns the layers that `load` reads by their number.
+    fn layers(&self, count: usize, load: impl Fn(usize) -> Result<Layer> + Send + Sync) -> Result<Vec<Layer>> {
+        self.pool.install(|| (0..count).into_par_iter().map(load).collect())
+    }
+}
+
+/// Returns the heads that a hidden state splits into; fails where it does not.
+fn heads(checkpoint: &Checkpoint, hidden: usize, count: usize) -> Result<Heads> {
+    if count == 0 || hidden == 0 || !hidden.is_multiple_of(count) {
+        let place = checkpoint.dir().display();
+        return invalid!("{place}: hidden_size {hidden} does not split into num_attention_heads {count}");
+    }
+    Ok(Heads { count, dim: hidden / count })
+}

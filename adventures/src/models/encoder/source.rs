@@ -1,0 +1,107 @@
+//! Reads a checkpoint's tensors below a prefix, and the fields of its configuration.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Result, invalid, unsupported};
+use crate::kernels::math::LayerNorm;
+use crate::kernels::panels::{Kernel, Linear, Then};
+use serde::Deserialize;
+
+/// Reads tensors below a prefix.
+pub(super) struct Source<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    prefix: String,
+}
+
+/// The size of a linear layer, and whether it has a bias.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    /// Of each of the layers that become one.
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) bias: bool,
+}
+
+impl<'a> Source<'a> {
+    /// Returns the tensors below the first of `prefixes` that has one of the name `first`.
+    pub(super) fn find(checkpoint: &'a Checkpoint, prefixes: &[&str], first: &str) -> Result<Self> {
+        let Some(prefix) = prefixes.iter().find(|prefix| checkpoint.has(&format!("{prefix}{first}"))) else {
+            return invalid!("{}: no tensor {first:?}; the weights are not of this family", checkpoint.dir().display());
+        };
+        Ok(Self { checkpoint, prefix: (*prefix).to_owned() })
+    }
+
+    pub(super) fn at(&self, name: &str) -> Self {
+        Self { checkpoint: self.checkpoint, prefix: format!("{}{name}.", self.prefix) }
+    }
+
+    pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.checkpoint.tensor(&format!("{}{name}", self.prefix), shape)
+    }
+
+    /// Returns how many rows a matrix has.
+    pub(super) fn rows(&self, name: &str) -> Result<usize> {
+        let shape = self.checkpoint.raw(&format!("{}{name}", self.prefix))?.shape;
+        Ok(shape.first().copied().unwrap_or(0))
+    }
+
+    /// Returns the layer whose outputs are those of the layers `names`, one behind the other.
+    pub(super) fn linear(&self, names: &[&str], size: Size, kernel: Kernel) -> Result<Linear> {
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        for name in names {
+            let at = self.at(name);
+            weight.extend(at.tensor("weight", &[size.outputs, size.inputs])?);
+            if size.bias {
+                bias.extend(at.tensor("bias", &[size.outputs])?);
+            }
+        }
+        Linear::pack(&weight, &bias, size.inputs, kernel)
+    }
+
+    /// Returns the two layers whose outputs are those of the layer `name`, each of `size`.
+    pub(super) fn halves(&self, name: &str, size: Size, kernel: Kernel) -> Result<[Linear; 2]> {
+        let (at, Size { outputs, inputs, .. }) = (self.at(name), size);
+        let weight = at.tensor("weight", &[2 * outputs, inputs])?;
+        let bias = if size.bias { at.tensor("bias", &[2 * outputs])? } else { Vec::new() };
+        let half = |i: usize| {
+            let bias = if size.bias { &bias[i * outputs..(i + 1) * outputs] } else { &[] };
+            Linear::pack(&weight[i * outputs * inputs..(i + 1) * outputs * inputs], bias, inputs, kernel)
+        };
+        Ok([half(0)?, half(1)?])
+    }
+
+    pub(super) fn norm(&self, name: &str, width: usize, eps: f32) -> Result<LayerNorm> {
+        let at = self.at(name);
+        // Checkpoints converted from TensorFlow name them gamma and beta.
+        let (weight, bias) =
+            if self.checkpoint.has(&format!("{}gamma", at.prefix)) { ("gamma", "beta") } else { ("weight", "bias") };
+        Ok(LayerNorm { weight: at.tensor(weight, &[width])?, bias: at.tensor(bias, &[width])?, eps })
+    }
+
+    /// Returns a norm that only scales.
+    pub(super) fn scale(&self, name: &str, width: usize, eps: f32) -> Result<LayerNorm> {
+        Ok(LayerNorm { weight: self.at(name).tensor("weight", &[width])?, bias: vec![0.0; width], eps })
+    }
+}
+
+/// Returns the fields of `config.json` that an architecture asks for.
+pub(super) fn config<C: for<'de> Deserialize<'de>>(checkpoint: &Checkpoint) -> Result<C> {
+    match serde_json::from_value(checkpoint.config().clone()) {
+        Ok(config) => Ok(config),
+        Err(e) => {
+            let kind = checkpoint.config().get("model_type").and_then(|v| v.as_str()).unwrap_or("none");
+            invalid!("{}: config.json of model_type {kind:?}: {e}", checkpoint.dir().display())
+        }
+    }
+}
+
+/// Returns what `hidden_act` names.
+pub(super) fn activation(checkpoint: &Checkpoint, name: &str) -> Result<Then> {
+    match name {
+        "gelu" => Ok(Then::GeluErf),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Then::GeluTanh),
+        "relu" => Ok(Then::Relu),
+        other => {
+            unsupported!("{}: hidden_act {other:?}; supported are gelu, gelu_new and relu", checkpoint.dir().display())
+        }
+    }
+}

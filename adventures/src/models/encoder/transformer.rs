@@ -1,0 +1,377 @@
+//! What all encoders share: layers of attention and a feed-forward network, over packed batches.
+
+use super::positions::Rotary;
+use crate::error::{Error, Result, invalid};
+use crate::kernels::attention::{self, Distances, Heads, Sight, attention};
+use crate::kernels::causal::{gelu_erf_gate, gelu_tanh_gate, silu_gate};
+use crate::kernels::math::{LayerNorm, accumulate, layer_norm};
+use crate::kernels::panels::{CHUNK_ROWS, Linear, Rounded, Then, Threads};
+use crate::kernels::vector::Level;
+use crate::models::{Batch, Encoder, Rows};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How many tokens go through the layers together: enough to fill the matrix products, few enough for the caches.
+const BLOCK_TOKENS: usize = 256;
+/// How many tokens of a longer text go through the feed-forward network together, where all threads compute it.
+const LONG_CHUNK_ROWS: usize = 1024;
+
+/// A bidirectional transformer, as its architecture's file describes it.
+pub(super) struct Transformer {
+    pub(super) heads: Heads,
+    pub(super) level: Level,
+    pub(super) context: usize,
+    pub(super) embeddings: Embeddings,
+    /// What is added to the scores of all layers by distance.
+    pub(super) distances: Option<Distances>,
+    pub(super) layers: Vec<Layer>,
+    /// Where norms stand before attention and network, the one behind all layers; otherwise they stand behind both.
+    pub(super) last_norm: Option<LayerNorm>,
+    pub(super) pool: Arc<rayon::ThreadPool>,
+    /// What computed blocks left behind, for those that come.
+    pub(super) arenas: Mutex<Vec<Scratch>>,
+}
+
+/// What becomes of a token before the first layer.
+pub(super) struct Embeddings {
+    pub(super) words: Vec<f32>,
+    pub(super) positions: Option<Positions>,
+    /// The embeddings of token types; a single text has type 0 alone. Empty where a model has none.
+    pub(super) types: Vec<f32>,
+    pub(super) norm: LayerNorm,
+}
+
+/// Learned positions.
+pub(super) struct Positions {
+    pub(super) table: Vec<f32>,
+    /// Padding's id where positions are counted as RoBERTa does: from `padding + 1`, padding itself staying at `padding`.
+    pub(super) padding: Option<u32>,
+}
+
+/// One layer.
+pub(super) struct Layer {
+    /// Queries, keys and values as one product: `(3 * hidden, hidden)`.
+    pub(super) qkv: Linear,
+    pub(super) attention_out: Linear,
+    /// None stands before the first layer's attention in ModernBERT, whose embeddings have a norm.
+    pub(super) attention_norm: Option<LayerNorm>,
+    pub(super) up: Linear,
+    pub(super) activation: Activation,
+    pub(super) down: Linear,
+    pub(super) out_norm: LayerNorm,
+    pub(super) rotary: Option<Arc<Rotary>>,
+    /// How many tokens away a key may be.
+    pub(super) window: Option<usize>,
+}
+
+/// What stands between the products of a feed-forward network.
+pub(super) enum Activation {
+    Plain(Then),
+    /// A function of a second product, times the first (Shazeer 2020).
+    Gated(Gate, Linear),
+}
+
+/// The function of a gate.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Gate {
+    GeluErf,
+    GeluTanh,
+    Silu,
+}
+
+/// Space for the intermediate results of one block of tokens.
+#[derive(Default)]
+pub(super) struct Scratch {
+    wide: Vec<f32>,
+    context: Vec<f32>,
+    /// What a norm made of a layer's input, where it stands before.
+    normed: Vec<f32>,
+    ups: Vec<f32>,
+    attention: attention::Scratch,
+    rounded: Rounded,
+}
+
+/// Whole sequences that go through the layers together.
+struct Block<'a> {
+    ids: &'a [u32],
+    types: &'a [u8],
+    lengths: &'a [usize],
+    /// As long as `lengths`, or empty.
+    attended: &'a [usize],
+    /// The rows of their tokens; in the end, of [`Rows::First`] those of the sequences, then anything.
+    hidden: &'a mut [f32],
+}
+
+/// What is asked of all blocks.
+struct Task<'a> {
+    rows: Rows,
+    threads: Threads,
+    cancel: &'a AtomicBool,
+}
+
+impl Embeddings {
+    fn width(&self) -> usize {
+        self.norm.weight.len()
+    }
+
+    /// Writes the embeddings of one sequence to `out`; `types` is empty where all are of type 0.
+    fn write(&self, level: Level, ids: &[u32], types: &[u8], out: &mut [f32]) {
+        let width = self.width();
+        let row = |i: usize| -> Range<usize> { i * width..(i + 1) * width };
+        let padding = self.positions.as_ref().and_then(|positions| positions.padding);
+        let mut next = padding.map_or(0, |padding| padding + 1);
+        for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(width)).enumerate() {
+            out.copy_from_slice(&self.words[row(id as usize)]);
+            if !self.types.is_empty() {
+                accumulate(out, &self.types[row(types.get(i).map_or(0, |kind| usize::from(*kind)))]);
+            }
+            if let Some(positions) = &self.positions {
+                let position = if Some(id) == padding {
+                    id
+                } else {
+                    next += 1;
+                    next - 1
+                };
+                accumulate(out, &positions.table[row(position as usize)]);
+            }
+        }
+        layer_norm(level, out, &self.norm);
+    }
+}
+
+/// Makes room; what lies there is written before it is read, and growing alone would clear it each time.
+fn fit(space: &mut Vec<f32>, numbers: usize) -> &mut [f32] {
+    if space.len() < numbers {
+        space.resize(numbers, 0.0);
+    }
+    &mut space[..numbers]
+}
+
+impl Transformer {
+    /// Fails where this model cannot read `batch`.
+    fn check(&self, batch: &Batch) -> Result<()> {
+        let total: usize = batch.lengths.iter().sum();
+        if total != batch.ids.len() {
+            return invalid!("the lengths of a batch add up to {total}, but it has {} ids", batch.ids.len());
+        }
+        if let Some(length) = batch.lengths.iter().find(|n| **n > self.context) {
+            return invalid!("a sequence of {length} tokens; this model reads at most {}", self.context);
+        }
+        if !batch.types.is_empty() && batch.types.len() != total {
+            return invalid!("a batch of {total} ids has {} token types", batch.types.len());
+        }
+        self.check_attended(batch)?;
+        let types = self.token_types();
+        if let Some(kind) = batch.types.iter().find(|kind| usize::from(**kind) >= types) {
+            return invalid!("token type {kind}: this model has {types}; its tokenizer does not fit");
+        }
+        let vocabulary = self.embeddings.words.len() / self.hidden_size();
+        if let Some(id) = batch.ids.iter().find(|id| **id as usize >= vocabulary) {
+            return invalid!(
+                "token id {id}: this model's vocabulary has {vocabulary} entries; its tokenizer does not fit"
+            );
+        }
+        Ok(())
+    }
+
+    fn check_attended(&self, batch: &Batch) -> Result<()> {
+        let Batch { lengths, attended, .. } = batch;
+        if !attended.is_empty() && attended.len() != lengths.len() {
+            return invalid!("a batch of {} sequences says of {} what is attended to", lengths.len(), attended.len());
+        }
+        let window = self.layers.iter().filter_map(|layer| layer.window).min().unwrap_or(self.context);
+        for (length, attended) in lengths.iter().zip(attended) {
+            if !(1..=*length).contains(attended) || *length > attended + window {
+                return invalid!(
+                    "a sequence of {length} tokens, of which {attended} are attended to, {window} away at most"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs whole sequences through all layers, in place in `block.hidden`; leaves it anyhow where `cancel` is set.
+    fn run(&self, block: Block<'_>, task: &Task<'_>, scratch: &mut Scratch) {
+        let Block { ids, types, lengths, attended, mut hidden } = block;
+        let (width, tokens, threads) = (self.hidden_size(), ids.len(), task.threads);
+        let mut start = 0;
+        for &length in lengths {
+            let end = start + length;
+            let types = types.get(start..end).unwrap_or_default();
+            self.embeddings.write(self.level, &ids[start..end], types, &mut hidden[start * width..end * width]);
+            start = end;
+        }
+        let chunk = if threads == Threads::All { tokens.min(LONG_CHUNK_ROWS) } else { CHUNK_ROWS };
+        let inner = self.layers.first().map_or(0, |layer| layer.up.outputs());
+        let before = self.last_norm.is_some();
+        let wide = fit(&mut scratch.wide, (tokens * 3 * width).max(chunk.min(tokens) * inner));
+        let context = fit(&mut scratch.context, tokens * width);
+        let (normed, ups) = (&mut scratch.normed, &mut scratch.ups);
+        let (room, rounded) = (&mut scratch.attention, &mut scratch.rounded);
+        for (i, layer) in self.layers.iter().enumerate() {
+            if task.cancel.load(Ordering::Relaxed) {
+                return;
+            }
+            let qkv = &mut wide[..tokens * 3 * width];
+            match &layer.attention_norm {
+                Some(norm) if before => {
+                    let normed = fit(normed, tokens * width);
+                    normed.copy_from_slice(hidden);
+                    layer_norm(self.level, normed, norm);
+                    layer.qkv.apply(normed, qkv, Then::Store, threads, rounded);
+                }
+                _ => layer.qkv.apply(hidden, qkv, Then::Store, threads, rounded),
+            }
+            // Of the last layer, other tokens are read as keys and values alone.
+            let first_alone = task.rows == Rows::First && i + 1 == self.layers.len();
+            let mut start = 0;
+            for (i, &length) in lengths.iter().enumerate() {
+                let rows = start * width..(start + length) * width;
+                let queries = if first_alone { 1 } else { length };
+                let (out, qkv) = (&mut context[rows.clone()], &mut qkv[3 * rows.start..3 * rows.end]);
+                if let Some(rotary) = &layer.rotary {
+                    rotary.apply(qkv, width, threads);
+                }
+                let keys = attended.get(i).copied();
+                let sight = Sight { keys, window: layer.window, distances: self.distances.as_ref() };
+                attention(self.level, &mut out[..queries * width], qkv, self.heads, sight, room, threads);
+                if first_alone {
+                    context.copy_within(rows.start..rows.start + width, i * width);
+                    hidden.copy_within(rows.start..rows.start + width, i * width);
+                }
+                start += length;
+            }
+            if first_alone {
+                hidden = &mut hidden[..lengths.len() * width];
+            }
+            for (hidden, context) in hidden.chunks_mut(chunk * width).zip(context.chunks(chunk * width)) {
+                let context = &context[..hidden.len()];
+                layer.attention_out.apply(context, hidden, Then::Add, threads, rounded);
+                let wide = &mut wide[..hidden.len() / width * inner];
+                if before {
+                    let normed = fit(normed, hidden.len());
+                    normed.copy_from_slice(hidden);
+                    layer_norm(self.level, normed, &layer.out_norm);
+                    layer.widen(normed, wide, ups, threads, rounded);
+                    layer.down.apply(wide, hidden, Then::Add, threads, rounded);
+                } else {
+                    if let Some(norm) = &layer.attention_norm {
+                        layer_norm(self.level, hidden, norm);
+                    }
+                    layer.widen(hidden, wide, ups, threads, rounded);
+                    layer.down.apply(wide, hidden, Then::Add, threads, rounded);
+                    layer_norm(self.level, hidden, &layer.out_norm);
+                }
+            }
+        }
+        if let Some(norm) = &self.last_norm {
+            layer_norm(self.level, hidden, norm);
+        }
+    }
+}
+
+impl Layer {
+    /// Writes what the second product of the feed-forward network reads to `wide`.
+    fn widen(&self, x: &[f32], wide: &mut [f32], ups: &mut Vec<f32>, threads: Threads, rounded: &mut Rounded) {
+        match &self.activation {
+            Activation::Plain(then) => self.up.apply(x, wide, *then, threads, rounded),
+            Activation::Gated(gate, linear) => {
+                let ups = fit(ups, wide.len());
+                self.up.apply(x, ups, Then::Store, threads, rounded);
+                linear.apply(x, wide, Then::Store, threads, rounded);
+                match gate {
+                    Gate::GeluErf => gelu_erf_gate(wide, ups),
+                    Gate::GeluTanh => gelu_tanh_gate(wide, ups),
+                    Gate::Silu => silu_gate(wide, ups),
+                }
+            }
+        }
+    }
+}
+
+impl Encoder for Transformer {
+    fn hidden_size(&self) -> usize {
+        self.embeddings.width()
+    }
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn token_types(&self) -> usize {
+        (self.embeddings.types.len() / self.hidden_size()).max(1)
+    }
+
+    fn encode(&self, batch: &Batch) -> Result<Tensor> {
+        self.encode_rows(batch, Rows::All, &AtomicBool::new(false))
+    }
+
+    fn encode_rows(&self, batch: &Batch, rows: Rows, cancel: &AtomicBool) -> Result<Tensor> {
+        self.check(batch)?;
+        let (total, width) = (batch.ids.len(), self.hidden_size());
+        let mut hidden = vec![0.0; total * width];
+        let mut blocks = Vec::new();
+        let (mut ids, mut types, mut lengths) =
+            (batch.ids.as_slice(), batch.types.as_slice(), batch.lengths.as_slice());
+        let (mut attended, mut rest) = (batch.attended.as_slice(), hidden.as_mut_slice());
+        while !lengths.is_empty() {
+            let (sequences, tokens) = next_block(lengths, total.div_ceil(self.pool.current_num_threads()));
+            let (block_lengths, more_lengths) = lengths.split_at(sequences);
+            let (block_ids, more_ids) = ids.split_at(tokens);
+            let (block_types, more_types) = types.split_at(tokens.min(types.len()));
+            let (block_attended, more_attended) = attended.split_at(sequences.min(attended.len()));
+            let (block_hidden, more_hidden) = rest.split_at_mut(tokens * width);
+            blocks.push(Block {
+                ids: block_ids,
+                types: block_types,
+                lengths: block_lengths,
+                attended: block_attended,
+                hidden: block_hidden,
+            });
+            (ids, types, lengths, rest) = (more_ids, more_types, more_lengths, more_hidden);
+            attended = more_attended;
+        }
+        let found: Vec<(usize, usize)> = blocks.iter().map(|block| (block.ids.len(), block.lengths.len())).collect();
+        // One block cannot be shared out, so its products are.
+        let threads = if blocks.len() == 1 { Threads::All } else { Threads::One };
+        let task = Task { rows, threads, cancel };
+        self.pool.install(|| {
+            blocks.into_par_iter().for_each(|block| {
+                // A panic while it is locked leaves a list as good as any other.
+                let arenas = || self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut scratch = arenas().pop().unwrap_or_default();
+                self.run(block, &task, &mut scratch);
+                arenas().push(scratch);
+            });
+        });
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        if rows == Rows::All {
+            return Ok(Tensor::from_vec(hidden, (total, width), &Device::Cpu)?);
+        }
+        let (mut from, mut to) = (0, 0);
+        for (tokens, sequences) in found {
+            hidden.copy_within(from..from + sequences * width, to);
+            from += tokens * width;
+            to += sequences * width;
+        }
+        hidden.truncate(to);
+        Ok(Tensor::from_vec(hidden, (batch.lengths.len(), width), &Device::Cpu)?)
+    }
+}
+
+/// Returns how many sequences make the next block, and their tokens: at least one, then up to the budget, which is
+/// smaller where that lets every thread have a block.
+fn next_block(lengths: &[usize], fair_share: usize) -> (usize, usize) {
+    let budget = BLOCK_TOKENS.min(fair_share);
+    let (mut sequences, mut tokens) = (1, lengths[0]);
+    while let Some(&length) = lengths.get(sequences).filter(|n| tokens + **n <= budget) {
+        sequences += 1;
+        tokens += length;
+    }
+    (sequences, tokens)
+}
