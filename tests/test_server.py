@@ -39,6 +39,25 @@ def plain() -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module", params=["cross-encoder", "colbert"])
+def reranker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reranker") / "tiny"
+    return (
+        tiny.cross_encoder(path, seed=6) if request.param == "cross-encoder" else tiny_colbert.colbert(path, "stanford")
+    )
+
+
+@pytest.fixture(scope="module")
+def scorer(reranker: Path) -> adv.Reranker | adv.ColBERT:
+    return adv.ColBERT(reranker) if (reranker / "artifact.metadata").exists() else adv.Reranker(reranker)
+
+
+@pytest.fixture(scope="module")
+def reranking(stock: adv.Library, reranker: Path) -> Iterator[Server]:
+    with Server("--library", stock.path, "--reranker", reranker, "--min-similarity", "-1") as server:
+        yield server
+
+
 def ask(question: str, **more: object) -> dict[str, Any]:
     return {"model": "default", "messages": [{"role": "user", "content": question}], **more}
 
@@ -380,69 +399,51 @@ class TestSearch:
 class TestReranker:
     """A service with a reranker: in searches, in chats, and on its own."""
 
-    @pytest.fixture(scope="class", params=["cross-encoder", "colbert"])
-    def model(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        path = tmp_path_factory.mktemp("reranker") / "tiny"
-        return (
-            tiny.cross_encoder(path, seed=6)
-            if request.param == "cross-encoder"
-            else tiny_colbert.colbert(path, "stanford")
-        )
-
-    @pytest.fixture(scope="class")
-    def scorer(self, model: Path) -> adv.Reranker | adv.ColBERT:
-        return adv.ColBERT(model) if (model / "artifact.metadata").exists() else adv.Reranker(model)
-
-    @pytest.fixture(scope="class")
-    def server(self, stock: adv.Library, model: Path) -> Iterator[Server]:
-        with Server("--library", stock.path, "--reranker", model, "--min-similarity", "-1") as server:
-            yield server
-
     @pytest.mark.filterwarnings("ignore::adventures.TruncationWarning")
     @pytest.mark.parametrize("hybrid", [False, True])
     def test_finds_what_the_library_finds(
-        self, server: Server, stock: adv.Library, scorer: adv.Reranker | adv.ColBERT, hybrid: bool
+        self, reranking: Server, stock: adv.Library, scorer: adv.Reranker | adv.ColBERT, hybrid: bool
     ) -> None:
         for question in demo.questions()[:3]:
             expected = stock.search(question.question, 4, hybrid=hybrid, rerank=scorer)
             body = {"query": question.question, "k": 4, "hybrid": hybrid}
-            hits = server.post("/v1/search", body).json()["hits"]
+            hits = reranking.post("/v1/search", body).json()["hits"]
             assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
             assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
-            chat = server.post(
+            chat = reranking.post(
                 "/v1/chat/completions", ask(question.question, max_tokens=1, retrieval={"hybrid": hybrid})
             )
             sources = [hit["id"] for hit in chat.json()["sources"]]
             assert sources == [hit.id for hit in expected][: len(sources)]
             assert sources
-            plain = server.post("/v1/search", {**body, "rerank": False}).json()["hits"]
+            plain = reranking.post("/v1/search", {**body, "rerank": False}).json()["hits"]
             assert [hit["id"] for hit in plain] == [hit.id for hit in stock.search(question.question, 4, hybrid=hybrid)]
 
     @pytest.mark.filterwarnings("ignore::adventures.TruncationWarning")
-    def test_documents_of_a_request(self, server: Server, scorer: adv.Reranker | adv.ColBERT) -> None:
+    def test_documents_of_a_request(self, reranking: Server, scorer: adv.Reranker | adv.ColBERT) -> None:
         documents = [row.text for row in demo.rows()[:70]] + ["a rope " * 900]
         query = "something against the cold"
         scores = scorer.scores(query, documents)
-        body = server.post("/v1/rerank", {"query": query, "documents": documents, "top_n": 5}).json()
+        body = reranking.post("/v1/rerank", {"query": query, "documents": documents, "top_n": 5}).json()
         assert [result["index"] for result in body["results"]] == np.argsort(-scores, kind="stable")[:5].tolist()
         found = [result["relevance_score"] for result in body["results"]]
         assert found == pytest.approx(np.sort(scores)[::-1][:5].tolist(), abs=1e-5)
-        assert body["model"] == server.get("/info").json()["reranker"] == "tiny"
+        assert body["model"] == reranking.get("/info").json()["reranker"] == "tiny"
         assert 70 in body["truncated"]
         by_embedder = {"model": "all-minilm-l6-v2", "query": query, "documents": documents[:3]}
-        assert server.post("/v1/rerank", by_embedder).json()["model"] == "all-minilm-l6-v2"
-        assert server.post("/v1/rerank", {**by_embedder, "model": "x"}).status == 404
+        assert reranking.post("/v1/rerank", by_embedder).json()["model"] == "all-minilm-l6-v2"
+        assert reranking.post("/v1/rerank", {**by_embedder, "model": "x"}).status == 404
 
-    def test_who_goes_away_is_no_burden(self, server: Server) -> None:
+    def test_who_goes_away_is_no_burden(self, reranking: Server) -> None:
         documents = ["a rope of silk, and another one. " * 60] * 2048
         data = load.request("/v1/rerank", {"query": "rope", "documents": documents})
 
         async def leave() -> None:
-            await asyncio.gather(*(load.leave(server.address, data, after=0.5, how="close") for _ in range(8)))
+            await asyncio.gather(*(load.leave(reranking.address, data, after=0.5, how="close") for _ in range(8)))
 
         asyncio.run(leave())
         began = time.perf_counter()
-        assert server.post("/v1/rerank", {"query": "rope", "documents": ["a"]}).status == 200
+        assert reranking.post("/v1/rerank", {"query": "rope", "documents": ["a"]}).status == 200
         assert time.perf_counter() - began < 5
 
     def test_none_is_there(self, plain: Server) -> None:

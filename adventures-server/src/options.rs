@@ -94,7 +94,7 @@ pub struct Flags {
     #[arg(long, env = "ADVENTURES_HYBRID", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub hybrid: Option<bool>,
     /// The cosine similarity below which a passage is not about the question [default: the embedder's]
-    #[arg(long, env = "ADVENTURES_MIN_SIMILARITY", value_name = "X")]
+    #[arg(long, env = "ADVENTURES_MIN_SIMILARITY", value_name = "X", allow_negative_numbers = true)]
     pub min_similarity: Option<f32>,
     /// Who answers, and how: the system text
     #[arg(long, env = "ADVENTURES_SYSTEM", value_name = "TEXT")]
