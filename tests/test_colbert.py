@@ -128,7 +128,7 @@ def test_precisions(colberts: dict[str, Path], precision: str, most: float) -> N
 
 def test_half_precision_weights(tmp_path: Path, colberts: dict[str, Path]) -> None:
     """bfloat16 and half precision weights are what they stand for."""
-    tensors = tiny_colbert.load_safetensors(colberts["stanford"] / "model.safetensors")
+    tensors = tiny.load_safetensors(colberts["stanford"] / "model.safetensors")
     halves = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     cut = {name: (tensor.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, tensor in tensors.items()}
     wide = {name: tensor.astype(np.float32) for name, tensor in halves.items()}
@@ -213,6 +213,15 @@ def test_rank(col: adv.ColBERT) -> None:
         col.rank("a", docs, doc_ids=["a"])
 
 
+def test_a_search_is_reranked(stock: adv.Library, col: adv.ColBERT) -> None:
+    query = "the dragon sleeps"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", adv.TruncationWarning)
+        found = stock.search(query, 5, rerank=col)
+        scores = col.scores(query, [hit.text for hit in found])
+    assert [hit.score for hit in found] == pytest.approx(sorted(scores, reverse=True))
+
+
 def test_heat(col: adv.ColBERT) -> None:
     heat = col.heat("the dragon", "the dragon, sleeps.")
     assert heat.query_tokens[:5] == ["[CLS]", "[unused0]", "the", "dragon", "[SEP]"]
@@ -250,6 +259,13 @@ def test_lengths_can_be_chosen(colberts: dict[str, Path]) -> None:
         col.embed_documents(["a"], pool_factor=0)
     with pytest.raises(NotImplementedError, match="cuda"):
         adv.ColBERT(colberts["stanford"], device="cuda")
+
+
+def test_windows_that_see_no_token_of_a_query_are_refused(tmp_path: Path, colberts: dict[str, Path]) -> None:
+    col = adv.ColBERT(change(colberts["modern"], tmp_path / "narrow", "config.json", local_attention=20))
+    with pytest.raises(ValueError, match="a sequence of 32 tokens, of which the first 4 are attended to, from 10 away"):
+        col.embed_query("a")
+    assert col.embed_query("a " * 20).shape == (32, DIM)
 
 
 def test_checkpoints_that_are_none(tmp_path: Path, colberts: dict[str, Path]) -> None:

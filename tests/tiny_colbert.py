@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import encoders
 import tiny
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Variant:
         expands: Whether queries are filled up with [MASK].
         attends: Whether these are attended to.
         skiplist: Which tokens of documents have no vectors.
+        encoder: `"bert"` or one of `encoders`, with what its configuration has otherwise.
     """
 
     layout: str
@@ -47,6 +49,7 @@ class Variant:
     expands: bool = True
     attends: bool = False
     skiplist: list[str] = field(default_factory=lambda: list(PUNCTUATION))
+    encoder: tuple[str, dict[str, Any]] = ("bert", {})
 
 
 VARIANTS = {
@@ -91,7 +94,18 @@ VARIANTS = {
         doc_maxlen=48,
         skiplist=[".", ","],
     ),
-    "unexpanded": Variant("pylate", {"query_prefix": "[unused0]", "do_query_expansion": False}, expands=False),
+    # Its windows see 32 tokens on each side, so the last [MASK] sees some of the shortest query.
+    "modern": Variant(
+        "pylate",
+        {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 32, "document_length": 90},
+        query="[Q] ",
+        doc="[D] ",
+        doc_maxlen=90,
+        encoder=("modernbert", {"local_attention": 64, "pad_token_id": 0}),
+    ),
+    "unexpanded": Variant(
+        "pylate", {"query_prefix": "[unused0]", "do_query_expansion": False}, doc="[D] ", expands=False
+    ),
 }
 
 TEXTS = [
@@ -106,17 +120,6 @@ TEXTS = [
 ]
 # Beside the longest query, and beside the longest document of each variant.
 EDGES = ["x " * count for count in (20, 21, 22, 28, 29, 30, 36, 37, 38, 44, 45, 46, 56, 57, 58, 62, 63, 64)]
-
-
-def load_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads a file of `tiny.save_safetensors`, in single precision."""
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    tensors = {}
-    for name, info in json.loads(data[8 : 8 + size]).items():
-        start, end = (8 + size + offset for offset in info["data_offsets"])
-        tensors[name] = np.frombuffer(data[start:end], np.float32).reshape(info["shape"])
-    return tensors
 
 
 def save_bfloat16(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -134,7 +137,11 @@ def save_bfloat16(path: Path, tensors: dict[str, np.ndarray]) -> None:
 def colbert(path: Path, name: str, *, dim: int = DIM) -> Path:
     """Writes the checkpoint of a variant to the directory `path`; its vectors have `dim` numbers."""
     variant = VARIANTS[name]
-    tiny.bert(path, seed=11)
+    kind, config = variant.encoder
+    if kind == "bert":
+        tiny.bert(path, seed=11)
+    else:
+        encoders.encoder(path, kind, change=config)
     random = np.random.Generator(np.random.PCG64(12))
     tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
@@ -145,10 +152,11 @@ def colbert(path: Path, name: str, *, dim: int = DIM) -> Path:
                 flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
                 tokenizer["added_tokens"].append({"id": vocabulary[token], "content": token, **flags})
     (path / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    tensors = load_safetensors(path / "model.safetensors")
-    words = tensors["embeddings.word_embeddings.weight"]
+    tensors = tiny.load_safetensors(path / "model.safetensors")
+    embeddings = f"embeddings.{'word' if kind == 'bert' else 'tok'}_embeddings.weight"
+    words = tensors[embeddings]
     more = random.standard_normal((len(vocabulary) - len(words), tiny.HIDDEN)) * 0.6
-    tensors["embeddings.word_embeddings.weight"] = np.concatenate([words, more.astype(np.float32)])
+    tensors[embeddings] = np.concatenate([words, more.astype(np.float32)])
     projection = (random.standard_normal((dim, tiny.HIDDEN)) * 0.3).astype(np.float32)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config["vocab_size"] = len(vocabulary)

@@ -6,9 +6,10 @@ use crate::error::{Error, Result, invalid, unsupported};
 use serde_json::Value;
 use std::path::Path;
 
-/// The marks that say which side a text is on, where the checkpoint does not say: those of BERT's vocabularies, then PyLate's.
-const QUERY_MARKS: [&str; 3] = ["[unused0]", "[Q] ", "[Q]"];
-const DOC_MARKS: [&str; 3] = ["[unused1]", "[D] ", "[D]"];
+/// The marks that say which side a text is on, where the checkpoint does not say: of a query and of a document, as Stanford's
+/// ColBERT has it, and as PyLate does.
+const STANFORD_MARKS: [[&str; 3]; 2] = [["[unused0]", "[Q]", "[Q] "], ["[unused1]", "[D]", "[D] "]];
+const PYLATE_MARKS: [[&str; 3]; 2] = [["[Q] ", "[Q]", "[unused0]"], ["[D] ", "[D]", "[unused1]"]];
 
 /// How queries and documents are read, of either layout.
 pub(super) struct Settings {
@@ -76,8 +77,8 @@ impl Settings {
         }
         let skips = read.flag("mask_punctuation")?.unwrap_or(true);
         Ok(Self {
-            query_marks: marks(read.text("query_token_id")?, QUERY_MARKS),
-            doc_marks: marks(read.text("doc_token_id")?, DOC_MARKS),
+            query_marks: marks(read.text("query_token_id")?, STANFORD_MARKS[0]),
+            doc_marks: marks(read.text("doc_token_id")?, STANFORD_MARKS[1]),
             query_maxlen: read.count("query_maxlen")?.unwrap_or(32),
             doc_maxlen: read.count("doc_maxlen")?.unwrap_or(220),
             expands: true,
@@ -95,8 +96,8 @@ impl Settings {
         }
         let bert = checkpoint.json("sentence_bert_config.json")?.unwrap_or_default();
         Ok(Self {
-            query_marks: marks(read.text("query_prefix")?, QUERY_MARKS),
-            doc_marks: marks(read.text("document_prefix")?, DOC_MARKS),
+            query_marks: marks(read.text("query_prefix")?, PYLATE_MARKS[0]),
+            doc_marks: marks(read.text("document_prefix")?, PYLATE_MARKS[1]),
             query_maxlen: read.count("query_length")?.unwrap_or(32),
             doc_maxlen: read.count("document_length")?.unwrap_or(180),
             expands: read.flag("do_query_expansion")?.unwrap_or(true),

@@ -186,7 +186,7 @@ impl Transformer {
         for (length, attended) in lengths.iter().zip(attended) {
             if !(1..=*length).contains(attended) || *length > attended + window {
                 return invalid!(
-                    "a sequence of {length} tokens, of which {attended} are attended to, {window} away at most"
+                    "a sequence of {length} tokens, of which the first {attended} are attended to, from {window} away"
                 );
             }
         }
