@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,39 @@ def test_configurations_that_are_not_supported(
 ) -> None:
     with pytest.raises(error, match=message):
         adv.Embedder(encoders.encoder(tmp_path / "model", name, change=change))
+
+
+@pytest.mark.parametrize("name", encoders.NAMES)
+def test_any_value_of_a_field_is_read_or_refused(tmp_path: Path, name: str) -> None:
+    path = encoders.encoder(tmp_path / "model", name)
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    refused = 0
+    for field in set(config) - {"model_type"}:
+        for value in (
+            0,
+            -1,
+            3,
+            2**62,
+            2**63 + 40,
+            1e300,
+            -0.5,
+            "x",
+            True,
+            [],
+            [1],
+            {},
+            {"factor": 0, "type": "ntk"},
+            None,
+        ):
+            (path / "config.json").write_text(json.dumps({**config, field: value}), "utf-8")
+            begun = time.monotonic()
+            try:
+                vectors = quiet(adv.Embedder(path), ["a rope", "x" * 90])
+                assert np.isfinite(vectors).all(), (field, value)
+            except (ValueError, NotImplementedError, FileNotFoundError):
+                refused += 1
+            assert time.monotonic() - begun < 5, (field, value)
+    assert refused > 80
 
 
 def test_scaled_positions_of_nomic_end_where_scaling_begins(tmp_path: Path, models: dict[str, Path]) -> None:

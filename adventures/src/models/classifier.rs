@@ -11,16 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Where the models keep the layer before the last.
-const DENSE: [&str; 8] = [
-    "classifier.dense",
-    "head.dense",
-    "bert.pooler.dense",
-    "pooler.dense",
-    "roberta.pooler.dense",
-    "new.pooler.dense",
-    "gte.pooler.dense",
-    "nomic_bert.pooler.dense",
-];
+const DENSE: [&str; 5] =
+    ["classifier.dense", "head.dense", "bert.pooler.dense", "new.pooler.dense", "gte.pooler.dense"];
 
 /// A model for sequence classification with one label: of the first token, a layer, its tangent, and a layer of one output; of
 /// ModernBERT a layer, its GELU, and a norm in between.

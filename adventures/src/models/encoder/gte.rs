@@ -86,7 +86,6 @@ pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transfo
     let (hidden, eps, context) = (config.hidden_size, config.layer_norm_eps, config.max_position_embeddings);
     let heads = heads(checkpoint, hidden, config.num_attention_heads)?;
     let (base, divisor) = config.rope(checkpoint, heads.dim)?;
-    let rotary = Arc::new(Rotary::new(context, heads.dim, base, divisor)?);
     let source = Source::find(checkpoint, &["", "new.", "gte."], "embeddings.word_embeddings.weight")?;
     let at = source.at("embeddings");
     let embeddings = Embeddings {
@@ -98,6 +97,8 @@ pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transfo
         },
         norm: at.norm("LayerNorm", hidden, eps)?,
     };
+    // Behind the embeddings, which have checked the width.
+    let rotary = Arc::new(Rotary::new(context, heads.dim, base, divisor)?);
     let layer = |i| config.layer(&source.at(&format!("encoder.layer.{i}")), &rotary, gate, options);
     Ok(Transformer {
         heads,

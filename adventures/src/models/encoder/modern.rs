@@ -12,6 +12,9 @@ use crate::kernels::vector::Level;
 use serde::Deserialize;
 use std::sync::{Arc, Mutex};
 
+/// What the layers that see a window are called.
+const LOCAL: &str = "sliding_attention";
+
 /// The fields of `config.json` that matter here, with what transformers takes where they are missing.
 #[derive(Debug, Clone, Deserialize)]
 struct Config {
@@ -75,14 +78,6 @@ fn default_every() -> usize {
     3
 }
 
-/// What differs between layers that see all and those that see a window.
-struct Kinds {
-    /// For each layer, whether it sees a window.
-    local: Vec<bool>,
-    /// Of those that see all, and of the others.
-    rotary: [Arc<Rotary>; 2],
-}
-
 pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer> {
     let place = checkpoint.dir().display();
     let config: Config = config(checkpoint)?;
@@ -103,8 +98,6 @@ pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transfo
     }
     let global = full.rope_theta.or(config.global_rope_theta).unwrap_or(160_000.0);
     let local = sliding.rope_theta.or(config.local_rope_theta).unwrap_or(10_000.0);
-    let rotary = |base| Rotary::new(context, heads.dim, base, 1.0).map(Arc::new);
-    let kinds = Kinds { local: config.local(checkpoint)?, rotary: [rotary(global)?, rotary(local)?] };
     let source = Source::find(checkpoint, &["", "model."], "embeddings.tok_embeddings.weight")?;
     let at = source.at("embeddings");
     let embeddings = Embeddings {
@@ -113,7 +106,11 @@ pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transfo
         types: Vec::new(),
         norm: config.norm(&at, "norm")?,
     };
-    let layer = |i: usize| config.layer(&source.at(&format!("layers.{i}")), i, &kinds, gate, options);
+    config.check_types(checkpoint)?;
+    // Behind the embeddings, which have checked the width.
+    let rotary = |base| Rotary::new(context, heads.dim, base, 1.0).map(Arc::new);
+    let rotary = [rotary(global)?, rotary(local)?];
+    let layer = |i: usize| config.layer(&source.at(&format!("layers.{i}")), i, &rotary, gate, options);
     Ok(Transformer {
         heads,
         level: Level::best(),
@@ -128,22 +125,26 @@ pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transfo
 }
 
 impl Config {
-    /// Returns for each layer whether it sees a window.
-    fn local(&self, checkpoint: &Checkpoint) -> Result<Vec<bool>> {
-        let place = checkpoint.dir().display();
-        let Some(types) = &self.layer_types else {
-            let every = self.global_attn_every_n_layers.max(1);
-            return Ok((0..self.num_hidden_layers).map(|i| !i.is_multiple_of(every)).collect());
-        };
+    /// Fails where a layer is neither of those that see all nor of those that see a window.
+    fn check_types(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let (place, Some(types)) = (checkpoint.dir().display(), &self.layer_types) else { return Ok(()) };
         if types.len() != self.num_hidden_layers {
             return invalid!("{place}: {} layer_types of {} layers", types.len(), self.num_hidden_layers);
         }
-        let local = types.iter().map(|kind| match kind.as_str() {
-            "full_attention" => Ok(false),
-            "sliding_attention" => Ok(true),
-            other => unsupported!("{place}: layer type {other:?}; supported are full_attention and sliding_attention"),
-        });
-        local.collect()
+        match types.iter().find(|kind| !["full_attention", LOCAL].contains(&kind.as_str())) {
+            Some(other) => {
+                unsupported!("{place}: layer type {other:?}; supported are full_attention and {LOCAL}")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Returns whether a layer sees a window.
+    fn is_local(&self, i: usize) -> bool {
+        match &self.layer_types {
+            Some(types) => types[i] == LOCAL,
+            None => !i.is_multiple_of(self.global_attn_every_n_layers.max(1)),
+        }
     }
 
     fn norm(&self, source: &Source<'_>, name: &str) -> Result<LayerNorm> {
@@ -153,13 +154,20 @@ impl Config {
         source.scale(name, self.hidden_size, self.norm_eps)
     }
 
-    fn layer(&self, source: &Source<'_>, i: usize, kinds: &Kinds, gate: Gate, options: &Options) -> Result<Layer> {
+    fn layer(
+        &self,
+        source: &Source<'_>,
+        i: usize,
+        rotary: &[Arc<Rotary>; 2],
+        gate: Gate,
+        options: &Options,
+    ) -> Result<Layer> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let attention = |outputs| Size { outputs, inputs: hidden, bias: self.attention_bias };
         let network = |outputs, inputs| Size { outputs, inputs, bias: self.mlp_bias };
         let [finer, kernel] = options.kernels();
         let [gates, up] = source.halves("mlp.Wi", network(inner, hidden), kernel)?;
-        let local = kinds.local[i];
+        let local = self.is_local(i);
         Ok(Layer {
             qkv: source.linear(&["attn.Wqkv"], attention(3 * hidden), finer)?,
             attention_out: source.linear(&["attn.Wo"], attention(hidden), kernel)?,
@@ -169,7 +177,7 @@ impl Config {
             activation: Activation::Gated(gate, gates),
             down: source.linear(&["mlp.Wo"], network(hidden, inner), kernel)?,
             out_norm: self.norm(source, "mlp_norm")?,
-            rotary: Some(Arc::clone(&kinds.rotary[usize::from(local)])),
+            rotary: Some(Arc::clone(&rotary[usize::from(local)])),
             window: local.then_some(self.local_attention / 2),
         })
     }

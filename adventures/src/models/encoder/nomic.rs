@@ -77,7 +77,6 @@ pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transfo
     let shape = config.shape(checkpoint)?;
     let Shape { hidden, layers, context, eps, base, .. } = shape;
     let heads = heads(checkpoint, hidden, shape.heads)?;
-    let rotary = Arc::new(Rotary::new(context, heads.dim, base, 1.0)?);
     let source = Source::find(checkpoint, &["", "bert.", "nomic_bert."], "embeddings.word_embeddings.weight")?;
     let at = source.at("embeddings");
     let embeddings = Embeddings {
@@ -89,6 +88,8 @@ pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transfo
         },
         norm: source.norm("emb_ln", hidden, eps)?,
     };
+    // Behind the embeddings, which have checked the width.
+    let rotary = Arc::new(Rotary::new(context, heads.dim, base, 1.0)?);
     let layer = |i| config.layer(&source.at(&format!("encoder.layers.{i}")), &shape, &rotary, options);
     Ok(Transformer {
         heads,

@@ -60,8 +60,8 @@ impl<'a> Source<'a> {
     /// Returns the two layers whose outputs are those of the layer `name`, each of `size`.
     pub(super) fn halves(&self, name: &str, size: Size, kernel: Kernel) -> Result<[Linear; 2]> {
         let (at, Size { outputs, inputs, .. }) = (self.at(name), size);
-        let weight = at.tensor("weight", &[2 * outputs, inputs])?;
-        let bias = if size.bias { at.tensor("bias", &[2 * outputs])? } else { Vec::new() };
+        let weight = at.tensor("weight", &[outputs.saturating_mul(2), inputs])?;
+        let bias = if size.bias { at.tensor("bias", &[outputs.saturating_mul(2)])? } else { Vec::new() };
         let half = |i: usize| {
             let bias = if size.bias { &bias[i * outputs..(i + 1) * outputs] } else { &[] };
             Linear::pack(&weight[i * outputs * inputs..(i + 1) * outputs * inputs], bias, inputs, kernel)
@@ -74,12 +74,21 @@ impl<'a> Source<'a> {
         // Checkpoints converted from TensorFlow name them gamma and beta.
         let (weight, bias) =
             if self.checkpoint.has(&format!("{}gamma", at.prefix)) { ("gamma", "beta") } else { ("weight", "bias") };
-        Ok(LayerNorm { weight: at.tensor(weight, &[width])?, bias: at.tensor(bias, &[width])?, eps })
+        at.layer_norm(at.tensor(weight, &[width])?, at.tensor(bias, &[width])?, eps)
     }
 
     /// Returns a norm that only scales.
     pub(super) fn scale(&self, name: &str, width: usize, eps: f32) -> Result<LayerNorm> {
-        Ok(LayerNorm { weight: self.at(name).tensor("weight", &[width])?, bias: vec![0.0; width], eps })
+        let at = self.at(name);
+        at.layer_norm(at.tensor("weight", &[width])?, vec![0.0; width], eps)
+    }
+
+    fn layer_norm(&self, weight: Vec<f32>, bias: Vec<f32>, eps: f32) -> Result<LayerNorm> {
+        if !(eps.is_finite() && eps >= 0.0) {
+            // What it makes of a row would be no numbers.
+            return invalid!("{}: layer norms with an epsilon of {eps}", self.checkpoint.dir().display());
+        }
+        Ok(LayerNorm { weight, bias, eps })
     }
 }
 
