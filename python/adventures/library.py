@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,8 +15,9 @@ from adventures import search as _search
 from adventures import sync as _sync
 from adventures._adventures import AdventuresError, TruncationWarning
 from adventures.census import Skip
-from adventures.delta import RowSource, open_table
+from adventures.delta import RowSource, check_options, open_table
 from adventures.filters import check_unicode
+from adventures.lease import leased
 from adventures.lock import exclusive
 from adventures.passages import Cut
 from adventures.search import Hit, Query, Source
@@ -23,7 +25,7 @@ from adventures.store import Snapshot, Store, check_model
 from adventures.sync import SyncReport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from os import PathLike
 
     import polars as pl
@@ -32,10 +34,25 @@ if TYPE_CHECKING:
 
     from adventures._adventures import Embedder
 
-__all__ = ["Hit", "Library", "Skip", "Source", "SyncReport"]
+__all__ = ["Hit", "Library", "Skip", "Source", "SyncReport", "Version"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of a library that can be read.
+
+    Attributes:
+        version: The version of the Delta table that it mirrors.
+        passages: How many passages it holds.
+        published: Whether it is the one that readers see by default.
+    """
+
+    version: int
+    passages: int
+    published: bool
 
 
 class Library:
@@ -50,9 +67,18 @@ class Library:
         self._store = store
         self._embedder = embedder
         self._snapshot: Snapshot | None = None
+        self._pinned = False
 
     @classmethod
-    def open(cls, path: str | PathLike[str], *, embedder: Embedder | None = None, table: str = "passages") -> Self:
+    def open(
+        cls,
+        path: str | PathLike[str],
+        *,
+        embedder: Embedder | None = None,
+        table: str = "passages",
+        version: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Self:
         """Returns the library at a path; a new, empty one where there is none, which its first sync puts on disk.
 
         Args:
@@ -60,9 +86,13 @@ class Library:
                 a table.
             embedder: The model that the passages are, or will be, embedded with. Only `search` and `sync` need it.
             table: The name of the table: letters, digits, `_` and `-`.
+            version: The version of the Delta table that it shall mirror, one of `versions()`: the library stays at it
+                and is read only. By default it follows what is published.
+            storage_options: Credentials and settings for a library on an object store, as LanceDB takes them.
 
         Raises:
             FileNotFoundError: There is no library and no embedder to make one with.
+            LookupError: That version is not kept.
             ValueError: Its vectors were made by another model; the table name is bad; what is there is no library.
         """
         if not isinstance(table, str):
@@ -76,7 +106,10 @@ class Library:
         place = _place(path)
         if "://" not in place and Path(place).exists() and not Path(place).is_dir():
             raise ValueError(f"cannot open a library at {place}: it is a file")
-        library = cls(Store(place, table), embedder)
+        check_options(storage_options)
+        library = cls(Store(place, table, storage_options), embedder)
+        if version is not None:
+            library._pin(version)
         snapshot = library._current()
         if snapshot is None and embedder is None:
             raise FileNotFoundError(f"no library at {place} (table {table!r}); give an embedder to make one")
@@ -123,6 +156,30 @@ class Library:
     def __repr__(self) -> str:
         return f"Library({self.path!r}, table={self._store.name!r}, passages={len(self)})"
 
+    def versions(self) -> list[Version]:
+        """Returns the versions that can be read, oldest first: the newest `keep` of a sync."""
+        return [
+            Version(one.source["version"], one.rows, published=one.version == published)
+            for one, published in self._kept()
+        ]
+
+    def _kept(self) -> Iterator[tuple[Snapshot, int]]:
+        table = self._store.open()
+        published = None if table is None else self._store.published_version(table)
+        if table is None or published is None:
+            return
+        for number in sorted({*self._store.kept_versions(table), published}):
+            snapshot = self._store.snapshot(number)
+            if snapshot is not None:
+                yield snapshot, published
+
+    def _pin(self, version: int) -> None:
+        found = [one for one, _ in self._kept() if one.source["version"] == version]
+        if not found:
+            kept = ", ".join(str(one.version) for one in self.versions()) or "none"
+            raise LookupError(f"{self._store} has no version {version!r}; it keeps {kept}")
+        self._snapshot, self._pinned = found[-1], True
+
     def sync(
         self,
         delta: str | PathLike[str] | DeltaTable,
@@ -135,12 +192,17 @@ class Library:
         where: str | None = None,
         max_tokens: int | None = None,
         overlap: int | None = None,
+        keep: int = 2,
+        follow_types: bool = False,
+        dry_run: bool = False,
         progress: bool | None = None,
     ) -> SyncReport:
         """Makes the library equal to one version of a Delta table.
 
         Rows are read as a stream; only those whose text is new or changed are embedded, and those that left the table
-        leave the library. Rows with a null id, a null or empty text, or the id of another row (of these the one with
+        leave the library. Where the table has a change data feed that reaches back to the last sync, only rows that it
+        names are read; else all are compared, and the report says why. What a sync has embedded when it dies, the next
+        one takes over. Rows with a null id, a null or empty text, or the id of another row (of these the one with
         the lowest digest stays) are skipped and counted. Where anything fails, the library stays as it was. A second
         sync of the same version with the same arguments does nothing.
 
@@ -158,15 +220,23 @@ class Library:
                 default. Longer texts become several passages.
             overlap: How many tokens neighbouring passages of a text share at most; by default 32, or a quarter of
                 `max_tokens` where that is less.
+            keep: How many published versions stay readable, the newest included; see `versions`.
+            follow_types: Whether a column that changed its type since the last sync is taken as it is now; else it is
+                an error that names it.
+            dry_run: Whether to write nothing, and only report what a sync would change.
             progress: Whether to show a bar on stderr; by default where that is a terminal.
 
         Raises:
             FileNotFoundError: There is no such table.
-            ValueError: A column, version, predicate or number does not fit the table.
+            ValueError: A column, version, predicate or number does not fit the table; a column changed its type.
             BusyError: Another sync of this library is running.
             AdventuresError: The library could not be written, or its rows did not add up.
         """
         embedder = self._needed("sync")
+        if self._pinned:
+            raise ValueError(f"cannot sync {self._store}: it was opened at one version, to be read")
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ValueError(f"keep must be a whole number from 1 on, not {keep!r}")
         cut = _cut(embedder, max_tokens, overlap)
         place = os.fspath(delta) if isinstance(delta, (str, os.PathLike)) else None
         for what, given in (("delta", place), ("text", text), ("where", where)):
@@ -180,11 +250,12 @@ class Library:
             where=where,
         )
         shown = sys.stderr.isatty() if progress is None else progress
-        with self._writing():
+        with self._writing(dry_run=dry_run) as still_ours:
             snapshot = self._store.snapshot()
             if snapshot is not None:
                 check_model(self._store, snapshot.record, embedder)
-            return _sync.run(self._store, embedder, source, cut, progress=shown)
+            options = _sync.Options(keep, follow_types, dry_run, shown, still_ours)
+            return _sync.run(self._store, embedder, source, cut, options)
 
     def search(
         self,
@@ -239,12 +310,18 @@ class Library:
             raise ValueError(f"cannot {verb} {self._store} without a model; open it with embedder=")
         return self._embedder
 
-    def _writing(self) -> Any:
-        if "://" in self.path:
-            # Object stores have no lock; LanceDB's commits refuse to overwrite each other there.
-            return nullcontext()
-        Path(self.path).mkdir(parents=True, exist_ok=True)
-        return exclusive(Path(self.path) / f"{self._store.name}.lock", str(self._store))
+    @contextmanager
+    def _writing(self, *, dry_run: bool = False) -> Iterator[Callable[[], None]]:
+        """Keeps other writers out; gives what raises where that failed."""
+        if dry_run:
+            yield _nothing
+        elif "://" in self.path:
+            with leased(self._store.db, self._store.name, str(self._store)) as lease:
+                yield lease.check
+        else:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            with exclusive(Path(self.path) / f"{self._store.name}.lock", str(self._store)):
+                yield _nothing
 
     def _current(self) -> Snapshot | None:
         """The published version, opened anew only when another was published."""
@@ -255,12 +332,18 @@ class Library:
 
     def _newest(self) -> Snapshot | None:
         snapshot = self._snapshot
+        if self._pinned:
+            return snapshot
         if snapshot is None or self._store.published_version(snapshot.table) != snapshot.version:
             snapshot = self._store.snapshot()
             if snapshot is not None and self._embedder is not None:
                 check_model(self._store, snapshot.record, self._embedder)
             self._snapshot = snapshot
         return snapshot
+
+
+def _nothing() -> None:
+    pass
 
 
 def _place(path: str | PathLike[str]) -> str:
