@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from adventures import repair as _repair
 from adventures import search as _search
 from adventures import sync as _sync
 from adventures._adventures import AdventuresError, TruncationWarning
@@ -20,6 +21,7 @@ from adventures.filters import check_unicode
 from adventures.lease import leased
 from adventures.lock import exclusive
 from adventures.passages import Cut
+from adventures.repair import RepairReport
 from adventures.search import Hit, Query, Source
 from adventures.store import Snapshot, Store, check_model
 from adventures.sync import SyncReport
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from adventures._adventures import Embedder
 
-__all__ = ["Hit", "Library", "Skip", "Source", "SyncReport", "Version"]
+__all__ = ["Hit", "Library", "RepairReport", "Skip", "Source", "SyncReport", "Version"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -95,25 +97,36 @@ class Library:
             LookupError: That version is not kept.
             ValueError: Its vectors were made by another model; the table name is bad; what is there is no library.
         """
-        if not isinstance(table, str):
-            raise TypeError(f"the table name must be a string, not {type(table).__name__}")
-        if not _NAME.fullmatch(table):
-            raise ValueError(f"the table name {table!r} must be of letters, digits, '_' and '-', 63 at most")
         if isinstance(embedder, str):
             raise TypeError(f"embedder must be an Embedder, not the name {embedder!r}: give Embedder({embedder!r})")
         if embedder is not None and not hasattr(embedder, "encode"):
             raise TypeError(f"embedder must be an Embedder, not {type(embedder).__name__}")
-        place = _place(path)
-        if "://" not in place and Path(place).exists() and not Path(place).is_dir():
-            raise ValueError(f"cannot open a library at {place}: it is a file")
-        check_options(storage_options)
-        library = cls(Store(place, table, storage_options), embedder)
+        library = cls(_store(path, table, storage_options), embedder)
         if version is not None:
             library._pin(version)
         snapshot = library._current()
         if snapshot is None and embedder is None:
-            raise FileNotFoundError(f"no library at {place} (table {table!r}); give an embedder to make one")
+            raise FileNotFoundError(f"no library at {library.path} (table {table!r}); give an embedder to make one")
         return library
+
+    @classmethod
+    def repair(cls, path: str | PathLike[str], *, table: str = "passages") -> RepairReport:
+        """Makes a library readable again after a power cut; needs no model.
+
+        Torn files that belong to nothing published are moved out of the way, every passage of the published version is
+        read, and indexes that cannot be searched are made anew. Where the published version cannot be read, the newest
+        one that can is published, and the next sync brings the rest.
+
+        Raises:
+            AdventuresError: No version of it can be read.
+            BusyError: A sync of this library is running.
+            FileNotFoundError: There is no library.
+        """
+        store = _store(path, table)
+        if store.folder is not None and not store.folder.exists():
+            raise FileNotFoundError(f"no library at {store.path} (table {table!r})")
+        with cls(store, None)._writing():
+            return _repair.repair(store)
 
     @property
     def path(self) -> str:
@@ -328,7 +341,9 @@ class Library:
         try:
             return self._newest()
         except RuntimeError as error:
-            raise AdventuresError(f"cannot read {self._store}: {error}") from error
+            raise AdventuresError(
+                f"cannot read {self._store}: {error}; what a power cut tore, `adventures library repair` puts together"
+            ) from error
 
     def _newest(self) -> Snapshot | None:
         snapshot = self._snapshot
@@ -344,6 +359,18 @@ class Library:
 
 def _nothing() -> None:
     pass
+
+
+def _store(path: str | PathLike[str], table: str, storage_options: Mapping[str, str] | None = None) -> Store:
+    if not isinstance(table, str):
+        raise TypeError(f"the table name must be a string, not {type(table).__name__}")
+    if not _NAME.fullmatch(table):
+        raise ValueError(f"the table name {table!r} must be of letters, digits, '_' and '-', 63 at most")
+    place = _place(path)
+    if "://" not in place and Path(place).exists() and not Path(place).is_dir():
+        raise ValueError(f"cannot open a library at {place}: it is a file")
+    check_options(storage_options)
+    return Store(place, table, storage_options)
 
 
 def _place(path: str | PathLike[str]) -> str:

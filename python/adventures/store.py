@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import lancedb
 import pyarrow as pa
+from lancedb.index import FTS, IvfSq
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +41,8 @@ _FOREVER = timedelta(days=36_500)
 # Rows outside an index are scanned, and every sync adds a file: both cost little until there are many.
 _FRAGMENTS = 10
 _UNINDEXED = 10_000
+# A scan of 100,000 vectors takes tens of milliseconds and finds all; below that an index only loses neighbours.
+INDEX_FROM = 200_000
 # Of other characters LanceDB writes %xx in places: to tag a version in /home/josé it makes a folder in /home/jos%C3%A9.
 _PLAIN = re.compile(r"[A-Za-z0-9_./ -]*")
 
@@ -163,6 +166,15 @@ class Store:
         elif table.version != published:
             table.restore(published)
 
+    def index(self, table: Table) -> None:
+        """Makes the indexes that the table should have and has not."""
+        columns = {column for index in table.list_indices() for column in index.columns}
+        rows = table.count_rows()
+        if "text" not in columns and rows:
+            table.create_index("text", config=FTS())
+        if "vector" not in columns and rows >= INDEX_FROM:
+            table.create_index("vector", config=IvfSq(distance_type="cosine"))
+
     def publish(self, table: Table, *, anew: bool, keep: int, since: float) -> None:
         """Shows readers the newest version; then, when it is due, removes versions that nobody can be reading any more.
 
@@ -176,15 +188,16 @@ class Store:
         if due and not anew:
             # Compacts and indexes only: pruning would trip over the tag, which still marks an old version.
             table.optimize(cleanup_older_than=_FOREVER)
-        self._tag(table, keep, since)
+        self.mark(table, since=since, keep=keep)
         if not due:
             return
         # A tag on an older version would make this fail, and then nothing would be removed.
         with suppress(RuntimeError):
             table.optimize(cleanup_older_than=max(_KEEP, _age_of_oldest_tag(table)))
-        self._tag(table, keep, since)
+        self.mark(table, since=since, keep=keep)
 
-    def _tag(self, table: Table, keep: int, since: float) -> None:
+    def mark(self, table: Table, *, since: float, keep: int | None = None) -> None:
+        """Shows readers the newest version; of those published before, `keep` stay, or all."""
         version = table.version
         published = self.published_version(table)
         if published == version:
@@ -197,7 +210,7 @@ class Store:
             table.tags.update(TAG, version)
         if f"{TAG}-{version}" not in table.tags.list():
             table.tags.create(f"{TAG}-{version}", version)
-        for old in self.kept_versions(table)[:-keep]:
+        for old in [] if keep is None else self.kept_versions(table)[:-keep]:
             table.tags.delete(f"{TAG}-{old}")
         self._flush(since)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from lancedb.index import FTS, IvfSq
 from tqdm import tqdm
 
 from adventures import plan as _plan
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from adventures.store import Snapshot, Store
 
 _ADDRESSES = 10_000
-# A scan of 100,000 vectors takes tens of milliseconds and finds all; below that an index only loses neighbours.
-INDEX_FROM = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +170,7 @@ def _carry_out(
         kept = 0 if plan.rewrite or published is None else published.rows - len(plan.outdated)
         _reconcile(table, plan, picker, kept + writer.work.passages)
         if plan.changes:
-            _index(table)
+            store.index(table)
         report = replace(
             report,
             passages=table.count_rows(),
@@ -337,12 +334,3 @@ def _reconcile(table: Table, plan: Plan, picker: Picker, expected: int) -> None:
     found = table.count_rows()
     if found != expected:
         raise AdventuresError(f"the library has {found} passages after writing, not {expected}; nothing was published")
-
-
-def _index(table: Table) -> None:
-    columns = {column for index in table.list_indices() for column in index.columns}
-    rows = table.count_rows()
-    if "text" not in columns and rows:
-        table.create_index("text", config=FTS())
-    if "vector" not in columns and rows >= INDEX_FROM:
-        table.create_index("vector", config=IvfSq(distance_type="cosine"))
