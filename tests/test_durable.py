@@ -69,12 +69,16 @@ class TestKilled:
         code = f"""{PREFACE}
 store._FRAGMENTS = 0  # every sync compacts
 library = Library.open({library.path!r}, embedder=WordEmbedder())
-sys.stdin.readline()
+import random
+rng = random.Random(int(sys.stdin.readline()))
 print("go", flush=True)
 while True:
-    for version in (1, 2, 3, 2, 0):
-        library.sync({str(delta)!r}, id="id", text="{{text}}", version=version)
+    library.sync({str(delta)!r}, id="id", text="{{text}}", version=rng.randrange(4))
 """
+        started = time.monotonic()
+        library.sync(delta, **COLUMNS, version=1)
+        # As long as a few syncs take, on this machine, now.
+        longest = 4 * (time.monotonic() - started)
         rng = random.Random(KILLS)
         torn: list[Any] = []
         stop = threading.Event()
@@ -97,14 +101,14 @@ while True:
         seen = Counter[int]()
         waiting = start()
         try:
-            for _ in range(KILLS):
+            for number in range(KILLS):
                 child, waiting = waiting, start()
                 assert child.stdin
                 assert child.stdout
-                child.stdin.write("\n")
+                child.stdin.write(f"{number}\n")
                 child.stdin.flush()
                 assert child.stdout.readline() == "go\n"
-                time.sleep(rng.uniform(0, 1.5))
+                time.sleep(rng.uniform(0, longest))
                 child.kill()
                 child.communicate()
                 version = library.metadata["source"]["version"]

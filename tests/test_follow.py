@@ -16,6 +16,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 import adventures as adv
+import bench_sync
 from adventures.library import Library, Skip
 from words import WordEmbedder
 
@@ -449,3 +450,15 @@ class TestResume:
             Library.open(tmp_path / "l", embedder=Fails()).sync(path, **COLUMNS)
         report = Library.open(tmp_path / "l", embedder=WordEmbedder(dim=16)).sync(path, **COLUMNS)
         assert (report.resumed, report.passages) == (0, 600)
+
+
+def test_the_figures_in_short(tmp_path: Path) -> None:
+    """A hundredth of the rows changed: a hundredth is embedded, in little time, in little memory."""
+    small = bench_sync.measure(tmp_path, 2_000)
+    first, second = bench_sync.measure(tmp_path, 20_000)
+    assert (first["method"], first["embedded"], first["passages"]) == ("full", 20_000, 20_000)
+    assert (second["method"], second["embedded"], second["changed"]) == ("feed", 200, 200)
+    assert second["passages"] == 20_000
+    # Of so few rows, what a sync costs at least is a good part.
+    assert second["seconds"] < 0.5 * first["seconds"]
+    assert max(first["peak_mib"], second["peak_mib"]) < 1.3 * max(report["peak_mib"] for report in small)

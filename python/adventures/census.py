@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # numpy compares 16-byte strings as C does, which orders digests; trailing zeros are cut from every one alike.
 _DIGEST = np.dtype("S16")
 _EXAMPLES = 5
+# LanceDB's own batches are of a thousand rows; to look each of a million up in a set, the set is prepared that often.
+_BATCH = 65_536
 
 Digests = NDArray[np.bytes_]
 
@@ -195,7 +197,7 @@ class Stock:
         addresses: list[NDArray[Any]] = [np.empty(0, np.uint64)]
         if snapshot is not None and snapshot.rows:
             query = snapshot.table.search().select(["row_id", "ordinal", "text_hash", "row_hash"]).with_row_id(True)
-            batches: Any = query.to_batches()
+            batches: Any = query.to_batches(_BATCH)
             for batch in batches:
                 if wanted is not None:
                     batch = batch.filter(pc.is_in(batch.column("row_id"), value_set=wanted))

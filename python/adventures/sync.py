@@ -139,56 +139,50 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
         lost_columns=lost_columns,
         dry_run=options.dry_run,
     )
-    if not options.dry_run:
+    if options.dry_run:
+        return replace(report, seconds=time.monotonic() - started)
+
+    described |= {"columns": source.columns}
+    changes, rewrite, since = plan.changes, plan.rewrite, time.time()
+    with Journal.open(store.journal, model_of(embedder)) as journal:
         known = Known(published, plan.stock, plan.difference)
-        with Journal.open(store.journal, model_of(embedder)) as journal:
-            writer = Writer(embedder, plan.source, cut, known=known, schema=schema, journal=journal)
-            picker = Picker(plan.census, digester, plan.wanted)
-            report = _carry_out(store, plan, writer, picker, report, {**described, "columns": source.columns}, options)
-            journal.remove()
+        writer = Writer(embedder, plan.source, cut, known=known, schema=schema, journal=journal)
+        picker = Picker(plan.census, digester, plan.wanted)
+        try:
+            table = store.begin(published, schema)
+            _fill(table, plan, writer, picker, options)
+            work = writer.work
+            report = replace(report, truncated=work.truncated, tokens=work.tokens, resumed=work.resumed)
+            # The digests of all rows are most of what a sync keeps in memory; making indexes needs room of its own.
+            del known, picker, plan, writer
+            if changes:
+                store.index(table)
+            report = replace(report, passages=table.count_rows())
+            write_source(table, {**described, **_counts(report)})
+            options.still_ours()
+            store.publish(table, anew=rewrite, keep=options.keep, since=since)
+        except BaseException as error:
+            try:
+                store.undo()
+            except (OSError, RuntimeError, ValueError) as second:
+                # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
+                error.add_note(f"and what was written could not be undone: {second}")
+            raise
+        journal.remove()
     return replace(report, seconds=time.monotonic() - started)
 
 
-def _carry_out(
-    store: Store,
-    plan: Plan,
-    writer: Writer,
-    picker: Picker,
-    report: SyncReport,
-    described: dict[str, Any],
-    options: Options,
-) -> SyncReport:
-    published, started = writer.known.published, time.time()
-    try:
-        table = store.begin(published, writer.schema)
-        if plan.changes:
-            bar = _bar(picker.left, shown=options.progress)
-            with bar:
-                _write(table, writer, picker, bar, rewrite=plan.rewrite)
-            if not plan.rewrite:
-                _delete(table, plan.outdated)
-        kept = 0 if plan.rewrite or published is None else published.rows - len(plan.outdated)
-        _reconcile(table, plan, picker, kept + writer.work.passages)
-        if plan.changes:
-            store.index(table)
-        report = replace(
-            report,
-            passages=table.count_rows(),
-            truncated=writer.work.truncated,
-            tokens=writer.work.tokens,
-            resumed=writer.work.resumed,
-        )
-        write_source(table, {**described, **_counts(report)})
-        options.still_ours()
-        store.publish(table, anew=plan.rewrite, keep=options.keep, since=started)
-    except BaseException as error:
-        try:
-            store.undo()
-        except (OSError, RuntimeError, ValueError) as second:
-            # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
-            error.add_note(f"and what was written could not be undone: {second}")
-        raise
-    return report
+def _fill(table: Table, plan: Plan, writer: Writer, picker: Picker, options: Options) -> None:
+    """Makes the table's passages what the plan says, and checks that they are."""
+    published = writer.known.published
+    if plan.changes:
+        bar = _bar(picker.left, shown=options.progress)
+        with bar:
+            _write(table, writer, picker, bar, rewrite=plan.rewrite)
+        if not plan.rewrite:
+            _delete(table, plan.outdated)
+    kept = 0 if plan.rewrite or published is None else published.rows - len(plan.outdated)
+    _reconcile(table, plan, picker, kept + writer.work.passages)
 
 
 def _reason(published: Snapshot | None, described: dict[str, Any], schema: pa.Schema) -> str:
