@@ -62,6 +62,7 @@ def states(delta: Path, folder: Path) -> dict[int, Any]:
 
 
 class TestKilled:
+    @pytest.mark.timeout(200 + 20 * KILLS)
     def test_at_any_moment(self, library: Library, delta: Path, tmp_path: Path) -> None:
         """SIGKILL while rows are written, indexes made, files compacted and versions published."""
         truth = states(delta, tmp_path / "truth")

@@ -277,6 +277,7 @@ class Library:
         *,
         hybrid: bool = False,
         where: Mapping[str, object] | None = None,
+        mmr: float | None = None,
     ) -> list[Hit]:
         """Returns the passages nearest to a question, best first; none from an empty library.
 
@@ -286,13 +287,16 @@ class Library:
             hybrid: Whether to fuse with full-text search: better where exact words count, names above all.
             where: A filter built from values: `{"aisle": "frost", "price": {"lt": 20}, "kind": ["boots", "cloak"]}`;
                 see `adventures.filters.condition`.
+            mmr: Maximal marginal relevance, from 0 to 1: how much relevance counts against being unlike the passages
+                before. 1 is the plain order; the less, the fewer say the same again. Hits come in the order of choice.
 
         Warns:
             TruncationWarning: The query is longer than the model reads.
 
         Raises:
             AdventuresError: The library's files are damaged or out of reach.
-            ValueError: The query is empty, `k` is not positive, or `where` does not fit the library.
+            ValueError: The query is empty, `k` is not positive, `mmr` is not from 0 to 1, or `where` does not fit the
+                library.
         """
         if not isinstance(query, str):
             raise TypeError(f"the query must be a string, not {type(query).__name__}")
@@ -301,6 +305,8 @@ class Library:
         check_unicode(query, "the query")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
+        if mmr is not None and (isinstance(mmr, bool) or not isinstance(mmr, (int, float)) or not 0 <= mmr <= 1):
+            raise ValueError(f"mmr must be from 0 to 1, not {mmr!r}")
         embedder = self._needed("search")
         snapshot = self._current()
         if snapshot is None or not snapshot.rows:
@@ -314,7 +320,7 @@ class Library:
         vector = encoded.vectors[0]
         find = _search.hybrid if hybrid else _search.dense
         try:
-            return find(snapshot, Query(query, vector, where), min(k, snapshot.rows))
+            return find(snapshot, Query(query, vector, where, mmr), min(k, snapshot.rows))
         except RuntimeError as error:
             raise AdventuresError(f"cannot read {self._store}: {error}") from error
 

@@ -138,7 +138,11 @@ def summary(report: SyncReport) -> str:
 
 @click.group()
 def library() -> None:
-    """Look after libraries: what they keep, and repairs."""
+    """Look after libraries: what they keep, and repairs.
+
+    adventures library versions -l ./lib
+    adventures library repair -l ./lib
+    """
 
 
 @library.command()
