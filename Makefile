@@ -2,7 +2,7 @@
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
 # make lint | rust-test | python-test | format | mutants | perplexity | goldens | goldens-encoders | bench-generate
-#      bench-engine | bench-embed | bench-maxsim | bench-server | soak | wheel | clean
+#      bench-engine | bench-embed | bench-maxsim | bench-server | bench-sync | soak | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,7 +32,7 @@ DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
-.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-server soak wheel clean
+.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-server bench-sync soak wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -103,6 +103,10 @@ bench-engine: models
 # The service under the loads that its figures are of, and against the library and a single client.
 bench-server: models $(VENV)/installed-server
 	SERVER_LOAD=full $(BIN)/python -m pytest -s tests/test_server_load.py
+
+# A million rows synced, and synced again after one in a hundred changed: time, memory, rows embedded.
+bench-sync: $(VENV)/installed-dev
+	$(BIN)/python tools/bench_sync.py
 
 # An hour of mixed requests: memory, files and threads must not grow. Shorter: tools/soak.py --seconds 120.
 soak: models $(VENV)/installed-server

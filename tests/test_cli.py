@@ -87,7 +87,7 @@ class TestHelp:
 
     def test_commands_come_in_the_order_of_a_first_day(self) -> None:
         listed = re.findall(r"^  (\w+)  +\S", invoke("--help").stdout.split("Commands:")[1], re.MULTILINE)
-        assert listed == ["demo", "models", "embed", "sync", "search", "ask", "chat", "eval", "serve"]
+        assert listed == ["demo", "models", "embed", "sync", "search", "library", "ask", "chat", "eval", "serve"]
 
     def test_version(self) -> None:
         assert invoke("--version").stdout == f"adventures {adv.__version__}\n"
@@ -294,6 +294,18 @@ class TestLibrary:
         result = invoke("sync", *arguments, "--text", "For {scenario} you should use {advice}", "--json")
         report = json.loads(result.stdout)
         assert (report["changed"], report["version"], report["written"], report["passages"]) == (False, 0, 4, 4)
+
+    def test_a_dry_run_writes_nothing(self, table: Path, tmp_path: Path) -> None:
+        arguments = ["--delta", str(table), "-l", str(tmp_path / "l"), "--id", "scenario", "--text", "{advice}"]
+        result = invoke("sync", *arguments, "--dry-run")
+        assert result.stdout == "version 0: 4 added; a dry run, nothing was written\n"
+        assert not (tmp_path / "l").exists()
+
+    def test_versions_and_repair(self, library: Path) -> None:
+        assert invoke("library", "versions", "-l", str(library)).stdout == "version 0: 4 passages, published\n"
+        assert invoke("library", "repair", "-l", str(library)).stdout == "version 0: 4 passages can be read\n"
+        report = json.loads(invoke("library", "repair", "-l", str(library), "--json").stdout)
+        assert (report["passages"], report["moved"], report["rebuilt"]) == (4, {}, [])
 
     def test_skipped_rows_are_told(self, tmp_path: Path) -> None:
         write_deltalake(tmp_path / "t", pa.table({"id": ["a", None, "c"], "text": ["x", "y", None]}))

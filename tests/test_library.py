@@ -678,15 +678,17 @@ class TestFailures:
         assert len(library) == 0
 
     def test_ctrl_c(self, tmp_path: Path, big: Path) -> None:
+        timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+
         class Slow(WordEmbedder):
             def encode(self, texts: list[str], kind: str = "passage") -> Any:
+                if not self.embedded:
+                    timer.start()
                 time.sleep(0.05)
                 return super().encode(texts, kind)
 
         library = Library.open(tmp_path / "l", embedder=Slow())
-        timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
         write_deltalake(big, table(20_000, start=10_000), mode="append")
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
             library.sync(big, **COLUMNS)
         embedded = len(library.embedder.embedded)

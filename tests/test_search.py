@@ -279,7 +279,7 @@ class TestSearch:
         assert 41 in {hit.source.row["id"] for hit in library.search("Zorblax", k=2, hybrid=True)}
 
     def test_an_index_from_the_size_where_it_pays(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("adventures.sync.INDEX_FROM", 4000)
+        monkeypatch.setattr("adventures.store.INDEX_FROM", 4000)
         texts = [" ".join(f"w{n * m % 997}" for m in range(1, 12)) for n in range(1, 6001)]
         write_deltalake(
             tmp_path / "d", pa.table({"id": range(6000), "text": texts, "half": [n % 2 for n in range(6000)]})
@@ -325,3 +325,28 @@ def test_long_texts_with_the_real_model(minilm: adv.Embedder, tmp_path: Path) ->
         for question in demo.questions()
     ]
     assert sum(right) / len(right) >= 0.7
+
+
+class TestMmr:
+    @pytest.fixture
+    def library(self, tmp_path: Path) -> Library:
+        texts = ["warm wool cloak"] * 5 + ["warm wool boots", "warm fur cloak", "cold iron bell"]
+        write_deltalake(tmp_path / "d", pa.table({"id": [f"r{n}" for n in range(8)], "text": texts}))
+        library = Library.open(tmp_path / "library", embedder=WordEmbedder())
+        library.sync(tmp_path / "d", id="id", text="{text}")
+        return library
+
+    @pytest.mark.parametrize("hybrid", [False, True])
+    def test_what_says_the_same_comes_once(self, library: Library, *, hybrid: bool) -> None:
+        plain = library.search("warm cloak of wool", k=4, hybrid=hybrid)
+        assert {hit.text for hit in plain} == {"warm wool cloak"}
+        various = library.search("warm cloak of wool", k=3, hybrid=hybrid, mmr=0.3)
+        assert various[0] == plain[0]
+        assert len({hit.text for hit in various}) == 3
+        assert library.search("warm cloak of wool", k=4, hybrid=hybrid, mmr=1.0) == plain
+        assert len(library.search("warm cloak of wool", k=100, hybrid=hybrid, mmr=0.3)) == 8
+
+    @pytest.mark.parametrize("mmr", [-0.1, 1.1, True, "0.5", float("nan")])
+    def test_bad_numbers(self, library: Library, mmr: Any) -> None:
+        with pytest.raises(ValueError, match="mmr must be from 0 to 1, not "):
+            library.search("cloak", mmr=mmr)

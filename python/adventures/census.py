@@ -8,10 +8,12 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from adventures.delta import RowBatch, RowSource
     from adventures.store import Snapshot
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 # numpy compares 16-byte strings as C does, which orders digests; trailing zeros are cut from every one alike.
 _DIGEST = np.dtype("S16")
 _EXAMPLES = 5
+# LanceDB's own batches are of a thousand rows; to look each of a million up in a set, the set is prepared that often.
+_BATCH = 65_536
 
 Digests = NDArray[np.bytes_]
 
@@ -101,7 +105,7 @@ class Census:
     @classmethod
     def of(cls, source: RowSource, digester: Digester) -> Census:
         """Returns the census of a source; reads all of it once."""
-        ids, texts, rows = bytearray(), bytearray(), bytearray()
+        every = bytearray()
         tally = _Tally()
         read = 0
         for batch in source.batches():
@@ -112,14 +116,14 @@ class Census:
                     tally.add(reason or "", (text or repr(values)) if row_id is None else row_id)
                     continue
                 digests = digester.of(row_id, text, values)
-                ids += digests.id
-                texts += digests.text
-                rows += digests.row
-        sorted_ids, sorted_texts, sorted_rows, twice = _first_of_each(_array(ids), _array(texts), _array(rows))
+                every += digests.id
+                every += digests.row
+                every += digests.text
+        ids, rows, texts, twice = _first_of_each(every)
         if len(twice):
             _count_duplicates(source, twice, tally)
         skipped = [Skip(reason, count, tally.examples[reason]) for reason, count in sorted(tally.counts.items())]
-        return cls(sorted_ids, sorted_texts, sorted_rows, read, skipped)
+        return cls(ids, texts, rows, read, skipped)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -138,12 +142,19 @@ def _array(data: bytearray) -> Digests:
     return np.frombuffer(bytes(data), _DIGEST)
 
 
-def _first_of_each(ids: Digests, texts: Digests, rows: Digests) -> tuple[Digests, Digests, Digests, Digests]:
-    order = np.lexsort((rows, ids))
-    ids, texts, rows = ids[order], texts[order], rows[order]
-    first = np.ones(len(ids), bool)
-    first[1:] = ids[1:] != ids[:-1]
-    return ids[first], texts[first], rows[first], ids[~first]
+def _first_of_each(every: bytearray) -> tuple[Digests, Digests, Digests, Digests]:
+    """Sorts digests of ids, rows and texts; returns them without those of an id that another has, which come last."""
+    # In place, where they lie: of a large table, they are most of what a sync keeps in memory.
+    whole = np.frombuffer(every, "S48")
+    whole.sort()
+    parts = whole.view(_DIGEST).reshape(-1, 3)
+    first = np.ones(len(parts), bool)
+    first[1:] = parts[1:, 0] != parts[:-1, 0]
+    twice = parts[~first, 0]
+    if len(twice):
+        parts = parts[first]
+    # The ids are searched, for which they have to lie side by side.
+    return np.ascontiguousarray(parts[:, 0]), parts[:, 1], parts[:, 2], twice
 
 
 def _count_duplicates(source: RowSource, twice: Digests, tally: _Tally) -> None:
@@ -178,15 +189,18 @@ class Stock:
     addresses: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, snapshot: Snapshot | None) -> Stock:
-        """Returns the stock of a published version; empty where there is none."""
+    def of(cls, snapshot: Snapshot | None, *, only: Iterable[str] | None = None) -> Stock:
+        """Returns the stock of a published version, or what it has of these keys; empty where there is none."""
+        wanted = None if only is None else pa.array(only, pa.string())
         ids, texts, rows = bytearray(), bytearray(), bytearray()
         ordinals: list[NDArray[Any]] = [np.empty(0, np.int32)]
         addresses: list[NDArray[Any]] = [np.empty(0, np.uint64)]
         if snapshot is not None and snapshot.rows:
             query = snapshot.table.search().select(["row_id", "ordinal", "text_hash", "row_hash"]).with_row_id(True)
-            batches: Any = query.to_batches()
+            batches: Any = query.to_batches(_BATCH)
             for batch in batches:
+                if wanted is not None:
+                    batch = batch.filter(pc.is_in(batch.column("row_id"), value_set=wanted))
                 ids += b"".join(digest(value.encode()) for value in batch.column("row_id").to_pylist())
                 texts += b"".join(batch.column("text_hash").to_pylist())
                 rows += b"".join(batch.column("row_hash").to_pylist())

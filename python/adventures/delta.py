@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -19,6 +21,8 @@ from adventures.columns import check_id_type, row_ids, stored, stored_field
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
+
+    from numpy.typing import NDArray
 
 # Rows that are enough to work on at once.
 _BATCH = 1024
@@ -45,6 +49,19 @@ class RowBatch:
     values: list[tuple[Any, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of some rows.
+
+    Attributes:
+        ids: Each key as `RowBatch.ids` spells it.
+        values: For each id column, the values that occur in it.
+    """
+
+    ids: frozenset[str]
+    values: tuple[pa.Array[Any], ...]
+
+
 def open_table(
     delta: str | PathLike[str] | DeltaTable,
     *,
@@ -60,9 +77,8 @@ def open_table(
     """
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or not 0 <= version < 2**63):
         raise ValueError(f"version must be a number from 0 on, not {version!r}")
+    check_options(storage_options)
     options = dict(storage_options) if storage_options else None
-    for name, value in (options or {}).items():
-        _check_option(name, value)
     if isinstance(delta, DeltaTable):
         uri = delta.table_uri
         version = delta.version() if version is None else version
@@ -84,14 +100,18 @@ def open_table(
         raise ValueError(f"cannot open the Delta table {uri}{at}: {error}") from error
 
 
-def _check_option(name: object, value: object) -> None:
-    # Messages leave the value out: it may be a secret.
-    if not isinstance(name, str) or not isinstance(value, str):
-        raise TypeError(f"storage_options must map strings to strings; it maps {name!r} to a {type(value).__name__}")
-    try:
-        (name + value).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"the storage option {name!r} is not valid Unicode") from None
+def check_options(storage_options: Mapping[str, str] | None) -> None:
+    """Raises TypeError or ValueError where options of an object store are not strings."""
+    # Messages leave the values out: they may be secrets.
+    for name, value in (storage_options or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(
+                f"storage_options must map strings to strings; it maps {name!r} to a {type(value).__name__}"
+            )
+        try:
+            (name + value).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the storage option {name!r} is not valid Unicode") from None
 
 
 def _check_folder(path: Path) -> None:
@@ -116,6 +136,7 @@ class RowSource:
     text_digest: str | None
     _targets: dict[str, pa.Field[Any]] = field(repr=False)
     _columns: tuple[str, ...] = field(repr=False)
+    _keys: Keys | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -173,19 +194,75 @@ class RowSource:
         """The type of `RowBatch.metadata`; None where no metadata is kept."""
         return pa.struct([self._targets[name] for name in self.metadata]) if self.metadata else None
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The types of all columns of the table, by name."""
+        return {column.name: str(column.type) for column in pa.schema(cast("Any", self.table.schema().to_arrow()))}
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return self._columns
+
+    def only(self, keys: Keys) -> RowSource:
+        """Returns the source of the rows with these keys."""
+        return replace(self, _keys=keys)
+
+    def at(self, version: int) -> RowSource:
+        """Returns the same rows of another version.
+
+        Raises:
+            ValueError: The table has no such version any more.
+        """
+        return replace(self, table=open_table(self.table, version=version))
+
+    def keys_of(self, batch: pa.RecordBatch) -> tuple[list[str | None], list[pa.Array[Any]]]:
+        """Returns the keys of rows that have the id columns: as strings, and column for column."""
+        columns = [stored(batch.column(name), self._targets[name]) for name in self.id]
+        return row_ids(pl.DataFrame(pa.table(columns, names=list(self.id))), self.id), columns
+
+    def key_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yields the id columns of all rows, keys or no keys."""
+        for batch in self._scan(self.id):
+            yield batch.select(list(self.id))
+
     def batches(self) -> Iterator[RowBatch]:
         """Yields the table's rows in no particular order; a second call reads the same rows again.
 
         Raises:
             ValueError: The predicate or the text expression fails on this table.
         """
+        yield from map(self._rows, _joined(self._limited(self._scan(self._columns))))
+
+    def _limited(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        keys = self._keys
+        if keys is None:
+            yield from batches
+            return
+        for batch in batches:
+            # Values of each column by themselves first, which is fast; what is left is few, and compared whole.
+            found = np.full(batch.num_rows, True)
+            for name, values in zip(self.id, keys.values, strict=True):
+                if not pa.types.is_floating(values.type):
+                    column = stored(batch.column(name), self._targets[name])
+                    found &= pc.is_in(column, value_set=values).to_numpy(zero_copy_only=False)
+            some = _taken(batch, np.flatnonzero(found))
+            if some is not None:
+                ids, _ = self.keys_of(some)
+                some = _taken(some, np.flatnonzero([row_id in keys.ids for row_id in ids]))
+            if some is not None:
+                yield some
+
+    def _scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         # delta-rs parses one expression and ignores what follows, so of "a = 1 an b = 2" only the half would count. The
         # line end keeps the bracket out of a comment.
         predicate = None if self.where is None else f"({self.where}\n)"
         try:
-            stream = self.table.scan(columns=list(self._columns), predicate=predicate)
-            for batch in _joined(pa.RecordBatchReader.from_stream(stream)):
-                yield self._rows(batch)
+            stream = pa.RecordBatchReader.from_stream(self.table.scan(columns=list(columns), predicate=predicate))
+            # Without the metadata of column mapping, which Polars warns about.
+            schema = pa.schema([pa.field(f.name, f.type) for f in stream.schema])
+            for batch in stream:
+                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
         except BaseException as error:
             # delta-rs panics at a subquery, which comes as an exception that is no Exception.
             if not isinstance(error, (DeltaError, pa.ArrowException)) and type(error).__name__ != "PanicException":
@@ -301,14 +378,22 @@ def _texts(frame: pl.DataFrame, text: pl.Expr) -> list[str | None]:
     return column.to_list()
 
 
-def _joined(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    """The reader's batches, small ones put together: a table of many small files comes as batches of a row each."""
-    # Without the metadata of column mapping, which Polars warns about.
-    schema = pa.schema([pa.field(f.name, f.type) for f in reader.schema])
+def _taken(batch: pa.RecordBatch, rows: NDArray[np.int64]) -> pa.RecordBatch | None:
+    """Some rows of a batch, without what is in memory for the others; None for no rows."""
+    if not len(rows):
+        return None
+    # Arrow takes no rows out of columns of views, and joins them with all that any of them points to.
+    some = pa.Table.from_batches([batch.slice(row, 1) for row in rows.tolist()]).combine_chunks().to_batches()[0]
+    types = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return some.cast(pa.schema([pa.field(f.name, types.get(f.type, f.type)) for f in some.schema]))
+
+
+def _joined(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches, small ones put together: a table of many small files comes as batches of a row each."""
     waiting: list[pa.RecordBatch] = []
     count = 0
-    for batch in reader:
-        waiting.append(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+    for batch in batches:
+        waiting.append(batch)
         count += batch.num_rows
         if count >= _BATCH:
             yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()

@@ -6,24 +6,28 @@ import os
 import re
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from adventures import repair as _repair
 from adventures import search as _search
 from adventures import sync as _sync
 from adventures._adventures import AdventuresError, TruncationWarning
 from adventures.census import Skip
-from adventures.delta import RowSource, open_table
+from adventures.delta import RowSource, check_options, open_table
 from adventures.filters import check_unicode
+from adventures.lease import leased
 from adventures.lock import exclusive
 from adventures.passages import Cut
+from adventures.repair import RepairReport
 from adventures.search import Hit, Query, Source
 from adventures.store import Snapshot, Store, check_model
 from adventures.sync import SyncReport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from os import PathLike
 
     import polars as pl
@@ -33,10 +37,25 @@ if TYPE_CHECKING:
     from adventures._adventures import Embedder
     from adventures.ranking import Scorer
 
-__all__ = ["Hit", "Library", "Skip", "Source", "SyncReport"]
+__all__ = ["Hit", "Library", "RepairReport", "Skip", "Source", "SyncReport", "Version"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of a library that can be read.
+
+    Attributes:
+        version: The version of the Delta table that it mirrors.
+        passages: How many passages it holds.
+        published: Whether it is the one that readers see by default.
+    """
+
+    version: int
+    passages: int
+    published: bool
 
 
 class Library:
@@ -51,9 +70,18 @@ class Library:
         self._store = store
         self._embedder = embedder
         self._snapshot: Snapshot | None = None
+        self._pinned = False
 
     @classmethod
-    def open(cls, path: str | PathLike[str], *, embedder: Embedder | None = None, table: str = "passages") -> Self:
+    def open(
+        cls,
+        path: str | PathLike[str],
+        *,
+        embedder: Embedder | None = None,
+        table: str = "passages",
+        version: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Self:
         """Returns the library at a path; a new, empty one where there is none, which its first sync puts on disk.
 
         Args:
@@ -61,27 +89,45 @@ class Library:
                 a table.
             embedder: The model that the passages are, or will be, embedded with. Only `search` and `sync` need it.
             table: The name of the table: letters, digits, `_` and `-`.
+            version: The version of the Delta table that it shall mirror, one of `versions()`: the library stays at it
+                and is read only. By default it follows what is published.
+            storage_options: Credentials and settings for a library on an object store, as LanceDB takes them.
 
         Raises:
             FileNotFoundError: There is no library and no embedder to make one with.
+            LookupError: That version is not kept.
             ValueError: Its vectors were made by another model; the table name is bad; what is there is no library.
         """
-        if not isinstance(table, str):
-            raise TypeError(f"the table name must be a string, not {type(table).__name__}")
-        if not _NAME.fullmatch(table):
-            raise ValueError(f"the table name {table!r} must be of letters, digits, '_' and '-', 63 at most")
         if isinstance(embedder, str):
             raise TypeError(f"embedder must be an Embedder, not the name {embedder!r}: give Embedder({embedder!r})")
         if embedder is not None and not hasattr(embedder, "encode"):
             raise TypeError(f"embedder must be an Embedder, not {type(embedder).__name__}")
-        place = _place(path)
-        if "://" not in place and Path(place).exists() and not Path(place).is_dir():
-            raise ValueError(f"cannot open a library at {place}: it is a file")
-        library = cls(Store(place, table), embedder)
+        library = cls(_store(path, table, storage_options), embedder)
+        if version is not None:
+            library._pin(version)
         snapshot = library._current()
         if snapshot is None and embedder is None:
-            raise FileNotFoundError(f"no library at {place} (table {table!r}); give an embedder to make one")
+            raise FileNotFoundError(f"no library at {library.path} (table {table!r}); give an embedder to make one")
         return library
+
+    @classmethod
+    def repair(cls, path: str | PathLike[str], *, table: str = "passages") -> RepairReport:
+        """Makes a library readable again after a power cut; needs no model.
+
+        Torn files that belong to nothing published are moved out of the way, every passage of the published version is
+        read, and indexes that cannot be searched are made anew. Where the published version cannot be read, the newest
+        one that can is published, and the next sync brings the rest.
+
+        Raises:
+            AdventuresError: No version of it can be read.
+            BusyError: A sync of this library is running.
+            FileNotFoundError: There is no library.
+        """
+        store = _store(path, table)
+        if store.folder is not None and not store.folder.exists():
+            raise FileNotFoundError(f"no library at {store.path} (table {table!r})")
+        with cls(store, None)._writing():
+            return _repair.repair(store)
 
     @property
     def path(self) -> str:
@@ -124,6 +170,30 @@ class Library:
     def __repr__(self) -> str:
         return f"Library({self.path!r}, table={self._store.name!r}, passages={len(self)})"
 
+    def versions(self) -> list[Version]:
+        """Returns the versions that can be read, oldest first: the newest `keep` of a sync."""
+        return [
+            Version(one.source["version"], one.rows, published=one.version == published)
+            for one, published in self._kept()
+        ]
+
+    def _kept(self) -> Iterator[tuple[Snapshot, int]]:
+        table = self._store.open()
+        published = None if table is None else self._store.published_version(table)
+        if table is None or published is None:
+            return
+        for number in sorted({*self._store.kept_versions(table), published}):
+            snapshot = self._store.snapshot(number)
+            if snapshot is not None:
+                yield snapshot, published
+
+    def _pin(self, version: int) -> None:
+        found = [one for one, _ in self._kept() if one.source["version"] == version]
+        if not found:
+            kept = ", ".join(str(one.version) for one in self.versions()) or "none"
+            raise LookupError(f"{self._store} has no version {version!r}; it keeps {kept}")
+        self._snapshot, self._pinned = found[-1], True
+
     def sync(
         self,
         delta: str | PathLike[str] | DeltaTable,
@@ -136,12 +206,17 @@ class Library:
         where: str | None = None,
         max_tokens: int | None = None,
         overlap: int | None = None,
+        keep: int = 2,
+        follow_types: bool = False,
+        dry_run: bool = False,
         progress: bool | None = None,
     ) -> SyncReport:
         """Makes the library equal to one version of a Delta table.
 
         Rows are read as a stream; only those whose text is new or changed are embedded, and those that left the table
-        leave the library. Rows with a null id, a null or empty text, or the id of another row (of these the one with
+        leave the library. Where the table has a change data feed that reaches back to the last sync, only rows that it
+        names are read; else all are compared, and the report says why. What a sync has embedded when it dies, the next
+        one takes over. Rows with a null id, a null or empty text, or the id of another row (of these the one with
         the lowest digest stays) are skipped and counted. Where anything fails, the library stays as it was. A second
         sync of the same version with the same arguments does nothing.
 
@@ -159,15 +234,23 @@ class Library:
                 default. Longer texts become several passages.
             overlap: How many tokens neighbouring passages of a text share at most; by default 32, or a quarter of
                 `max_tokens` where that is less.
+            keep: How many published versions stay readable, the newest included; see `versions`.
+            follow_types: Whether a column that changed its type since the last sync is taken as it is now; else it is
+                an error that names it.
+            dry_run: Whether to write nothing, and only report what a sync would change.
             progress: Whether to show a bar on stderr; by default where that is a terminal.
 
         Raises:
             FileNotFoundError: There is no such table.
-            ValueError: A column, version, predicate or number does not fit the table.
+            ValueError: A column, version, predicate or number does not fit the table; a column changed its type.
             BusyError: Another sync of this library is running.
             AdventuresError: The library could not be written, or its rows did not add up.
         """
         embedder = self._needed("sync")
+        if self._pinned:
+            raise ValueError(f"cannot sync {self._store}: it was opened at one version, to be read")
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ValueError(f"keep must be a whole number from 1 on, not {keep!r}")
         cut = _cut(embedder, max_tokens, overlap)
         place = os.fspath(delta) if isinstance(delta, (str, os.PathLike)) else None
         for what, given in (("delta", place), ("text", text), ("where", where)):
@@ -181,11 +264,12 @@ class Library:
             where=where,
         )
         shown = sys.stderr.isatty() if progress is None else progress
-        with self._writing():
+        with self._writing(dry_run=dry_run) as still_ours:
             snapshot = self._store.snapshot()
             if snapshot is not None:
                 check_model(self._store, snapshot.record, embedder)
-            return _sync.run(self._store, embedder, source, cut, progress=shown)
+            options = _sync.Options(keep, follow_types, dry_run, shown, still_ours)
+            return _sync.run(self._store, embedder, source, cut, options)
 
     def search(
         self,
@@ -195,6 +279,7 @@ class Library:
         hybrid: bool = False,
         where: Mapping[str, object] | None = None,
         rerank: Scorer | None = None,
+        mmr: float | None = None,
     ) -> list[Hit]:
         """Returns the passages nearest to a question, best first; none from an empty library.
 
@@ -206,13 +291,16 @@ class Library:
                 see `adventures.filters.condition`.
             rerank: A `Reranker`, or anything with `scores(query, docs)`: it is shown more passages, 5 times `k` and 50
                 at least, and `Hit.score` is what it says of the best of them.
+            mmr: Maximal marginal relevance, from 0 to 1: how much relevance counts against being unlike the passages
+                before. 1 is the plain order; the less, the fewer say the same again. Hits come in the order of choice.
 
         Warns:
             TruncationWarning: The query is longer than the model reads, or a passage with it longer than the reranker.
 
         Raises:
             AdventuresError: The library's files are damaged or out of reach.
-            ValueError: The query is empty, `k` is not positive, or `where` does not fit the library.
+            ValueError: The query is empty, `k` is not positive, `mmr` is not from 0 to 1, or `where` does not fit the
+                library.
         """
         if not isinstance(query, str):
             raise TypeError(f"the query must be a string, not {type(query).__name__}")
@@ -225,6 +313,10 @@ class Library:
             raise TypeError(
                 f"rerank must have a method scores(query, docs), as Reranker has; {type(rerank).__name__} has none"
             )
+        if mmr is not None and (isinstance(mmr, bool) or not isinstance(mmr, (int, float)) or not 0 <= mmr <= 1):
+            raise ValueError(f"mmr must be from 0 to 1, not {mmr!r}")
+        if rerank is not None and mmr is not None:
+            raise ValueError("rerank and mmr each choose an order: give one of them")
         embedder = self._needed("search")
         snapshot = self._current()
         if snapshot is None or not snapshot.rows:
@@ -239,7 +331,7 @@ class Library:
         find = _search.hybrid if hybrid else _search.dense
         try:
             wanted = k if rerank is None else _search.depth(k)
-            hits = find(snapshot, Query(query, vector, where), min(wanted, snapshot.rows))
+            hits = find(snapshot, Query(query, vector, where, mmr), min(wanted, snapshot.rows))
         except RuntimeError as error:
             raise AdventuresError(f"cannot read {self._store}: {error}") from error
         return hits if rerank is None else _search.reranked(rerank, query, hits, k)
@@ -249,28 +341,54 @@ class Library:
             raise ValueError(f"cannot {verb} {self._store} without a model; open it with embedder=")
         return self._embedder
 
-    def _writing(self) -> Any:
-        if "://" in self.path:
-            # Object stores have no lock; LanceDB's commits refuse to overwrite each other there.
-            return nullcontext()
-        Path(self.path).mkdir(parents=True, exist_ok=True)
-        return exclusive(Path(self.path) / f"{self._store.name}.lock", str(self._store))
+    @contextmanager
+    def _writing(self, *, dry_run: bool = False) -> Iterator[Callable[[], None]]:
+        """Keeps other writers out; gives what raises where that failed."""
+        if dry_run:
+            yield _nothing
+        elif "://" in self.path:
+            with leased(self._store.db, self._store.name, str(self._store)) as lease:
+                yield lease.check
+        else:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            with exclusive(Path(self.path) / f"{self._store.name}.lock", str(self._store)):
+                yield _nothing
 
     def _current(self) -> Snapshot | None:
         """The published version, opened anew only when another was published."""
         try:
             return self._newest()
         except RuntimeError as error:
-            raise AdventuresError(f"cannot read {self._store}: {error}") from error
+            raise AdventuresError(
+                f"cannot read {self._store}: {error}; what a power cut tore, `adventures library repair` puts together"
+            ) from error
 
     def _newest(self) -> Snapshot | None:
         snapshot = self._snapshot
+        if self._pinned:
+            return snapshot
         if snapshot is None or self._store.published_version(snapshot.table) != snapshot.version:
             snapshot = self._store.snapshot()
             if snapshot is not None and self._embedder is not None:
                 check_model(self._store, snapshot.record, self._embedder)
             self._snapshot = snapshot
         return snapshot
+
+
+def _nothing() -> None:
+    pass
+
+
+def _store(path: str | PathLike[str], table: str, storage_options: Mapping[str, str] | None = None) -> Store:
+    if not isinstance(table, str):
+        raise TypeError(f"the table name must be a string, not {type(table).__name__}")
+    if not _NAME.fullmatch(table):
+        raise ValueError(f"the table name {table!r} must be of letters, digits, '_' and '-', 63 at most")
+    place = _place(path)
+    if "://" not in place and Path(place).exists() and not Path(place).is_dir():
+        raise ValueError(f"cannot open a library at {place}: it is a file")
+    check_options(storage_options)
+    return Store(place, table, storage_options)
 
 
 def _place(path: str | PathLike[str]) -> str:

@@ -15,10 +15,12 @@ from adventures.census import Change, Difference, Picker, RowDigests, Stock
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from tqdm import tqdm
 
     from adventures._adventures import Embedder
     from adventures.delta import RowBatch, RowSource
+    from adventures.journal import Journal
     from adventures.store import Snapshot
 
 # What is in memory at once: texts of this many rows, and vectors of this many passages.
@@ -51,6 +53,7 @@ class Work:
     tokens: int = 0
     truncated: int = 0
     passages: int = 0
+    resumed: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
@@ -71,19 +74,21 @@ class Writer:
         *,
         known: Known,
         schema: pa.Schema,
+        journal: Journal,
     ) -> None:
         self.schema = schema
+        self.known = known
         self.work = Work()
+        self._journal = journal
         self._embedder = embedder
         self._source = source
         self._cut = cut
-        self._known = known
 
     def batches(self, picker: Picker, bar: tqdm[Any]) -> Iterator[pa.RecordBatch]:
         """Yields passages of all rows that `picker` chooses."""
         for batch in self._source.batches():
             rows = _Rows.of(batch, picker)
-            is_known = self._known.difference.changes[rows.positions] <= Change.METADATA
+            is_known = self.known.difference.changes[rows.positions] <= Change.METADATA
             known, unknown = np.flatnonzero(is_known), np.flatnonzero(~is_known)
             for some in _slices(known, rows):
                 yield from self._restocked(rows, some)
@@ -104,24 +109,33 @@ class Writer:
         ]
         for start in range(0, len(flat), _PASSAGES):
             part = flat[start : start + _PASSAGES]
-            encoded = self._embedder.encode([piece for _, _, piece in part], kind="passage")
+            vectors = self._vectors([(rows.digests[row].text, ordinal) for row, ordinal, _ in part], part)
+            yield self._batch(rows, part, pa.array(vectors.reshape(-1)))
+
+    def _vectors(self, keys: list[tuple[bytes, int]], part: list[tuple[int, int, str]]) -> NDArray[np.float32]:
+        """The vectors of passages `(n, dim)`, those that an interrupted sync had computed from its journal."""
+        vectors, missing = self._journal.find(keys, self._embedder.dim)
+        self.work.resumed += len(keys) - len(missing)
+        if missing:
+            encoded = self._embedder.encode([part[at][2] for at in missing], kind="passage")
             if not np.isfinite(encoded.vectors).all():
                 raise AdventuresError(f"the model {self._embedder.name} gave a vector that is not finite")
             self.work.tokens += int(np.sum(encoded.tokens))
             self.work.truncated += len(encoded.truncated)
-            vectors = pa.array(np.ascontiguousarray(encoded.vectors, np.float32).reshape(-1))
-            yield self._batch(rows, part, vectors)
+            vectors[missing] = encoded.vectors
+            self._journal.add([keys[at] for at in missing], vectors[missing])
+        return vectors
 
     def _restocked(self, rows: _Rows, some: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Passages whose text is in the library already, with the vectors they have there."""
-        if self._known.published is None:
+        if self.known.published is None:
             return
-        addresses = self._known.stock.addresses_of(
-            self._known.difference.stocked[rows.positions[np.asarray(some, np.int64)]]
+        addresses = self.known.stock.addresses_of(
+            self.known.difference.stocked[rows.positions[np.asarray(some, np.int64)]]
         )
         by_id = {rows.row_id(row): row for row in some}
         for start in range(0, len(addresses), _PASSAGES):
-            query = self._known.published.table.take_row_ids(addresses[start : start + _PASSAGES].tolist())
+            query = self.known.published.table.take_row_ids(addresses[start : start + _PASSAGES].tolist())
             stored: Any = query.select(["row_id", "ordinal", "text", "vector"]).to_arrow().combine_chunks()
             row_ids = [by_id[row_id] for row_id in stored.column("row_id").to_pylist()]
             part = list(

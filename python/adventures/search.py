@@ -77,11 +77,14 @@ class Query:
     text: str
     vector: NDArray[np.float32]
     where: Mapping[str, object] | None = None
+    mmr: float | None = None
 
 
 def dense(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
     """Returns the `k` passages nearest to a query by cosine, best first; of equals, the lower id."""
-    return [_hit(row, snapshot, row["similarity"]) for row in _nearest(snapshot, query, k + _SPARE)[:k]]
+    depth = k + _SPARE if query.mmr is None else max(_DEPTH, 5 * k)
+    rows = _nearest(snapshot, query, depth)
+    return [_hit(row, snapshot, row["similarity"]) for row in _chosen(rows, query, k, "similarity")]
 
 
 def hybrid(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
@@ -92,8 +95,30 @@ def hybrid(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
         for rank, row in enumerate(leg, start=1):
             rows.setdefault(row["id"], row)
             scores[row["id"]] = scores.get(row["id"], 0.0) + 1 / (_RRF + rank)
-    best = sorted(scores, key=lambda id_: (-scores[id_], id_))[:k]
-    return [_hit(rows[id_], snapshot, scores[id_]) for id_ in best]
+    best = [{**rows[id_], "fused": scores[id_]} for id_ in sorted(scores, key=lambda id_: (-scores[id_], id_))]
+    return [_hit(row, snapshot, row["fused"]) for row in _chosen(best, query, k, "fused")]
+
+
+def _chosen(rows: list[dict[str, Any]], query: Query, k: int, score: str) -> list[dict[str, Any]]:
+    """The `k` first of rows in the order of a score; or those of maximal marginal relevance, in the order of choice.
+
+    Carbonell and Goldstein 1998: each next one is as relevant, and as unlike all before it, as `query.mmr` weighs them.
+    """
+    if query.mmr is None or not rows:
+        return rows[:k]
+    vectors = np.stack([row["vector"] for row in rows])
+    # Fused scores are small numbers; of the best one's share, both kinds are comparable with a cosine.
+    relevance = query.mmr * np.array([row[score] for row in rows]) / max(abs(rows[0][score]), 1e-9)
+    alike = np.zeros(len(rows), np.float32)
+    chosen: list[int] = []
+    left = np.full(len(rows), True)
+    while len(chosen) < min(k, len(rows)):
+        worth = np.where(left, relevance - (1 - query.mmr) * alike, -np.inf)
+        chosen.append(int(worth.argmax()))
+        left[chosen[-1]] = False
+        likeness = vectors @ vectors[chosen[-1]]
+        alike = likeness if len(chosen) == 1 else np.maximum(alike, likeness)
+    return [rows[at] for at in chosen]
 
 
 def depth(k: int) -> int:
@@ -146,8 +171,9 @@ def _rows(search: Any, snapshot: Snapshot, query: Query) -> list[dict[str, Any]]
     # The same arithmetic for both legs; LanceDB's distance only orders.
     similarities = vectors @ query.vector
     rows: list[dict[str, Any]] = table.drop_columns(["vector"]).to_pylist()
-    for row, similarity in zip(rows, similarities, strict=True):
+    for row, similarity, vector in zip(rows, similarities, vectors, strict=True):
         row["similarity"] = float(similarity)
+        row["vector"] = vector
     return rows
 
 

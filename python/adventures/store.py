@@ -2,31 +2,36 @@
 
 A sync makes several commits (rows, deletions, indexes, metadata). Readers follow the tag `published`, which moves once,
 at the end, so they see the table before a sync or after it. Plain LanceDB readers of the newest version see the
-commits as they come.
+commits as they come. Versions that were published before keep a tag of their own, `published-N`, while they are kept.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lancedb
 import pyarrow as pa
+from lancedb.index import FTS, IvfSq
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lancedb.db import DBConnection
     from lancedb.table import Table
 
     from adventures._adventures import Embedder
 
 TAG = "published"
+_KEPT = re.compile(r"published-\d+")
 FORMAT = 1
 _RECORD = b"adventures"
 _SOURCE = b"adventures.source"
@@ -36,6 +41,8 @@ _FOREVER = timedelta(days=36_500)
 # Rows outside an index are scanned, and every sync adds a file: both cost little until there are many.
 _FRAGMENTS = 10
 _UNINDEXED = 10_000
+# A scan of 100,000 vectors takes tens of milliseconds and finds all; below that an index only loses neighbours.
+INDEX_FROM = 200_000
 # Of other characters LanceDB writes %xx in places: to tag a version in /home/josé it makes a folder in /home/jos%C3%A9.
 _PLAIN = re.compile(r"[A-Za-z0-9_./ -]*")
 
@@ -62,9 +69,10 @@ class Snapshot:
 class Store:
     """A table of passages in a LanceDB database."""
 
-    def __init__(self, path: str, name: str) -> None:
+    def __init__(self, path: str, name: str, storage_options: Mapping[str, str] | None = None) -> None:
         self.path = path
         self.name = name
+        self.storage_options = dict(storage_options or {})
         self._db: DBConnection | None = None
 
     def __str__(self) -> str:
@@ -75,10 +83,20 @@ class Store:
         """The database; made on disk where it does not exist."""
         if self._db is None:
             try:
-                self._db = _connect(self.path)
+                self._db = _connect(self.path, self.storage_options)
             except (OSError, RuntimeError, ValueError) as error:
                 raise ValueError(f"cannot open a library at {self.path}: {error}") from error
         return self._db
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the table's files are; None on an object store."""
+        return None if "://" in self.path else Path(self.path) / f"{self.name}.lance"
+
+    @property
+    def journal(self) -> Path | None:
+        """Where a running sync writes its vectors down; None on an object store."""
+        return None if "://" in self.path else Path(self.path) / f"{self.name}.journal"
 
     def exists(self) -> bool:
         """Whether there is a database to read; never makes one."""
@@ -112,10 +130,16 @@ class Store:
         entry = table.tags.list().get(TAG)
         return None if entry is None else int(entry["version"])
 
-    def snapshot(self) -> Snapshot | None:
-        """Returns the published version, checked out; None where nothing was published."""
+    def kept_versions(self, table: Table) -> list[int]:
+        """Returns LanceDB's numbers of the versions that were published and are kept, oldest first."""
+        tags: dict[str, Any] = table.tags.list()
+        return sorted(int(entry["version"]) for name, entry in tags.items() if _KEPT.fullmatch(name))
+
+    def snapshot(self, version: int | None = None) -> Snapshot | None:
+        """Returns a version, by default the published one, checked out; None where nothing was published."""
         table = self.open()
-        version = None if table is None else self.published_version(table)
+        if table is not None and version is None:
+            version = self.published_version(table)
         if table is None or version is None:
             return None
         table.checkout(version)
@@ -142,38 +166,92 @@ class Store:
         elif table.version != published:
             table.restore(published)
 
-    def publish(self, table: Table, *, anew: bool) -> None:
+    def index(self, table: Table) -> None:
+        """Makes the indexes that the table should have and has not."""
+        columns = {column for index in table.list_indices() for column in index.columns}
+        rows = table.count_rows()
+        if "text" not in columns and rows:
+            table.create_index("text", config=FTS())
+        if "vector" not in columns and rows >= INDEX_FROM:
+            table.create_index("vector", config=IvfSq(distance_type="cosine"))
+
+    def publish(self, table: Table, *, anew: bool, keep: int, since: float) -> None:
         """Shows readers the newest version; then, when it is due, removes versions that nobody can be reading any more.
 
         Args:
             table: The table as it was written.
             anew: Whether all of it was.
+            keep: How many published versions stay readable, this one included.
+            since: When its writing began, in seconds of the system's clock.
         """
         due = anew or _needs_upkeep(table)
         if due and not anew:
             # Compacts and indexes only: pruning would trip over the tag, which still marks an old version.
             table.optimize(cleanup_older_than=_FOREVER)
-        self._tag(table)
+        self.mark(table, since=since, keep=keep)
         if not due:
             return
-        # A tag that the user set on an old version makes this fail: then their versions are kept, and all others.
+        # A tag on an older version would make this fail, and then nothing would be removed.
         with suppress(RuntimeError):
-            table.optimize(cleanup_older_than=_KEEP)
-        self._tag(table)
+            table.optimize(cleanup_older_than=max(_KEEP, _age_of_oldest_tag(table)))
+        self.mark(table, since=since, keep=keep)
 
-    def _tag(self, table: Table) -> None:
+    def mark(self, table: Table, *, since: float, keep: int | None = None) -> None:
+        """Shows readers the newest version; of those published before, `keep` stay, or all."""
+        version = table.version
         published = self.published_version(table)
+        if published == version:
+            return
+        # LanceDB leaves what it wrote to the system: a power cut would take files that the tag leads to.
+        self._flush(since)
         if published is None:
-            table.tags.create(TAG, table.version)
-        elif published != table.version:
-            table.tags.update(TAG, table.version)
+            table.tags.create(TAG, version)
+        else:
+            table.tags.update(TAG, version)
+        if f"{TAG}-{version}" not in table.tags.list():
+            table.tags.create(f"{TAG}-{version}", version)
+        for old in [] if keep is None else self.kept_versions(table)[:-keep]:
+            table.tags.delete(f"{TAG}-{old}")
+        self._flush(since)
+
+    def _flush(self, since: float) -> None:
+        """Puts what was written after a moment on the disk."""
+        if self.folder is None:
+            return
+        for place, _, names in os.walk(self.folder):
+            files = [os.path.join(place, name) for name in names]  # noqa: PTH118 (many, and all are strings)
+            new = [file for file in files if _changed_after(file, since)]
+            for file in [*new, place] if new else []:
+                _fsync(file)
 
 
-def _connect(path: str) -> DBConnection:
+def _changed_after(file: str, since: float) -> bool:
+    # Clocks of file systems are coarse.
+    return os.stat(file).st_mtime >= since - 2  # noqa: PTH116
+
+
+def _fsync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _age_of_oldest_tag(table: Table) -> timedelta:
+    """How long ago the oldest version that has a tag was made, and a little more."""
+    tags: dict[str, Any] = table.tags.list()
+    tagged = {int(entry["version"]) for entry in tags.values()}
+    made: list[datetime] = [entry["timestamp"] for entry in table.list_versions() if entry["version"] in tagged]
+    oldest = min(made, default=None)
+    return timedelta() if oldest is None else datetime.now(oldest.tzinfo) - oldest + timedelta(minutes=1)
+
+
+def _connect(path: str, storage_options: dict[str, str]) -> DBConnection:
     """Returns the database at a path; one that LanceDB would misspell, by a link of another name."""
     whole = Path(path).absolute()
     if "://" in path or _PLAIN.fullmatch(str(whole)):
-        return lancedb.connect(path)
+        return lancedb.connect(path, storage_options=storage_options or None)
     whole.mkdir(parents=True, exist_ok=True)
     folder = tempfile.TemporaryDirectory(prefix="adventures-")
     link = Path(folder.name) / "library"

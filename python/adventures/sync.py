@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
-from lancedb.index import FTS, IvfSq
 from tqdm import tqdm
 
+from adventures import plan as _plan
 from adventures._adventures import AdventuresError
-from adventures.census import Census, Change, Difference, Digester, Picker, Skip, Stock
+from adventures.census import Change, Digester, Picker, Skip
+from adventures.journal import Journal
 from adventures.passages import Known, Writer
-from adventures.store import passage_schema, write_source
+from adventures.store import model_of, passage_schema, write_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    import numpy as np
     from lancedb.table import Table
 
     from adventures._adventures import Embedder
     from adventures.delta import RowSource
     from adventures.passages import Cut, Work
+    from adventures.plan import Plan
     from adventures.store import Snapshot, Store
 
-# Past this share of the passages, writing the table anew costs less than what many deletions leave behind.
-_REWRITE = 0.2
 _ADDRESSES = 10_000
-# A scan of 100,000 vectors takes tens of milliseconds and finds all; below that an index only loses neighbours.
-INDEX_FROM = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What a sync did. `read == written + skipped rows` always holds.
+    """What a sync did, or what a dry run would have done. `read == written + skipped rows` always holds.
 
     Attributes:
         version: The version of the Delta table that the library now mirrors.
@@ -52,6 +50,13 @@ class SyncReport:
         tokens: Tokens embedded.
         seconds: How long it took.
         changed: Whether the library is another than before; False where it had this version already.
+        method: How the changes were found: `"feed"`, from the table's change data feed; `"full"`, by comparing all
+            rows; `"none"`, the library had this version.
+        reason: Why all rows were compared.
+        resumed: Passages whose vectors an interrupted sync had computed.
+        new_columns: Columns that the table has got since the last sync.
+        lost_columns: Columns that it has no more.
+        dry_run: Whether nothing was written.
     """
 
     version: int
@@ -67,78 +72,150 @@ class SyncReport:
     tokens: int
     seconds: float
     changed: bool
+    method: Literal["feed", "full", "none"] = "full"
+    reason: str = ""
+    resumed: int = 0
+    new_columns: list[str] = field(default_factory=list)
+    lost_columns: list[str] = field(default_factory=list)
+    dry_run: bool = False
 
 
-def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, *, progress: bool) -> SyncReport:
-    """Syncs a library. The caller holds the writer's lock.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a sync is done.
+
+    Attributes:
+        keep: How many published versions stay readable, the newest included.
+        follow_types: Whether a column that changed its type is taken as it is now.
+        dry_run: Whether only to say what would be done.
+        progress: Whether to show a bar.
+        still_ours: Raises where somebody else took over as the writer.
+    """
+
+    keep: int
+    follow_types: bool
+    dry_run: bool
+    progress: bool
+    still_ours: Callable[[], None]
+
+
+def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: Options) -> SyncReport:
+    """Syncs a library. The caller holds the writer's lock, but for a dry run.
 
     Raises:
         AdventuresError: LanceDB or the reconciliation failed.
-        ValueError: The Delta table cannot be read, or the library follows another one.
+        ValueError: The Delta table cannot be read, the library follows another one, or a column changed its type.
     """
     started = time.monotonic()
     published = store.snapshot()
     described = _describe(source, cut)
     if published is not None and _same(published, described):
-        return _nothing_to_do(published, started)
+        return replace(_nothing_to_do(published, started), dry_run=options.dry_run)
 
     if published is not None:
         _check_table(published, described)
+    new_columns, lost_columns = _drift(published, source, follow_types=options.follow_types)
 
     digester = Digester(cut.window, cut.overlap)
-    census = Census.of(source, digester)
     schema = passage_schema(embedder, source.key_type, source.metadata_type)
-    stock = Stock.of(published)
-    difference = Difference.between(stock, census)
-    outdated = stock.addresses_of(
-        np.r_[difference.gone, difference.stocked[_is(difference, Change.METADATA, Change.TEXT)]].astype(np.int64)
+    plan = _plan.make(source, digester, published, schema, reason=_reason(published, described, schema))
+    report = SyncReport(
+        version=source.table.version(),
+        read=plan.read,
+        written=plan.written,
+        skipped=plan.skipped,
+        added=plan.difference.count(Change.NEW),
+        updated=plan.difference.count(Change.METADATA) + plan.difference.count(Change.TEXT),
+        deleted=len(plan.difference.gone),
+        unchanged=plan.written - plan.fresh,
+        passages=0 if published is None else published.rows,
+        truncated=0,
+        tokens=0,
+        seconds=0.0,
+        changed=plan.changes,
+        method=plan.method,
+        reason=plan.reason,
+        new_columns=new_columns,
+        lost_columns=lost_columns,
+        dry_run=options.dry_run,
     )
-    fresh = len(census) - difference.count(Change.NONE)
-    rewrite = (
-        published is None
-        or not _same_columns(published.table.schema, schema)
-        or len(outdated) + fresh > _REWRITE * published.rows
-    )
-    changed = bool(fresh or len(difference.gone) or rewrite)
-    writer = Writer(embedder, source, cut, known=Known(published, stock, difference), schema=schema)
-    picker = Picker(census, digester, np.full(len(census), True) if rewrite else difference.changes != Change.NONE)
-    try:
-        table = store.begin(published, schema)
-        if changed:
-            bar = _bar(picker.left, shown=progress)
-            with bar:
-                _write(table, writer, picker, bar, rewrite=rewrite)
-            if not rewrite:
-                _delete(table, outdated)
-        kept = 0 if rewrite or published is None else published.rows - len(outdated)
-        _reconcile(table, census, picker, kept + writer.work.passages)
-        if changed:
-            _index(table)
-        report = SyncReport(
-            version=source.table.version(),
-            read=census.read,
-            written=len(census),
-            skipped=census.skipped,
-            added=difference.count(Change.NEW),
-            updated=difference.count(Change.METADATA) + difference.count(Change.TEXT),
-            deleted=len(difference.gone),
-            unchanged=difference.count(Change.NONE),
-            passages=table.count_rows(),
-            truncated=writer.work.truncated,
-            tokens=writer.work.tokens,
-            seconds=0.0,
-            changed=changed,
-        )
-        write_source(table, {**described, **_counts(report)})
-        store.publish(table, anew=rewrite)
-    except BaseException as error:
+    if options.dry_run:
+        return replace(report, seconds=time.monotonic() - started)
+
+    described |= {"columns": source.columns}
+    changes, rewrite, since = plan.changes, plan.rewrite, time.time()
+    with Journal.open(store.journal, model_of(embedder)) as journal:
+        known = Known(published, plan.stock, plan.difference)
+        writer = Writer(embedder, plan.source, cut, known=known, schema=schema, journal=journal)
+        picker = Picker(plan.census, digester, plan.wanted)
         try:
-            store.undo()
-        except (OSError, RuntimeError, ValueError) as second:
-            # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
-            error.add_note(f"and what was written could not be undone: {second}")
-        raise
+            table = store.begin(published, schema)
+            _fill(table, plan, writer, picker, options)
+            work = writer.work
+            report = replace(report, truncated=work.truncated, tokens=work.tokens, resumed=work.resumed)
+            # The digests of all rows are most of what a sync keeps in memory; making indexes needs room of its own.
+            del known, picker, plan, writer
+            if changes:
+                store.index(table)
+            report = replace(report, passages=table.count_rows())
+            write_source(table, {**described, **_counts(report)})
+            options.still_ours()
+            store.publish(table, anew=rewrite, keep=options.keep, since=since)
+        except BaseException as error:
+            try:
+                store.undo()
+            except (OSError, RuntimeError, ValueError) as second:
+                # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
+                error.add_note(f"and what was written could not be undone: {second}")
+            raise
+        journal.remove()
     return replace(report, seconds=time.monotonic() - started)
+
+
+def _fill(table: Table, plan: Plan, writer: Writer, picker: Picker, options: Options) -> None:
+    """Makes the table's passages what the plan says, and checks that they are."""
+    published = writer.known.published
+    if plan.changes:
+        bar = _bar(picker.left, shown=options.progress)
+        with bar:
+            _write(table, writer, picker, bar, rewrite=plan.rewrite)
+        if not plan.rewrite:
+            _delete(table, plan.outdated)
+    kept = 0 if plan.rewrite or published is None else published.rows - len(plan.outdated)
+    _reconcile(table, plan, picker, kept + writer.work.passages)
+
+
+def _reason(published: Snapshot | None, described: dict[str, Any], schema: pa.Schema) -> str:
+    """Why the change feed is of no use, before it was looked for; empty where it may be."""
+    if published is None:
+        return "the library is empty"
+    source = published.source
+    if described["text"] is None:
+        return "the text is computed by Python, which may give another one each time"
+    for key in ("table_id", "id", "text", "metadata", "where", "max_tokens", "overlap"):
+        if source.get(key) != described[key]:
+            return f"{key} is another than at the last sync"
+    return "" if _plan.same_columns(published.table.schema, schema) else "columns changed their types"
+
+
+def _drift(published: Snapshot | None, source: RowSource, *, follow_types: bool) -> tuple[list[str], list[str]]:
+    """Returns the columns that the table has got since the last sync, and those that it lost.
+
+    Raises:
+        ValueError: A column that the library keeps or embeds changed its type.
+    """
+    before: dict[str, str] | None = None if published is None else published.source.get("columns")
+    if published is None or before is None or not published.rows:
+        return [], []
+    now = source.columns
+    if not follow_types:
+        for name in source.used:
+            if before.get(name, "null") not in ("null", now[name]):
+                raise ValueError(
+                    f"the column {name!r} was {before[name]} in version {published.source['version']}, and is"
+                    f" {now[name]} in version {source.table.version()}; sync with follow_types=True to take it so"
+                )
+    return [name for name in now if name not in before], [name for name in before if name not in now]
 
 
 def _describe(source: RowSource, cut: Cut) -> dict[str, Any]:
@@ -191,16 +268,7 @@ def _nothing_to_do(published: Snapshot, started: float) -> SyncReport:
         tokens=0,
         seconds=time.monotonic() - started,
         changed=False,
-    )
-
-
-def _is(difference: Difference, *changes: Change) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.isin(difference.changes, changes)
-
-
-def _same_columns(left: pa.Schema, right: pa.Schema) -> bool:
-    return bool(
-        left.names == right.names and all(left.field(name).type == right.field(name).type for name in left.names)
+        method="none",
     )
 
 
@@ -250,22 +318,13 @@ def _delete(table: Table, addresses: np.ndarray[Any, np.dtype[np.uint64]]) -> No
         table.delete(f"_rowid IN ({some})")
 
 
-def _reconcile(table: Table, census: Census, picker: Picker, expected: int) -> None:
-    skipped = sum(skip.count for skip in census.skipped)
-    if picker.left or census.read != len(census) + skipped:
+def _reconcile(table: Table, plan: Plan, picker: Picker, expected: int) -> None:
+    skipped = sum(skip.count for skip in plan.skipped)
+    if picker.left or plan.read != plan.written + skipped:
         raise AdventuresError(
-            f"{picker.left} of {len(census)} rows were not found again in the second reading of the Delta table: "
+            f"{picker.left} of {len(plan.census)} rows were not found again in the second reading of the Delta table: "
             "its files changed meanwhile, or the text expression gives another text each time"
         )
     found = table.count_rows()
     if found != expected:
         raise AdventuresError(f"the library has {found} passages after writing, not {expected}; nothing was published")
-
-
-def _index(table: Table) -> None:
-    columns = {column for index in table.list_indices() for column in index.columns}
-    rows = table.count_rows()
-    if "text" not in columns and rows:
-        table.create_index("text", config=FTS())
-    if "vector" not in columns and rows >= INDEX_FROM:
-        table.create_index("vector", config=IvfSq(distance_type="cosine"))

@@ -47,6 +47,7 @@ for command in (
     embed.embed,
     libraries.sync,
     libraries.search,
+    libraries.library,
     answers.ask,
     answers.chat,
     evaluation.evaluate,

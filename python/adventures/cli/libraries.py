@@ -1,4 +1,4 @@
-"""`adventures sync` and `adventures search`: a library made, and looked into."""
+"""`adventures sync`, `search` and `library`: a library made, looked into, and looked after."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import adventures as adv
 from adventures.cli import options
 from adventures.cli.program import argument_or_stdin, put, put_json, say
 
@@ -47,6 +48,11 @@ _CREDIT = 160
     metavar="N",
     help="Tokens that neighbouring passages of a long text share; by default 32, or a quarter of --max-tokens.",
 )
+@click.option(
+    "--keep", type=click.IntRange(min=1), default=2, show_default=True, metavar="N", help="Versions that stay readable."
+)
+@click.option("--follow-types", is_flag=True, help="Take columns that changed their type as they are now.")
+@click.option("--dry-run", is_flag=True, help="Write nothing, only say what would change.")
 @options.embedder
 @options.device
 @options.threads
@@ -65,6 +71,9 @@ def sync(
     rows: str | None,
     max_tokens: int | None,
     overlap: int | None,
+    keep: int,
+    follow_types: bool,
+    dry_run: bool,
     embedder_spec: str | None,
     device: str,
     threads: int | None,
@@ -74,8 +83,9 @@ def sync(
     """Make a library equal to a Delta table.
 
     The first sync embeds every row. Later ones embed what is new or changed and drop what left the
-    table; a version that the library has already costs nothing. When a sync fails, the library
-    stays as it was.
+    table; a version that the library has already costs nothing. Where the table has a change data
+    feed, only the rows that it names are read. When a sync fails, the library stays as it was, and
+    the next one takes over what was embedded.
 
       adventures sync --delta ./products --library ./lib --id sku --text '{name}: {description}'
       adventures sync --delta s3://bucket/t --library ./lib --id a --id b --text '{body}' --json
@@ -92,12 +102,18 @@ def sync(
         where=rows,
         max_tokens=max_tokens,
         overlap=overlap,
+        keep=keep,
+        follow_types=follow_types,
+        dry_run=dry_run,
         progress=False if ctx.find_root().params["quiet"] else None,
     )
     if as_json:
         put_json(asdict(report))
     else:
         put(summary(report))
+    if report.new_columns or report.lost_columns:
+        new, lost = (", ".join(names) or "none" for names in (report.new_columns, report.lost_columns))
+        say(f"columns of the table since the last sync: new {new}, gone {lost}")
     for skip in report.skipped:
         say(f"skipped {skip.count:,} rows: {skip.reason} ({', '.join(skip.examples)})")
 
@@ -113,8 +129,59 @@ def summary(report: SyncReport) -> str:
         "unchanged": report.unchanged,
     }
     what = ", ".join(f"{count:,} {name}" for name, count in changes.items() if count) or "no rows"
+    if report.dry_run:
+        return f"version {report.version}: {what}; a dry run, nothing was written"
     rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens and report.seconds else ""
-    return f"version {report.version}: {what}; {report.passages:,} passages in {report.seconds:.1f} s{rate}"
+    resumed = f", {report.resumed:,} of them from the sync that was interrupted" if report.resumed else ""
+    return f"version {report.version}: {what}; {report.passages:,} passages{resumed} in {report.seconds:.1f} s{rate}"
+
+
+@click.group()
+def library() -> None:
+    """Look after libraries: what they keep, and repairs.
+
+    adventures library versions -l ./lib
+    adventures library repair -l ./lib
+    """
+
+
+@library.command()
+@options.library
+@options.as_json
+def versions(*, library_path: str, as_json: bool) -> None:
+    """List the versions of the Delta table that can be read, oldest first.
+
+    adventures library versions -l ./lib
+    """
+    for version in adv.Library.open(library_path).versions():
+        if as_json:
+            put_json(asdict(version))
+        else:
+            now = ", published" if version.published else ""
+            put(f"version {version.version}: {version.passages:,} passages{now}")
+
+
+@library.command()
+@options.library
+@options.as_json
+def repair(*, library_path: str, as_json: bool) -> None:
+    """Make a library readable again after a power cut.
+
+    Torn files are moved aside, all passages are read, broken indexes are made anew. Where the
+    published version is lost, the one before it is published; the next sync brings the rest.
+
+      adventures library repair -l ./lib
+    """
+    report = adv.Library.repair(library_path)
+    if as_json:
+        put_json(asdict(report))
+    else:
+        back = ", an older one than was published" if report.rolled_back else ""
+        put(f"version {report.version}: {report.passages:,} passages can be read{back}")
+    for file, place in report.moved.items():
+        say(f"moved {file} to {place}")
+    for index in report.rebuilt:
+        say(f"made the index {index} anew")
 
 
 @click.command()
