@@ -127,6 +127,22 @@ impl ColBERT {
         self.queries(py, &texts(queries, "query")?, query_maxlen)?.each(py)
     }
 
+    #[pyo3(signature = (texts, *, doc_maxlen=None, overlap=0))]
+    fn split(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = option::doc_maxlen)] doc_maxlen: Option<usize>,
+        #[pyo3(from_py_with = option::overlap)] overlap: usize,
+    ) -> PyResult<Vec<Vec<String>>> {
+        self.process.check("ColBERT")?;
+        let texts = self::texts(texts, "text")?;
+        run(py, |cancel| {
+            let pieces = self.inner.split(&texts, doc_maxlen, overlap, cancel)?;
+            Ok(pieces.into_iter().map(|pieces| pieces.into_iter().map(str::to_owned).collect()).collect())
+        })
+    }
+
     #[pyo3(signature = (texts, *, doc_maxlen=None, pool_factor=1))]
     fn embed_documents<'py>(
         &self,

@@ -436,6 +436,14 @@ class ColBERT:
         self, texts: str | Iterable[str], *, doc_maxlen: int | None = None, pool_factor: int = 1
     ) -> TokenVectors:
         """Returns the vectors of `embed_documents` end to end, with the texts that were cut."""
+    def split(self, texts: str | Iterable[str], *, doc_maxlen: int | None = None, overlap: int = 0) -> list[list[str]]:
+        """Cuts each text into pieces that are read whole, between paragraphs, else sentences, words or characters.
+
+        Args:
+            texts: The texts; one that fits is one piece, unchanged.
+            doc_maxlen: The longest piece, mark and special tokens included; the model's own by default.
+            overlap: How many tokens neighbours may share.
+        """
     def maxsim(
         self,
         query_vectors: ArrayLike | TokenVectors,

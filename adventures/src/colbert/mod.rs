@@ -14,6 +14,7 @@ use crate::kernels::math::l2_normalize;
 use crate::kernels::panels::maxsim::{Documents, maxsim};
 use crate::kernels::panels::{Precision, Threads};
 use crate::models::{Batch, Encoder, Rows, encoder};
+use crate::split;
 use rayon::prelude::*;
 use reader::{Reader, Tokens};
 use settings::Source;
@@ -176,6 +177,25 @@ impl ColBERT {
         }
         let maxlen = self.length("doc_maxlen", maxlen.unwrap_or(self.doc_maxlen))?;
         self.embed(texts, |text| self.reader.document(text, maxlen), pool_factor, cancel)
+    }
+
+    /// Cuts texts into pieces that are read whole where a document has `maxlen` tokens, at the ends of paragraphs and sentences
+    /// where they can be; `overlap` tokens of a piece, at most, begin the next one too.
+    pub fn split<'a, S: AsRef<str> + Sync>(
+        &self,
+        texts: &'a [S],
+        maxlen: Option<usize>,
+        overlap: usize,
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Vec<&'a str>>> {
+        let room = self.reader.room(self.length("doc_maxlen", maxlen.unwrap_or(self.doc_maxlen))?);
+        let size = |piece: &str| {
+            // Everything fits somebody who has gone away: the splitter ends at once.
+            if cancel.load(Ordering::Relaxed) { 0 } else { self.reader.size(piece, room).unwrap_or(usize::MAX) }
+        };
+        let one = |text: &'a S| split::split(text.as_ref(), room, overlap, size);
+        let pieces = self.pool.install(|| texts.par_iter().map(one).collect::<Result<_>>())?;
+        if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(pieces) }
     }
 
     /// Returns `(queries, documents)`: the sum over a query's tokens of the largest product with one of the document's.

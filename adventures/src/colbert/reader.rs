@@ -83,13 +83,26 @@ impl Reader {
         }
     }
 
+    /// Returns how many tokens a document of `maxlen` tokens has for its text.
+    pub(super) fn room(&self, maxlen: usize) -> usize {
+        maxlen - 1 - self.special()
+    }
+
+    /// Returns how many tokens a piece of a text has, or, where these are more than `enough`, some number above that.
+    pub(super) fn size(&self, piece: &str, enough: usize) -> Result<usize> {
+        let lower = if self.lower_case { piece.to_lowercase() } else { String::new() };
+        let piece = if self.lower_case { &lower } else { piece };
+        let (encoding, more) = reading::read(&self.tokenizer, piece.trim(), enough)?;
+        Ok(encoding.len() + usize::from(more))
+    }
+
     fn special(&self) -> usize {
         self.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false))
     }
 
     /// Tokenizes, cuts and marks: the mark comes behind the first token, as an id, for its text would be other tokens.
     fn read(&self, text: &str, mark: u32, maxlen: usize) -> Result<(Vec<u32>, bool)> {
-        let room = maxlen - 1 - self.special();
+        let room = self.room(maxlen);
         let mut text = text.trim();
         let lower;
         if self.lower_case {
