@@ -33,6 +33,7 @@ from adventures._adventures import (
 
 if TYPE_CHECKING:
     from adventures.chat import Answer, Chat
+    from adventures.index import ColbertIndex, IndexHit
     from adventures.library import Hit, Library, Source, SyncReport
     from adventures.seed import Adventures
 
@@ -42,6 +43,7 @@ __all__ = [
     "Answer",
     "BusyError",
     "Chat",
+    "ColbertIndex",
     "Embedder",
     "EmbeddingStream",
     "Embeddings",
@@ -49,6 +51,7 @@ __all__ = [
     "GenerationStats",
     "Generator",
     "Hit",
+    "IndexHit",
     "Library",
     "Source",
     "SyncReport",
@@ -62,7 +65,9 @@ _LAZY = {
     "Adventures": "adventures.seed",
     "Answer": "adventures.chat",
     "Chat": "adventures.chat",
+    "ColbertIndex": "adventures.index",
     "Hit": "adventures.library",
+    "IndexHit": "adventures.index",
     "Library": "adventures.library",
     "Source": "adventures.library",
     "SyncReport": "adventures.library",
