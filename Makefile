@@ -2,7 +2,7 @@
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
 # make lint | rust-test | python-test | format | mutants | perplexity | goldens | bench-generate | bench-engine | bench-embed
-#      bench-server | soak | wheel | clean
+#      bench-server | bench-colbert | soak | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,7 +32,7 @@ DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens bench-generate bench-engine
-.PHONY: bench-embed bench-server soak wheel clean
+.PHONY: bench-embed bench-server bench-colbert soak wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -107,6 +107,14 @@ bench-embed: models
 	$(PYTHON) -m venv $(CACHE)/onnxruntime
 	$(CACHE)/onnxruntime/bin/pip install --quiet onnxruntime==1.22.0 'onnx<2' numpy sympy tokenizers
 	$(BIN)/python tools/bench_embed.py --theirs $(CACHE)/onnxruntime/bin/python $(BENCH)
+
+# ColbertIndex against next-plaid, on the same vectors; torch makes those once.
+bench-colbert: models
+	$(PYTHON) -m venv $(CACHE)/goldens
+	$(CACHE)/goldens/bin/pip install --quiet --requirement tools/goldens-requirements.txt
+	cargo build --release --manifest-path tools/next_plaid/Cargo.toml --target-dir $(CACHE)/next-plaid
+	$(BIN)/python tools/bench_colbert.py --theirs $(CACHE)/goldens/bin/python \
+		--next-plaid $(CACHE)/next-plaid/release/bench-next-plaid $(BENCH)
 
 wheel: $(VENV)/installed
 	$(BIN)/maturin build --profile dist --out dist
