@@ -318,8 +318,11 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if !self.committed {
-            self.base.manifest.clean(&self.shared.dir);
+        // A commit that failed at its very end may be the index all the same: what counts is the manifest that is there.
+        match Manifest::read(&self.shared.dir) {
+            Ok(manifest) if !self.committed => manifest.clean(&self.shared.dir),
+            Err(Error::NotFound(_)) => self.base.manifest.clean(&self.shared.dir),
+            _ => {}
         }
     }
 }
