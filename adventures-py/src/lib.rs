@@ -9,6 +9,7 @@ mod embedder;
 mod embeddings;
 mod error;
 mod generator;
+mod index;
 mod logprob;
 mod option;
 mod reranker;
@@ -30,6 +31,8 @@ mod _adventures {
     use crate::error::{AdventuresError, BusyError, TruncationWarning};
     #[pymodule_export]
     use crate::generator::{Generation, GenerationStats, Generator};
+    #[pymodule_export]
+    use crate::index::{IndexWriter, MultiVectorIndex};
     #[pymodule_export]
     use crate::logprob::TokenLogprob;
     #[pymodule_export]

@@ -33,6 +33,11 @@ named! {
     slots("slots") -> usize = count;
     prefix_bytes("prefix_bytes") -> usize = count;
     top_k("top_k") -> usize = count;
+    k("k") -> usize = count;
+    nbits("nbits") -> usize = count;
+    probes("probes") -> usize = count;
+    candidates("candidates") -> Option<usize> = count_or_none;
+    index_seed("seed") -> u64 = whole;
     repeat_window("repeat_window") -> usize = count;
     logprobs("logprobs") -> Option<usize> = count_or_none;
     seed("seed") -> Option<u64> = whole_or_none;

@@ -9,6 +9,7 @@ mod embedder;
 mod error;
 mod generator;
 pub mod gguf;
+mod index;
 mod kernels;
 pub mod models;
 mod reading;
@@ -27,6 +28,7 @@ pub use error::{Error, Result};
 pub use generator::{
     EngineLoad, Finish, GenerateOptions, Generation, GenerationStats, Generator, GeneratorOptions, Next, TokenLogprob,
 };
+pub use index::{Documents, Found, Index, IndexInfo, IndexOptions, Progress, Results, SearchOptions, Writer};
 pub use kernels::panels::Precision;
 pub use models::decoder::Quantize;
 pub use reranker::{Activation, Reranker, RerankerOptions, Scores};

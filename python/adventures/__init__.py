@@ -38,6 +38,7 @@ from adventures._adventures import (
 
 if TYPE_CHECKING:
     from adventures.chat import Answer, Chat
+    from adventures.index import ColbertIndex, IndexHit
     from adventures.library import Hit, Library, Source, SyncReport
     from adventures.ranking import Ranked, Ranking
     from adventures.seed import Adventures
@@ -49,6 +50,7 @@ __all__ = [
     "BusyError",
     "Chat",
     "ColBERT",
+    "ColbertIndex",
     "Embedder",
     "EmbeddingStream",
     "Embeddings",
@@ -57,6 +59,7 @@ __all__ = [
     "Generator",
     "HeatMap",
     "Hit",
+    "IndexHit",
     "Library",
     "Ranked",
     "Ranking",
@@ -75,7 +78,9 @@ _LAZY = {
     "Adventures": "adventures.seed",
     "Answer": "adventures.chat",
     "Chat": "adventures.chat",
+    "ColbertIndex": "adventures.index",
     "Hit": "adventures.library",
+    "IndexHit": "adventures.index",
     "Library": "adventures.library",
     "Ranked": "adventures.ranking",
     "Ranking": "adventures.ranking",

@@ -1,9 +1,9 @@
 """The Rust core: what computes."""
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Self, TypedDict, final, type_check_only
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,8 @@ __all__ = [
     "GenerationStats",
     "Generator",
     "HeatMap",
+    "IndexWriter",
+    "MultiVectorIndex",
     "Profile",
     "Prompt",
     "Reranker",
@@ -847,3 +849,104 @@ class CitationFilter:
         """Returns the text that is decided now."""
     def finish(self) -> str:
         """Returns what is left at the end of the text: nothing of a citation that was cut off, no blanks."""
+
+@type_check_only
+class IndexInfo(TypedDict):
+    """What an index is made of; it is a dict at run time."""
+
+    path: str
+    generation: int
+    """Commits before this one."""
+    documents: int
+    """Those that are not deleted."""
+    deleted: int
+    """Those that are, and take room until the index is compacted."""
+    tokens: int
+    """Those of deleted documents included."""
+    dim: int
+    """0 before the first document."""
+    nbits: int
+    centroids: int
+    """0 while vectors are kept as they are."""
+    segments: int
+    bytes: int
+    seed: int
+
+@final
+class MultiVectorIndex:
+    """Documents as many vectors each, on disk: what `adventures.ColbertIndex` is made of."""
+
+    @staticmethod
+    def create(
+        path: str | PathLike[str],
+        *,
+        dim: int | None = None,
+        nbits: int = 4,
+        seed: int = 42,
+        threads: int | None = None,
+    ) -> tuple[MultiVectorIndex, IndexWriter]:
+        """Begins an index in an empty directory, which is made if it is not there; it is one once the writer commits.
+
+        Raises:
+            ValueError: Something is there already, or an argument is out of range.
+            BusyError: Another writer is at it.
+        """
+    @staticmethod
+    def open(path: str | PathLike[str], *, threads: int | None = None) -> MultiVectorIndex:
+        """Opens the last commit; all files are read once and checked.
+
+        Raises:
+            FileNotFoundError: There is no index.
+            ValueError: It is broken, or of another version.
+        """
+    def writer(self, *, upsert: bool = False) -> IndexWriter:
+        """Returns the one that changes the index; with `upsert`, documents replace those of the same id.
+
+        Raises:
+            BusyError: There is another, in this process or any.
+        """
+    def search(
+        self,
+        queries: Iterable[NDArray[np.float32]],
+        *,
+        k: int = 10,
+        ids: Iterable[str] | None = None,
+        probes: int = 32,
+        candidates: int | None = None,
+        exhaustive: bool = False,
+    ) -> list[list[tuple[str, str | None, float, str | None]]]:
+        """Returns id, text, score and the JSON of the metadata of what is nearest to each query, the best first."""
+    def refresh(self) -> bool:
+        """Reads what others have committed; returns whether there is any."""
+    def ids(self) -> list[str]:
+        """Returns the ids of all documents."""
+    def info(self) -> IndexInfo:
+        """Returns what the index is made of."""
+    def __len__(self) -> int: ...
+    def __contains__(self, key: object, /) -> bool: ...
+
+@final
+class IndexWriter:
+    """The one that changes an index: nothing changes without `commit` or `compact`, and after a failure it is done."""
+
+    def push(
+        self,
+        ids: Iterable[str],
+        vectors: Iterable[NDArray[np.float32]],
+        *,
+        texts: Sequence[str | None] | None = None,
+        metadata: Sequence[str | None] | None = None,
+    ) -> None:
+        """Adds documents: `(tokens, dim)` vectors of each, texts, and metadata as JSON.
+
+        Raises:
+            ValueError: An id is empty, given twice or there already; a number is not finite; the shapes do not fit.
+        """
+    def delete(self, key: str) -> bool:
+        """Deletes a document of the commit before; returns whether it is there."""
+    def commit(self, progress: Callable[[str, int, int], object] | None = None) -> int:
+        """Makes all this the index and returns how many documents it has; `progress` is told `(stage, done, total)`."""
+    def compact(self) -> int:
+        """As `commit`, with the room of deleted documents given back and small files merged."""
+    def abandon(self) -> None:
+        """Changes nothing, and lets others write."""

@@ -8,6 +8,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod causal;
+pub(crate) mod late;
 pub(crate) mod math;
 pub(crate) mod paged;
 pub(crate) mod panels;

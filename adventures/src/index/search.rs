@@ -1,0 +1,239 @@
+//! A query to the documents nearest to it.
+//!
+//! Of few tokens all are scored. Of many, as in WARP (<https://arxiv.org/abs/2501.17788>), each token of the query looks up the
+//! documents of its nearest centroids, and a document that it does not find counts as one at the edge of those; the best are
+//! scored with all their tokens.
+
+use super::snapshot::{Bits, Snapshot};
+use crate::error::{Result, invalid};
+use crate::kernels::late::{self, Query, Scratch, raise};
+use crate::kernels::panels::{self, Linear, Precision, Rounded, Then, Threads};
+use rayon::prelude::*;
+use std::cmp::Ordering;
+
+/// An index of fewer tokens is searched without looking for candidates.
+const ALL: usize = 1 << 16;
+/// Tokens that are worth a thread of their own.
+const SHARE: usize = 1 << 14;
+/// The most vectors of a query.
+pub(super) const MAX_QUERY: usize = 1 << 12;
+
+/// How to search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SearchOptions {
+    /// How many documents to return.
+    pub k: usize,
+    /// The nearest centroids of each token of the query whose documents are looked at.
+    pub probes: usize,
+    /// The documents that are scored with all their tokens; the larger of 512 and 16 `k` where it is `None`.
+    pub candidates: Option<usize>,
+    /// Whether all documents are scored.
+    pub exhaustive: bool,
+}
+
+impl Default for SearchOptions {
+    fn default() -> Self {
+        Self { k: 10, probes: 32, candidates: None, exhaustive: false }
+    }
+}
+
+/// A document that was found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Found {
+    /// Its number in the snapshot.
+    pub document: usize,
+    /// The sum of the largest products.
+    pub score: f32,
+}
+
+/// A query as it is compared with documents.
+enum Prepared {
+    /// With those of vectors as they are.
+    Vectors(Linear),
+    Coded {
+        query: Query,
+        /// Its products with the centroids.
+        table: Vec<f32>,
+    },
+}
+
+/// What a thread keeps between documents.
+#[derive(Default)]
+struct Own {
+    scratch: Scratch,
+    products: Vec<f32>,
+    best: Vec<f32>,
+}
+
+impl Snapshot {
+    /// Returns the documents nearest to `query`, `(n, dim)`, the best first; of two as near, the one that was added first.
+    ///
+    /// Of `allowed` documents only, if it is given. With [`Threads::All`], runs on the rayon pool it is called in.
+    pub(super) fn search(
+        &self,
+        query: &[f32],
+        options: &SearchOptions,
+        allowed: Option<&[usize]>,
+        threads: Threads,
+    ) -> Result<Vec<Found>> {
+        let dim = self.manifest.dim;
+        if options.k == 0 || options.probes == 0 || options.candidates == Some(0) {
+            return invalid!("k={}, probes={}: each is at least 1", options.k, options.probes);
+        }
+        if self.len() == 0 || allowed.is_some_and(<[usize]>::is_empty) {
+            return Ok(Vec::new());
+        }
+        let rows = query.len() / dim;
+        let prepared = self.prepare(query, threads)?;
+        let candidates = match (&prepared, allowed) {
+            (Prepared::Coded { table, .. }, _) if !options.exhaustive && self.is_large(allowed) => {
+                self.candidates(table, rows, options, allowed)
+            }
+            (_, Some(allowed)) => allowed.to_vec(),
+            (_, None) => self.live().collect(),
+        };
+        let score = |own: &mut Own, document: &usize| Found {
+            document: *document,
+            score: self.score(&prepared, rows, *document, own),
+        };
+        let tokens = self.tokens() / self.documents * candidates.len();
+        let mut found: Vec<Found> = if threads == Threads::All && tokens > 2 * SHARE {
+            let least = (SHARE * candidates.len() / tokens).max(1);
+            candidates.par_iter().with_min_len(least).map_init(Own::default, score).collect()
+        } else {
+            let mut own = Own::default();
+            candidates.iter().map(|document| score(&mut own, document)).collect()
+        };
+        keep(&mut found, options.k, order);
+        found.sort_unstable_by(order);
+        Ok(found)
+    }
+
+    fn is_large(&self, allowed: Option<&[usize]>) -> bool {
+        self.tokens() / self.documents * allowed.map_or(self.len(), <[usize]>::len) > ALL
+    }
+
+    fn prepare(&self, query: &[f32], threads: Threads) -> Result<Prepared> {
+        let dim = self.manifest.dim;
+        let mut padded = query.to_vec();
+        padded.resize((query.len() / dim).next_multiple_of(late::BLOCK) * dim, 0.0);
+        let packed = Linear::pack(&padded, &[], dim, panels::Kernel::best(Precision::F32))?;
+        let Some(codec) = &self.codec else { return Ok(Prepared::Vectors(packed)) };
+        let mut table = vec![0.0; codec.count() * packed.outputs()];
+        packed.apply(&codec.centroids, &mut table, Then::Store, threads, &mut Rounded::new());
+        Ok(Prepared::Coded { query: Query::new(query, dim, codec.layout), table })
+    }
+
+    fn score(&self, prepared: &Prepared, rows: usize, document: usize, own: &mut Own) -> f32 {
+        let (part, i) = self.place(document);
+        match (prepared, &self.codec) {
+            (Prepared::Coded { query, table }, Some(codec)) => {
+                let tokens = part.segment.tokens(i);
+                late::score(late::Kernel::best(), query, table, &codec.levels, tokens, &mut own.scratch)
+            }
+            (Prepared::Vectors(query), _) => {
+                let range = part.segment.range(i);
+                if range.is_empty() {
+                    return 0.0;
+                }
+                own.products.resize(range.len() * query.outputs(), 0.0);
+                let vectors = part.segment.vectors(range);
+                query.apply(vectors, &mut own.products, Then::Store, Threads::One, &mut Rounded::new());
+                own.best.clear();
+                own.best.resize(query.outputs(), f32::NEG_INFINITY);
+                raise(&mut own.best, &own.products);
+                own.best[..rows].iter().sum()
+            }
+            (Prepared::Coded { .. }, None) => unreachable!("a coded query has a codec; this is a bug"),
+        }
+    }
+
+    /// The documents that are worth a score.
+    fn candidates(&self, table: &[f32], rows: usize, options: &SearchOptions, allowed: Option<&[usize]>) -> Vec<usize> {
+        let count = options.candidates.unwrap_or(options.k.saturating_mul(16).max(512)).max(options.k);
+        // Of few documents more lists are read, so that as many are found.
+        let share = self.len() as f64 / allowed.map_or(self.len(), <[usize]>::len) as f64;
+        let lanes = table.len() / self.codec.as_ref().map_or(1, |codec| codec.count());
+        let probes = (options.probes as f64 * share.sqrt()) as usize;
+        let probes = probes.clamp(1, table.len() / lanes);
+        let allowed = allowed.map(|allowed| {
+            let mut bits = Bits::default();
+            for document in allowed {
+                bits.insert(*document);
+            }
+            bits
+        });
+        // For each document, the last token of the query that found it, and the sum of what they found.
+        let mut seen: Vec<(u32, f32)> = vec![(0, 0.0); self.documents];
+        let mut touched: Vec<u32> = Vec::new();
+        for (i, near) in nearest(table, lanes, rows, probes).into_iter().enumerate() {
+            let edge = near.last().map_or(0.0, |(product, _)| *product);
+            for (product, centroid) in near {
+                for part in &self.parts {
+                    for place in part.segment.list(centroid as usize) {
+                        let (last, sum) = &mut seen[part.start + place];
+                        if *last == i as u32 + 1 {
+                            continue;
+                        }
+                        if *last == 0 {
+                            touched.push((part.start + place) as u32);
+                        }
+                        (*last, *sum) = (i as u32 + 1, *sum + product - edge);
+                    }
+                }
+            }
+        }
+        let mut found: Vec<Found> = touched
+            .into_iter()
+            .map(|document| Found { document: document as usize, score: seen[document as usize].1 })
+            .filter(|found| {
+                let (part, place) = self.place(found.document);
+                !part.deleted.has(place) && allowed.as_ref().is_none_or(|allowed| allowed.has(found.document))
+            })
+            .collect();
+        keep(&mut found, count, order);
+        found.into_iter().map(|found| found.document).collect()
+    }
+}
+
+/// The `probes` centroids nearest to each of the first `rows` columns of `table`, the nearest first.
+fn nearest(table: &[f32], lanes: usize, rows: usize, probes: usize) -> Vec<Vec<(f32, u32)>> {
+    let mut near: Vec<Vec<(f32, u32)>> = vec![Vec::with_capacity(probes + 1); rows];
+    // What a product must exceed, so that it is among the nearest.
+    let mut edges = vec![f32::NEG_INFINITY; lanes];
+    edges[rows..].fill(f32::INFINITY);
+    for (centroid, products) in table.chunks_exact(lanes).enumerate() {
+        for (block, (products, edge)) in products.chunks(late::BLOCK).zip(edges.chunks_mut(late::BLOCK)).enumerate() {
+            // Most centroids are far from all tokens.
+            if !late::any_above(products, edge) {
+                continue;
+            }
+            for lane in 0..products.len() {
+                if products[lane] <= edge[lane] {
+                    continue;
+                }
+                let near = &mut near[block * late::BLOCK + lane];
+                let at = near.partition_point(|(product, _)| *product >= products[lane]);
+                near.insert(at, (products[lane], centroid as u32));
+                near.truncate(probes);
+                if near.len() == probes {
+                    edge[lane] = near[probes - 1].0;
+                }
+            }
+        }
+    }
+    near
+}
+
+/// The best first.
+fn order(a: &Found, b: &Found) -> Ordering {
+    b.score.total_cmp(&a.score).then(a.document.cmp(&b.document))
+}
+
+/// Keeps the first `count`, in no order.
+fn keep(found: &mut Vec<Found>, count: usize, order: impl FnMut(&Found, &Found) -> Ordering) {
+    if found.len() > count {
+        found.select_nth_unstable_by(count - 1, order);
+        found.truncate(count);
+    }
+}

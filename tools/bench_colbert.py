@@ -1,0 +1,168 @@
+"""Times `ColbertIndex` against next-plaid (`make bench-colbert`): the same token vectors, in turn, in processes.
+
+The vectors are the last hidden states of all-MiniLM-L6-v2, turned to 96 dimensions by a fixed orthogonal matrix and
+scaled to length 1: of 1,500 documents of BEIR's NFCorpus (at most 180 tokens each), and of the first 32 tokens of 200
+others, which are the queries. The interpreter given as --theirs, which has torch and transformers, makes them once.
+Queries are searched in one batch on all threads, the best of three; recall is the share of the ten best by exact MaxSim
+in f32 that are found. `delete` is of 1,000 documents. Peer's figures are the median of the rounds.
+
+    python tools/bench_colbert.py --theirs PYTHON --next-plaid PROGRAM [--data nfcorpus.zip] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CACHE = Path.home() / ".cache" / "adventures"
+DATA = Path("/work/shared/data/beir-nfcorpus/nfcorpus.zip")
+UNITS = {"build": "s", "bytes": "bytes/token", "rate": "q/s", "delete": "s", "peak": "MiB"}
+DOCUMENTS, QUERIES, DIM, TOKENS, K = 1500, 200, 96, 32, 10
+
+
+def make(data: Path, model: Path, out: Path) -> None:
+    """Writes the vectors; runs where torch is."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((encoder.config.hidden_size, DIM)))[0]
+
+    def encode(texts: list[str], longest: int) -> list[Any]:
+        found: list[Any] = [None] * len(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), 16):
+            some = order[start : start + 16]
+            batch = tokenizer(
+                [texts[i] for i in some], truncation=True, max_length=longest, padding=True, return_tensors="pt"
+            )
+            with torch.no_grad():
+                rows = encoder(**batch).last_hidden_state.numpy() @ turn.astype(np.float32)
+            rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+            for row, mask, i in zip(rows, batch["attention_mask"], some, strict=True):
+                found[i] = row[: int(mask.sum())]
+        return found
+
+    with zipfile.ZipFile(data) as archive:
+        rows = [json.loads(line) for line in archive.open("nfcorpus/corpus.jsonl")]
+    documents = encode([f"{row['title']} {row['text']}".strip() for row in rows[:DOCUMENTS]], 180)
+    others = encode([row["text"] for row in rows[DOCUMENTS : DOCUMENTS + 2 * QUERIES]], TOKENS)
+    queries = [one for one in others if len(one) == TOKENS][:QUERIES]
+    for name, arrays in (("documents", documents), ("queries", queries)):
+        np.concatenate(arrays).astype("<f4").tofile(out / f"{name}.f32")
+        np.cumsum([len(one) for one in arrays]).astype("<u8").tofile(out / f"{name}.ends")
+
+
+def ragged(path: Path, name: str) -> list[Any]:
+    flat = np.fromfile(path / f"{name}.f32", "<f4").reshape(-1, DIM)
+    return np.split(flat, np.fromfile(path / f"{name}.ends", "<u8")[:-1].astype(int))
+
+
+def exact(path: Path) -> dict[str, Any]:
+    """Exact MaxSim by torch: how fast, and the best."""
+    import torch
+
+    documents, queries = ragged(path, "documents"), ragged(path, "queries")
+    flat = torch.from_numpy(np.concatenate(documents))
+    own = torch.repeat_interleave(torch.tensor([len(one) for one in documents]))
+    hits, start = [], time.perf_counter()
+    for query in queries:
+        products = flat @ torch.from_numpy(query).T
+        best = torch.full((len(documents), len(query)), -torch.inf)
+        best.scatter_reduce_(0, own[:, None].expand_as(products), products, "amax")
+        hits.append(best.sum(1).topk(K).indices.tolist())
+    return {"rate": len(queries) / (time.perf_counter() - start), "hits": hits}
+
+
+def ours(path: Path, nbits: int) -> dict[str, Any]:
+    import adventures as adv
+
+    documents, queries = ragged(path, "documents"), ragged(path, "queries")
+    where = path / f"ours-{nbits}"
+    shutil.rmtree(where, ignore_errors=True)
+    names = [str(i) for i in range(len(documents))]
+    start = time.perf_counter()
+    index = adv.ColbertIndex.create(where, vectors=documents, ids=names, nbits=nbits)
+    build = time.perf_counter() - start
+    size = sum(file.stat().st_size for file in where.iterdir()) / index.info()["tokens"]
+    rates = []
+    for _ in range(3):
+        start = time.perf_counter()
+        found = index.search_batch(queries, K)
+        rates.append(len(queries) / (time.perf_counter() - start))
+    start = time.perf_counter()
+    index.delete(names[:1000])
+    delete = time.perf_counter() - start
+    hits = [[int(hit.id) for hit in one] for one in found]
+    return {"build": build, "bytes": size, "rate": max(rates), "delete": delete, "hits": hits}
+
+
+def child(command: list[str]) -> dict[str, Any]:
+    """Runs a process and returns its line of figures, with the most memory that it had."""
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{command[0]} failed")
+        out.seek(0)
+        return {**json.loads(out.read().splitlines()[-1]), "peak": usage.ru_maxrss / 1024}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--theirs", default=sys.executable)
+    parser.add_argument("--next-plaid")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vectors", type=Path, default=CACHE / "bench" / "colbert")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part == "make":
+        return make(args.data, CACHE / "models" / "all-minilm-l6-v2", args.vectors)
+    if args.part is not None:
+        figures = exact(args.vectors) if args.part == "torch" else ours(args.vectors, int(args.part))
+        return print(json.dumps(figures))
+    self = ["tools/bench_colbert.py", "--data", str(args.data), "--vectors", str(args.vectors), "--part"]
+    args.vectors.mkdir(parents=True, exist_ok=True)
+    if not (args.vectors / "queries.ends").exists():
+        subprocess.run([args.theirs, *self, "make"], check=True)
+    engines = {"torch, exact": [args.theirs, *self, "torch"], "ours, exact": [sys.executable, *self, "32"]}
+    for nbits in (4, 2):
+        engines[f"ours, {nbits} bits"] = [sys.executable, *self, str(nbits)]
+        if args.next_plaid:
+            engines[f"next-plaid, {nbits} bits"] = [args.next_plaid, str(args.vectors), str(DIM), str(nbits), str(K)]
+    rounds = [{name: child(command) for name, command in engines.items()} for _ in range(args.rounds)]
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    print(f"{cpu.split(':')[-1].strip() or platform.machine()}, {os.cpu_count()} threads, {args.rounds} rounds")
+    right = [set(one) for one in rounds[0]["torch, exact"]["hits"]]
+    for name in engines:
+        row = [f"{name:20}"]
+        for figure, unit in UNITS.items():
+            values = [one[name][figure] for one in rounds if figure in one[name]]
+            row.append(f"{figure} {statistics.median(values):9.3f} {unit}" if values else "")
+        hits = rounds[0][name]["hits"]
+        found = statistics.mean(len(best & set(one)) / K for best, one in zip(right, hits, strict=True))
+        print("  ".join(row), f" recall@{K} {found:.4f}")
+    for a, b in [(f"ours, {n} bits", f"next-plaid, {n} bits") for n in (4, 2)] + [("ours, exact", "torch, exact")]:
+        if a in engines and b in engines:
+            both = [figure for figure in UNITS if figure in rounds[0][a] and figure in rounds[0][b]]
+            ratios = {figure: statistics.median([one[a][figure] / one[b][figure] for one in rounds]) for figure in both}
+            print(f"{a} over {b}: " + ", ".join(f"{name} {ratio:.3g}x" for name, ratio in ratios.items()))
+    return None
+
+
+if __name__ == "__main__":
+    main()
