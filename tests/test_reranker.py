@@ -18,6 +18,7 @@ import pytest
 
 import adventures as adv
 import tiny
+import tiny_colbert
 
 GOLDENS = Path(__file__).parent / "goldens" / "cross.npz"
 NAMES = ["ms-marco", "bge-reranker"]
@@ -292,3 +293,39 @@ def test_search_refuses_what_does_not_score(stock: adv.Library) -> None:
         stock.search("rope", rerank="ms-marco")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the reranker must give 50 finite scores"):
         stock.search("rope", rerank=Broken())
+
+
+@pytest.mark.parametrize("layout", ["stanford", "pylate"])
+def test_a_colbert_model_reranks(tmp_path: Path, layout: str) -> None:
+    path = tiny_colbert.colbert(tmp_path / "model", layout)
+    query, docs = "where does the dragon sleep?", ["the dragon sleeps at night", "a rope to climb", "the red potion"]
+    want = adv.ColBERT(path).rank(query, docs)
+    for reranker in (adv.Reranker(path, model_type="colbert"), adv.Reranker(path)):
+        assert (reranker.model_type, reranker.activation) == ("colbert", "none")
+        ranking = reranker.rank(query, docs)
+        assert [(r.rank, r.doc_id) for r in ranking] == [(r.rank, r.doc_id) for r in want]
+        assert [r.score for r in ranking] == pytest.approx([r.score for r in want], abs=1e-5)
+        found = reranker.compare(query, [*docs, "a rope " * 300])
+        assert found.truncated == [3]
+        assert len(found.tokens) == 4
+        with pytest.warns(adv.TruncationWarning, match="or their query was too long"):
+            reranker.scores(query, ["a rope " * 300])
+    with pytest.raises(ValueError, match="the scores of ColBERT are sums"):
+        adv.Reranker(path, activation="sigmoid")
+    with pytest.raises(NotImplementedError, match="have no classifier"):
+        adv.Reranker(path, model_type="cross-encoder")
+
+
+def test_model_types(models: dict[str, Path]) -> None:
+    assert adv.Reranker(models["ms-marco"]).model_type == "cross-encoder"
+    with pytest.raises(ValueError, match="this is not a ColBERT model"):
+        adv.Reranker(models["ms-marco"], model_type="colbert")
+    with pytest.raises(ValueError, match='model_type="t5": expected "cross-encoder" or "colbert"'):
+        adv.Reranker(models["ms-marco"], model_type="t5")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model_type"):
+        adv.Reranker(models["ms-marco"], model_type=7)  # type: ignore[arg-type]
+
+
+def test_a_search_has_one_order(stock: adv.Library, reranker: adv.Reranker) -> None:
+    with pytest.raises(ValueError, match="rerank and mmr each choose an order"):
+        stock.search("a rope", rerank=reranker, mmr=0.5)

@@ -458,7 +458,8 @@ class TestReranker:
             timeout=60,
         )
         assert finished.returncode == 1
-        assert "is no reranker: as a cross-encoder" in finished.stderr
+        assert "the reranker bert" in finished.stderr
+        assert "have no classifier" in finished.stderr
 
 
 class TestPrototype:

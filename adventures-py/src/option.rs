@@ -76,6 +76,10 @@ pub(crate) fn precision<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
     text("precision", value)
 }
 
+pub(crate) fn model_type<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str>> {
+    text_or_none("model_type", value)
+}
+
 pub(crate) fn activation<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str>> {
     text_or_none("activation", value)
 }

@@ -4,7 +4,7 @@ use crate::boundary::{Process, run};
 use crate::convert::{locate, profile_value, text, texts};
 use crate::error::{PyError, TruncationWarning};
 use crate::option;
-use adventures::RerankerOptions;
+use adventures::{RerankerKind, RerankerOptions};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -36,7 +36,7 @@ pub(crate) struct Scores {
 #[pymethods]
 impl Reranker {
     #[new]
-    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, max_tokens=None, precision="f32", activation=None))]
+    #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, max_tokens=None, precision="f32", activation=None, model_type=None))]
     fn new(
         model: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = option::revision)] revision: Option<&str>,
@@ -45,9 +45,11 @@ impl Reranker {
         #[pyo3(from_py_with = option::max_tokens_or_none)] max_tokens: Option<usize>,
         #[pyo3(from_py_with = option::precision)] precision: &str,
         #[pyo3(from_py_with = option::activation)] activation: Option<&str>,
+        #[pyo3(from_py_with = option::model_type)] model_type: Option<&str>,
     ) -> PyResult<Self> {
         let found = locate(model, revision, "reranker", None)?;
         let options = RerankerOptions {
+            kind: model_type.map(str::parse).transpose().map_err(PyError)?,
             device: device.to_owned(),
             threads,
             max_tokens: match max_tokens {
@@ -65,6 +67,11 @@ impl Reranker {
             revision: found.revision,
             path: found.path.display().to_string(),
         })
+    }
+
+    #[getter]
+    fn model_type(&self) -> &'static str {
+        self.inner.kind().name()
     }
 
     #[getter]
@@ -156,11 +163,14 @@ impl Reranker {
     fn warn(&self, py: Python<'_>, found: &adventures::Scores) -> PyResult<()> {
         let Some(first) = found.truncated.first() else { return Ok(()) };
         let message = format!(
-            "{} of {} documents were longer than {} tokens with their query, and the longer of both was cut; the first \
-             is document {first}",
+            "{} of {} documents were longer than {} tokens{}; the first is document {first}",
             found.truncated.len(),
             found.scores.len(),
-            self.inner.max_tokens()
+            self.inner.max_tokens(),
+            match self.inner.kind() {
+                RerankerKind::CrossEncoder => " with their query, and the longer of both was cut",
+                RerankerKind::ColBERT => ", or their query was too long, and were cut",
+            }
         );
         PyErr::warn(py, py.get_type::<TruncationWarning>().as_any(), &CString::new(message)?, 1)
     }

@@ -31,6 +31,6 @@ pub use generator::{
 pub use index::{Documents, Found, Index, IndexInfo, IndexOptions, Progress, Results, SearchOptions, Writer};
 pub use kernels::panels::Precision;
 pub use models::decoder::Quantize;
-pub use reranker::{Activation, Reranker, RerankerOptions, Scores};
+pub use reranker::{Activation, CrossEncoder, Reranker, RerankerKind, RerankerOptions, Scores};
 pub use sampling::SamplingOptions;
 pub use template::{Message, Role};

@@ -229,6 +229,8 @@ class Reranker:
         precision: What products are rounded to, as `Embedder` has it.
         activation: What makes a score of the model's logit: `"sigmoid"`, scores from 0 to 1, or `"none"`. What the
             checkpoint states by default, as sentence-transformers reads it; a sigmoid where it states nothing.
+        model_type: `"cross-encoder"`, or `"colbert"` for a model as `ColBERT` reads it; what the checkpoint's files show
+            by default.
 
     Raises:
         FileNotFoundError: The model, or a file of it, is not there.
@@ -246,6 +248,7 @@ class Reranker:
         max_tokens: int | None = None,
         precision: Literal["f32", "bf16", "int8", "auto"] = "f32",
         activation: Literal["sigmoid", "none"] | None = None,
+        model_type: Literal["cross-encoder", "colbert"] | None = None,
     ) -> Self: ...
     @property
     def name(self) -> str:
@@ -256,6 +259,9 @@ class Reranker:
     @property
     def path(self) -> str:
         """The directory that the model was read from."""
+    @property
+    def model_type(self) -> Literal["cross-encoder", "colbert"]:
+        """How it compares."""
     @property
     def max_tokens(self) -> int:
         """How many tokens of a query and a document are read at most, special tokens included."""

@@ -5,11 +5,10 @@ use super::embeddings::check_texts;
 use super::openai::Usage;
 use super::problem::{ErrorBody, Problem};
 use super::{App, check_length, names, no_model};
-use crate::reranking::Compared;
 use crate::service::{Embeds, Reranks};
 use actix_web::web::{Data, Json};
 use actix_web::{HttpResponse, Result as Response};
-use adventures::Kind;
+use adventures::{Kind, Scores};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -38,8 +37,7 @@ pub(super) struct RerankResponse {
     model: String,
     /// Best first.
     results: Vec<Ranked>,
-    /// `null` where the model does not count.
-    usage: Option<Usage>,
+    usage: Usage,
     /// The documents that were cut, by index; all where the question was.
     truncated: Vec<usize>,
 }
@@ -104,24 +102,25 @@ pub(super) async fn rerank(app: Data<App>, Json(request): Json<RerankRequest>) -
     Ok(HttpResponse::Ok().json(RerankResponse {
         model: name.clone(),
         results: results.collect(),
-        usage: found.tokens.map(Usage::read),
+        usage: Usage::read(found.tokens.iter().map(|n| *n as usize).sum()),
         truncated: found.truncated,
     }))
 }
 
 /// The cosine similarities of a question and documents.
-async fn similarities(embedder: &Embeds, query: String, documents: Vec<String>) -> adventures::Result<Compared> {
+async fn similarities(embedder: &Embeds, query: String, documents: Vec<String>) -> adventures::Result<Scores> {
     let query = embedder.batches.embed(vec![query], Kind::Query).await?;
+    let count = documents.len();
     let found = embedder.batches.embed(documents, Kind::Passage).await?;
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
     // Some models' vectors are not of unit length.
     let length = |vector: &[f32]| dot(vector, vector).sqrt();
     let cosine = |vector: &[f32]| dot(vector, &query.vectors) / (length(vector) * length(&query.vectors)).max(1e-12);
     let scores = found.vectors.chunks_exact(embedder.dim).map(cosine).collect();
-    let tokens = query.tokens.iter().chain(&found.tokens).map(|n| *n as usize).sum();
+    let tokens = query.tokens.into_iter().chain(found.tokens).collect();
     let truncated = match query.truncated.is_empty() {
         true => found.truncated,
-        false => (0..found.tokens.len()).collect(),
+        false => (0..count).collect(),
     };
-    Ok(Compared { scores, tokens: Some(tokens), truncated })
+    Ok(Scores { scores, tokens, truncated })
 }

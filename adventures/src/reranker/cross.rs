@@ -1,8 +1,9 @@
-//! A question and documents to scores: cross-encoders, which read both together (Nogueira and Cho 2019).
+//! Cross-encoders, which read a question and a document together (Nogueira and Cho 2019).
 
+use super::{Activation, RerankerOptions, Scores};
 use crate::checkpoint::Checkpoint;
 use crate::device;
-use crate::error::{Error, Result, cut, invalid, unsupported};
+use crate::error::{Error, Result, cut, invalid};
 use crate::kernels::panels::Precision;
 use crate::models::Batch;
 use crate::models::classifier::Classifier;
@@ -10,7 +11,6 @@ use crate::reading::read;
 use rayon::prelude::*;
 use serde_json::Value;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokenizers::utils::truncation::truncate_encodings;
@@ -21,75 +21,10 @@ const CALL_TOKENS: usize = 4096;
 /// How many documents are tokenized and sorted by length at a time.
 const WINDOW_DOCUMENTS: usize = 4096;
 
-/// What makes a score of the model's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `1 / (1 + e^-x)`: scores from 0 to 1.
-    Sigmoid,
-    /// Nothing: the logit is the score.
-    Identity,
-}
-
-impl Activation {
-    /// Returns `"sigmoid"` or `"none"`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sigmoid => "sigmoid",
-            Self::Identity => "none",
-        }
-    }
-
-    /// Reads it where sentence-transformers writes it, and before its version 4 wrote it; without, it is the sigmoid.
-    fn stated(checkpoint: &Checkpoint) -> Result<Self> {
-        let config = checkpoint.config();
-        let stated = config
-            .get("sentence_transformers")
-            .and_then(|config| config.get("activation_fn"))
-            .or_else(|| config.get("sbert_ce_default_activation_function"))
-            .and_then(Value::as_str)
-            .unwrap_or("Sigmoid");
-        match stated.rsplit('.').next().unwrap_or_default() {
-            "Sigmoid" => Ok(Self::Sigmoid),
-            "Identity" => Ok(Self::Identity),
-            _ => {
-                let place = checkpoint.dir().display();
-                unsupported!("{place}: activation {stated:?}; supported are Sigmoid and Identity")
-            }
-        }
-    }
-}
-
-impl FromStr for Activation {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "sigmoid" => Ok(Self::Sigmoid),
-            "none" => Ok(Self::Identity),
-            _ => invalid!("activation={name:?}: expected \"sigmoid\" or \"none\""),
-        }
-    }
-}
-
-/// What to change from what the checkpoint says; `None` leaves it.
-#[derive(Debug, Clone, Default)]
-pub struct RerankerOptions {
-    /// `"auto"`, `"cpu"` or `"cuda:N"`; empty is `"auto"`.
-    pub device: String,
-    /// How many threads compute; all that the cgroup grants by default.
-    pub threads: Option<usize>,
-    /// The longest question and document together, in tokens, special tokens included.
-    pub max_tokens: Option<usize>,
-    /// What products are rounded to.
-    pub precision: Precision,
-    /// What makes a score of the model's number.
-    pub activation: Option<Activation>,
-}
-
 /// A cross-encoder with one label, as sentence-transformers' `CrossEncoder` has it: ms-marco-MiniLM, bge-reranker.
 ///
 /// Shared freely between threads.
-pub struct Reranker {
+pub struct CrossEncoder {
     tokenizer: Tokenizer,
     classifier: Classifier,
     max_tokens: usize,
@@ -100,17 +35,6 @@ pub struct Reranker {
     pool: Arc<rayon::ThreadPool>,
 }
 
-/// How well some documents answer a question, and what was read to tell.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Scores {
-    /// Higher is better.
-    pub scores: Vec<f32>,
-    /// How many tokens were read of each document with its question, special tokens included.
-    pub tokens: Vec<u32>,
-    /// The indices of the documents that were longer than `max_tokens` with their question; the longer of both was cut.
-    pub truncated: Vec<usize>,
-}
-
 /// A question with one document, as the model reads them.
 struct Pair {
     ids: Vec<u32>,
@@ -118,7 +42,7 @@ struct Pair {
     truncated: bool,
 }
 
-impl Reranker {
+impl CrossEncoder {
     /// Loads the checkpoint in `dir`, laid out as Hugging Face saves it.
     pub fn load(dir: impl AsRef<Path>, options: &RerankerOptions) -> Result<Self> {
         device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
