@@ -37,6 +37,7 @@ pub(crate) struct Scores {
 impl Reranker {
     #[new]
     #[pyo3(signature = (model, *, revision=None, device="auto", threads=None, max_tokens=None, precision="f32", activation=None, model_type=None))]
+    #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         model: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = option::revision)] revision: Option<&str>,

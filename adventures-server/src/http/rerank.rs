@@ -118,9 +118,6 @@ async fn similarities(embedder: &Embeds, query: String, documents: Vec<String>) 
     let cosine = |vector: &[f32]| dot(vector, &query.vectors) / (length(vector) * length(&query.vectors)).max(1e-12);
     let scores = found.vectors.chunks_exact(embedder.dim).map(cosine).collect();
     let tokens = query.tokens.into_iter().chain(found.tokens).collect();
-    let truncated = match query.truncated.is_empty() {
-        true => found.truncated,
-        false => (0..count).collect(),
-    };
+    let truncated = if query.truncated.is_empty() { found.truncated } else { (0..count).collect() };
     Ok(Scores { scores, tokens, truncated })
 }
