@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 CACHE = Path.home() / ".cache" / "adventures"
-DATA = Path("/work/shared/data/beir-nfcorpus/nfcorpus.zip")
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "beir-nfcorpus" / "nfcorpus.zip"
 UNITS = {"build": "s", "bytes": "bytes/token", "rate": "q/s", "delete": "s", "peak": "MiB"}
 DOCUMENTS, QUERIES, DIM, TOKENS, K = 1500, 200, 96, 32, 10
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CACHE = Path.home() / ".cache" / "adventures"
-DATA = Path("/work/shared/data/beir-nfcorpus/nfcorpus.zip")
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "beir-nfcorpus" / "nfcorpus.zip"
 OURS, ORT, TORCH = ("ours-f32", "ours-bf16", "ours-int8"), ("ort-f32", "ort-int8"), ("torch-f32",)
 # The peer that each is compared with.
 PEERS = {"ours-f32": "ort-f32", "ours-bf16": "ort-int8", "ours-int8": "ort-int8"}
