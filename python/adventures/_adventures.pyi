@@ -229,7 +229,7 @@ class Reranker:
         precision: What products are rounded to, as `Embedder` has it.
         activation: What makes a score of the model's logit: `"sigmoid"`, scores from 0 to 1, or `"none"`. What the
             checkpoint states by default, as sentence-transformers reads it; a sigmoid where it states nothing.
-        model_type: `"cross-encoder"`, or `"colbert"` for a model as `ColBERT` reads it; what the checkpoint's files show
+        model_type: `"cross-encoder"`, or `"colbert"` for a model as `ColBERT` reads it; what its files show
             by default.
 
     Raises:
