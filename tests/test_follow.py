@@ -18,35 +18,12 @@ from deltalake import DeltaTable, write_deltalake
 import adventures as adv
 import bench_sync
 from adventures.library import Library, Skip
+from test_library import contents, table
 from words import WordEmbedder
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data" / "delta-tables"
 COLUMNS: dict[str, Any] = {"id": "id", "text": "{text}"}
 FEED = {"delta.enableChangeDataFeed": "true"}
-
-
-def table(count: int, *, start: int = 0, text: str = "row {} of the ledger") -> pa.Table:
-    numbers = range(start, start + count)
-    return pa.table(
-        {
-            "id": pa.array(numbers, pa.int64()),
-            "text": [text.format(n) for n in numbers],
-            "aisle": [f"a{n % 3}" for n in numbers],
-        }
-    )
-
-
-def contents(library: Library) -> dict[str, tuple[str, Any]]:
-    """Passages by id; fails where an id is there twice, or a vector is not that of its text."""
-    if not len(library):
-        return {}
-    rows = library.table.search().limit(None).to_arrow().to_pylist()
-    found = {row["id"]: (row["text"], row.get("metadata")) for row in rows}
-    assert len(found) == len(rows) == len(library)
-    vectors = WordEmbedder().encode([row["text"] for row in rows]).vectors
-    for row, vector in zip(rows, vectors, strict=True):
-        assert row["vector"] == pytest.approx(vector.tolist(), abs=1e-6)
-    return found
 
 
 def truth(path: Any, version: int | None = None) -> dict[str, tuple[str, Any]]:

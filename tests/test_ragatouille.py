@@ -139,6 +139,12 @@ def test_an_index_is_opened_again(indexed: RAGPretrainedModel) -> None:
     assert "document_metadata" not in next(r for r in other.search("a lamp", k=50) if r["document_id"] == "lamp")
     with pytest.raises(FileNotFoundError, match="no index at"):
         RAGPretrainedModel.from_index(indexed.index_path + "-none")
+    for broken in ("{", "[]", "{}", "\udcff"):
+        from pathlib import Path
+
+        Path(indexed.index_path, "ragatouille.json").write_text(broken, "utf-8", "surrogateescape")
+        with pytest.raises(ValueError, match=r"ragatouille\.json is broken"):
+            RAGPretrainedModel.from_index(indexed.index_path)
 
 
 def test_documents_come_and_go(indexed: RAGPretrainedModel) -> None:

@@ -115,6 +115,19 @@ impl Checkpoint {
         tokenizer(&self.dir)
     }
 
+    /// Fails where a tokenizer has more entries than the model's vocabulary: its ids could be none of the model's.
+    pub(crate) fn check_tokenizer(&self, tokenizer: &Tokenizer) -> Result<()> {
+        let vocabulary = self.config.get("vocab_size").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        let entries = tokenizer.get_vocab_size(true);
+        if entries as u64 > vocabulary {
+            return invalid!(
+                "{}: the tokenizer has {entries} entries, the model's vocabulary {vocabulary}; they do not belong together",
+                self.dir.display()
+            );
+        }
+        Ok(())
+    }
+
     /// Returns whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.shard_of.contains_key(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+# What an index was made with, beside it.
+RECORD = "ragatouille.json"
 # What makes `{"document_id", "content"}` of each passage.
 Change = Callable[..., list[dict[str, Any]]]
 
@@ -100,3 +104,21 @@ def by_document(
     if len(metadatas) != len(documents):
         raise ValueError(f"{what} must be as many as the documents: {len(metadatas)} for {len(documents)}")
     return dict(zip(documents, metadatas, strict=True))
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """Returns what the index at a path was made with.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: The record is broken.
+    """
+    try:
+        record = json.loads((path / RECORD).read_text("utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no index at {path}: `index` makes one") from None
+    except ValueError as error:
+        raise ValueError(f"{path / RECORD} is broken: {error}") from error
+    if not isinstance(record, dict) or not record.keys() >= {"model", "max_document_length"}:
+        raise ValueError(f"{path / RECORD} is broken: it says neither model nor length")
+    return record

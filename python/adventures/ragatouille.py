@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from adventures._adventures import ColBERT, TruncationWarning
-from adventures.collection import Passages, by_document, document_of
+from adventures.collection import RECORD, Passages, by_document, document_of, record_of
 from adventures.index import ColbertIndex
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ INDEX_ROOT = ".ragatouille/"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # As many passages are kept in 4 bits a number, more in 2.
 _FEW = 10_000
-# What an index was made with, beside it.
-_RECORD = "ragatouille.json"
 
 
 class _Reader:
@@ -124,10 +122,7 @@ class RAGPretrainedModel:
             FileNotFoundError: There is no index, or its model is not where it was.
         """
         path = Path(index_path)
-        try:
-            record = json.loads((path / _RECORD).read_text("utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no index at {path}: `index` makes one") from None
+        record = record_of(path)
         rag = cls.from_pretrained(record["model"], n_gpu, verbose, path.parent.parent.parent)
         rag._open(path, record)
         return rag
@@ -172,7 +167,7 @@ class RAGPretrainedModel:
         path = self._root / "colbert" / "indexes" / name
         if path.exists() and not overwrite_index:
             raise ValueError(f"there is an index at {path} already: overwrite_index=True replaces it")
-        if path.exists() and not (path / _RECORD).exists():
+        if path.exists() and not (path / RECORD).exists():
             raise ValueError(f"what is at {path} is no index; it is left alone")
         self._max_document_length = min(max_document_length, self.model.max_tokens)
         passages = self._cut(collection, document_ids, split_documents, document_splitter_fn, preprocessing_fn)
@@ -190,7 +185,7 @@ class RAGPretrainedModel:
                 nbits=4 if len(passages.texts) < _FEW else 2,
             )
             record = {"model": self.model.path, "max_document_length": self._max_document_length}
-            (made / _RECORD).write_text(json.dumps(record), "utf-8")
+            (made / RECORD).write_text(json.dumps(record), "utf-8")
             if path.exists():
                 old = path.with_name(f".{name}.{uuid.uuid4().hex}.old")
                 path.rename(old)
@@ -458,9 +453,9 @@ class RAGPretrainedModel:
         """The index of a name, or the one that is open."""
         if name is not None and (self.index_path is None or Path(self.index_path).name != name):
             path = self._root / "colbert" / "indexes" / name
-            if not _NAME.fullmatch(name) or not (path / _RECORD).exists():
+            if not _NAME.fullmatch(name) or not (path / RECORD).exists():
                 raise ValueError(f"no index {name!r} below {self._root}: `index` makes one")
-            self._open(path, json.loads((path / _RECORD).read_text("utf-8")))
+            self._open(path, record_of(path))
         if self._index is None:
             raise ValueError("there is no index: `index` makes one, `from_index` opens one")
         return self._index

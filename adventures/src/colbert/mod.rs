@@ -88,14 +88,7 @@ impl ColBERT {
         let root = dir.as_ref();
         let Source { checkpoint, projection, settings } = Source::open(root)?;
         let tokenizer = checkpoint.tokenizer()?;
-        let vocabulary = checkpoint.config().get("vocab_size").and_then(serde_json::Value::as_u64).unwrap_or(u64::MAX);
-        let entries = tokenizer.get_vocab_size(true);
-        if entries as u64 > vocabulary {
-            return invalid!(
-                "{}: the tokenizer has {entries} entries, the model's vocabulary {vocabulary}; they do not belong together",
-                root.display()
-            );
-        }
+        checkpoint.check_tokenizer(&tokenizer)?;
         let reader = Reader::new(tokenizer, &settings, root)?;
         let encoder = encoder::load(&checkpoint, options.precision, Arc::clone(&pool))?;
         let dim = dense::outputs(&projection, encoder.hidden_size(), root)?;

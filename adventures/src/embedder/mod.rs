@@ -142,14 +142,7 @@ impl Embedder {
         // An adapter's own tokenizer is the one that it was trained with.
         let trained = options.adapters.iter().find(|dir| dir.join("tokenizer.json").is_file());
         let tokenizer = checkpoint::tokenizer(trained.map_or(checkpoint.dir(), PathBuf::as_path))?;
-        let vocabulary = checkpoint.config().get("vocab_size").and_then(Value::as_u64).unwrap_or(u64::MAX);
-        let entries = tokenizer.get_vocab_size(true);
-        if entries as u64 > vocabulary {
-            return invalid!(
-                "{}: the tokenizer has {entries} entries, the model's vocabulary {vocabulary}; they do not belong together",
-                root.display()
-            );
-        }
+        checkpoint.check_tokenizer(&tokenizer)?;
         let encoder = if path.is_some() {
             if options.precision != Precision::F32 {
                 let name = options.precision.name();

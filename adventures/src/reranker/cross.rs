@@ -48,16 +48,8 @@ impl CrossEncoder {
         device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
         let pool = Arc::new(device::pool(device::threads(options.threads)?, "reranker")?);
         let checkpoint = Checkpoint::open(dir)?;
-        let place = checkpoint.dir().display();
         let tokenizer = checkpoint.tokenizer()?;
-        let vocabulary = checkpoint.config().get("vocab_size").and_then(Value::as_u64).unwrap_or(u64::MAX);
-        let entries = tokenizer.get_vocab_size(true);
-        if entries as u64 > vocabulary {
-            return invalid!(
-                "{place}: the tokenizer has {entries} entries, the model's vocabulary {vocabulary}; they do not belong \
-                 together"
-            );
-        }
+        checkpoint.check_tokenizer(&tokenizer)?;
         let activation = options.activation.map_or_else(|| Activation::stated(&checkpoint), Ok)?;
         let classifier = Classifier::load(&checkpoint, options.precision, Arc::clone(&pool))?;
         let context = classifier.context();
