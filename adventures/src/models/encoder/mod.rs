@@ -64,7 +64,9 @@ impl Options {
 
     /// Returns the layers that `load` reads by their number.
     fn layers(&self, count: usize, load: impl Fn(usize) -> Result<Layer> + Send + Sync) -> Result<Vec<Layer>> {
-        self.pool.install(|| (0..count).into_par_iter().map(load).collect())
+        let together: Result<_> = self.pool.install(|| (0..count).into_par_iter().map(&load).collect());
+        // Which of several bad layers a thread finds first is chance; the error is of the first one.
+        together.or_else(|_| (0..count).map(load).collect())
     }
 }
 
