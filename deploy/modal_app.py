@@ -33,11 +33,16 @@ image = (
 )
 
 
-def command(*, library: str = "/libraries/library", port: int = PORT) -> list[str]:
-    """Returns the command line of the service; without a library the model answers from itself."""
+def command(*, library: str = "/libraries/library", indexes: str = "/libraries/indexes", port: int = PORT) -> list[str]:
+    """Returns the command line of the service; without a library the model answers from itself.
+
+    With ADVENTURES_COLBERT in the secret, the name of one of `MODELS`, clients may make ColBERT indexes in the volume.
+    """
     arguments = ["adventures-server", "--host", "0.0.0.0", "--port", str(port)]
     if Path(library).is_dir():
         arguments += ["--library", library]
+    if os.environ.get("ADVENTURES_COLBERT"):
+        arguments += ["--indexes", indexes]
     hosts = os.environ.get("ADVENTURES_ALLOW_HOST")
     return arguments + (["--allow-host", hosts] if hosts else [])
 

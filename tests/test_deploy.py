@@ -77,6 +77,10 @@ def test_modal_runs_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert command[command.index("--library") + 1] == str(tmp_path)
     assert command[command.index("--allow-host") + 1] == "team--adventures-serve.modal.run"
     assert "--library" not in module.command(library="/no/such/folder")
+    assert "--indexes" not in command
+    monkeypatch.setenv("ADVENTURES_COLBERT", "answerai-colbert-small-v1")
+    command = module.command(indexes="/libraries/i")
+    assert command[command.index("--indexes") + 1] == "/libraries/i"
     started: list[list[str]] = []
     flags = known_flags()
     monkeypatch.setattr(module.subprocess, "Popen", started.append)

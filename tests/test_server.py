@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 import adventures as adv
 import load
@@ -359,10 +361,6 @@ class TestSearch:
                 assert hit["score"] == pytest.approx(wanted.score, abs=1e-5)
                 assert hit["similarity"] == pytest.approx(wanted.similarity, abs=1e-5)
 
-    def test_query_is_its_other_name(self, server: Server) -> None:
-        body = {"query": "a rope", "k": 2}
-        assert server.post("/query", body).json() == server.post("/v1/search", body).json()
-
     @pytest.mark.parametrize(
         "body",
         [
@@ -445,6 +443,20 @@ class TestReranker:
         began = time.perf_counter()
         assert reranking.post("/v1/rerank", {"query": "rope", "documents": ["a"]}).status == 200
         assert time.perf_counter() - began < 5
+
+    @pytest.mark.filterwarnings("ignore::adventures.TruncationWarning")
+    def test_passages_that_it_does_not_read_whole_are_named(
+        self, reranker: Path, minilm: adv.Embedder, tmp_path: Path
+    ) -> None:
+        rows = {"id": ["long", "short"], "text": ["a rope and a dragon " * 40, "a rope"]}
+        write_deltalake(tmp_path / "table", pa.table(rows))
+        library = adv.Library.open(tmp_path / "library", embedder=minilm)
+        library.sync(tmp_path / "table", id="id", text="{text}", progress=False)
+        with Server("--library", library.path, "--reranker", reranker, "--generator", "none") as server:
+            body = server.post("/v1/search", {"query": "a rope"}).json()
+            assert {hit["id"] for hit in body["hits"]} == {"long#0", "short#0"}
+            assert body["cut"] == ["long#0"]
+            assert server.post("/v1/search", {"query": "a rope", "rerank": False}).json()["cut"] == []
 
     def test_none_is_there(self, plain: Server) -> None:
         assert plain.get("/info").json()["reranker"] is None

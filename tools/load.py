@@ -128,7 +128,10 @@ async def leave(address: Address, data: bytes, *, after: float, how: str) -> Non
             await asyncio.wait_for(reader.read(-1), 5)
         except (TimeoutError, OSError):
             pass
-    writer.close()
+    # What is not sent yet is not sent any more.
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def dawdle(address: Address, data: bytes, *, seconds: float, rate: int = 1) -> tuple[bytes, float]:

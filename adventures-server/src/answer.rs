@@ -62,6 +62,8 @@ pub struct Found {
     pub hits: Vec<Hit>,
     /// Whether the question was longer than the embedder reads: its end was not looked for.
     pub truncated: bool,
+    /// The ids of the hits of which the reranker read the beginning only.
+    pub cut: Vec<String>,
 }
 
 /// How many hits a reranker is shown to choose `k` of; the Python package has the same.
@@ -83,17 +85,19 @@ pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) ->
     let wanted = if reranker.is_some() { depth(k) } else { k };
     let query = Query { text: question.to_owned(), vector: found.vectors, k: wanted, hybrid, filter: filter.clone() };
     let mut hits = library.search(query).instrument(debug_span!("search", k = wanted, hybrid)).await?;
+    let mut cut = Vec::new();
     if let Some(Reranks { model, .. }) = reranker {
         let texts = hits.iter().map(|hit| hit.text.clone()).collect();
-        let scores = model.compare(question, texts).await?.scores;
-        for (hit, score) in hits.iter_mut().zip(scores) {
+        let scores = model.compare(question, texts).await?;
+        cut = scores.truncated.iter().map(|&i| hits[i].id.clone()).collect();
+        for (hit, score) in hits.iter_mut().zip(scores.scores) {
             hit.score = f64::from(score);
         }
         // Of equals the one found first stays first.
         hits.sort_by(|a, b| b.score.total_cmp(&a.score));
         hits.truncate(k);
     }
-    Ok(Found { hits, truncated: !found.truncated.is_empty() })
+    Ok(Found { hits, truncated: !found.truncated.is_empty(), cut })
 }
 
 impl Prepared {
@@ -128,7 +132,7 @@ impl Prepared {
             Some(topic) if leans(&question) => format!("{topic} {question}"),
             _ => question.clone(),
         };
-        let Found { hits: mut sources, truncated } = search(service, &asked, retrieval).await?;
+        let Found { hits: mut sources, truncated, .. } = search(service, &asked, retrieval).await?;
         sources.retain(|hit| hit.similarity >= retrieval.min_similarity);
         if sources.is_empty() {
             return Ok(Self { service: Arc::clone(service), sources, dropped: 0, truncated, prompt: None });

@@ -3,9 +3,11 @@
 pub mod answer;
 pub mod embedding;
 pub mod http;
+pub mod indexes;
 pub mod library;
 pub mod models;
 pub mod options;
 pub mod queue;
 pub mod reranking;
 pub mod service;
+pub mod turns;

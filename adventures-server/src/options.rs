@@ -40,6 +40,12 @@ pub struct Flags {
     /// The model that puts what was found in order, a cross-encoder or ColBERT [default: none]
     #[arg(long, env = "ADVENTURES_RERANKER", value_name = "MODEL")]
     pub reranker: Option<String>,
+    /// A folder of ColBERT indexes, which clients make, fill and search; made where it is not there [default: none]
+    #[arg(long, env = "ADVENTURES_INDEXES", value_name = "PATH")]
+    pub indexes: Option<PathBuf>,
+    /// The model that reads for the indexes [default: answerai-colbert-small-v1]
+    #[arg(long, env = "ADVENTURES_COLBERT", value_name = "MODEL")]
+    pub colbert: Option<String>,
     /// What the embedder's products are rounded to: f32, bf16, int8, or auto, the fastest here [default: the library's, else f32]
     #[arg(long, env = "ADVENTURES_PRECISION", value_name = "NAME")]
     pub precision: Option<String>,
@@ -145,6 +151,8 @@ pub struct Options {
     pub embedder: Option<String>,
     pub generator: Option<String>,
     pub reranker: Option<String>,
+    pub indexes: Option<PathBuf>,
+    pub colbert: String,
     pub precision: Option<Precision>,
     pub quantize: Option<Quantize>,
     pub host: IpAddr,
@@ -239,6 +247,8 @@ impl Flags {
             embedder: flags.embedder,
             generator: Some(flags.generator.unwrap_or_else(|| "smollm2-135m-instruct".into())).filter(|g| g != "none"),
             reranker: flags.reranker,
+            indexes: flags.indexes,
+            colbert: flags.colbert.unwrap_or_else(|| "answerai-colbert-small-v1".into()),
             precision: flags.precision.as_deref().map(str::parse).transpose()?,
             quantize: flags.quantize.as_deref().map(str::parse).transpose()?,
             host,

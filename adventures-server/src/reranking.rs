@@ -1,22 +1,18 @@
 //! Documents to scores, by a model that compares them with the question better than vectors can.
 
+use crate::turns::{Ends, Turns};
 use adventures::{Error, Reranker, RerankerOptions, Scores};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 /// How many documents are compared before another request has its turn.
 const TURN: usize = 32;
-/// How many requests may wait; beyond, clients are told to come back later.
-const WAITING: usize = 64;
 
 /// A model that reranks; requests take turns.
 pub struct Reranking {
     model: Arc<Reranker>,
-    turn: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    turns: Turns,
 }
 
 impl std::fmt::Debug for Reranking {
@@ -25,29 +21,11 @@ impl std::fmt::Debug for Reranking {
     }
 }
 
-/// Ends what computes when whoever waits for it is gone.
-struct Ends(Arc<AtomicBool>);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Counts who waits.
-struct Waits<'a>(&'a AtomicUsize);
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Reranking {
     /// Loads a cross-encoder, or a `ColBERT` model.
     pub fn load(path: &Path, threads: Option<usize>) -> Result<Self, Error> {
         let model = Reranker::load(path, &RerankerOptions { threads, ..RerankerOptions::default() })?;
-        Ok(Self { model: Arc::new(model), turn: Arc::new(Semaphore::new(1)), waiting: AtomicUsize::new(0) })
+        Ok(Self { model: Arc::new(model), turns: Turns::default() })
     }
 
     /// Compares documents with a question; dropping the future takes back what is not computed yet.
@@ -57,19 +35,15 @@ impl Reranking {
     }
 
     async fn turns(&self, query: &str, documents: Vec<String>) -> Result<Scores, Error> {
-        let others = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waits = Waits(&self.waiting);
-        if others >= WAITING {
-            return Err(Error::Busy("too many requests are waiting to be reranked".into()));
-        }
-        let ends = Ends(Arc::default());
+        let _waits = self.turns.enter("be reranked")?;
+        let ends = Ends::default();
         let (query, documents): (Arc<str>, Arc<[String]>) = (query.into(), documents.into());
         let mut found = Scores::default();
         let mut at = 0;
         while at < documents.len() {
-            let turn = Arc::clone(&self.turn).acquire_owned().await;
+            let turn = self.turns.next().await;
             let (query, documents, model) = (Arc::clone(&query), Arc::clone(&documents), Arc::clone(&self.model));
-            let cancel = Arc::clone(&ends.0);
+            let cancel = ends.flag();
             let part = tokio::task::spawn_blocking(move || {
                 let part = &documents[at..documents.len().min(at + TURN)];
                 let compared = model.score(&query, part, &cancel);

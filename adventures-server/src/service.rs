@@ -1,6 +1,7 @@
 //! What is served: models and a library, loaded in the background.
 
 use crate::embedding::Embedding;
+use crate::indexes::Indexes;
 use crate::library::{Library, Model};
 use crate::models::{self, Located};
 use crate::options::Options;
@@ -23,6 +24,8 @@ pub struct Service {
     pub generator: Option<Writes>,
     /// What puts hits in order; `None` where their similarity does.
     pub reranker: Option<Reranks>,
+    /// What clients index and search; `None` where they cannot.
+    pub indexes: Option<Arc<Indexes>>,
     /// What is searched; `None` where the model answers from itself.
     pub library: Option<Library>,
     /// The cosine similarity below which a passage is not about a question.
@@ -84,6 +87,13 @@ impl Service {
             let threads = options.threads;
             runtime.spawn_blocking(move || Reranks::load(&spec, threads))
         });
+        let indexes = options.indexes.clone().map(|root| {
+            let (spec, threads, handle) = (options.colbert.clone(), options.threads, runtime.clone());
+            runtime.spawn_blocking(move || {
+                let Located { path, name, .. } = models::locate(&spec)?;
+                Indexes::load(&root, &path, name, threads, handle).with_context(|| format!("the indexes' model {spec}"))
+            })
+        });
         let library = match &options.library {
             None => None,
             Some(path) => Some(Library::open(path, &options.table, runtime.clone()).await?),
@@ -107,8 +117,12 @@ impl Service {
             None => None,
             Some(reranks) => Some(reranks.await.context("loading the reranker")??),
         };
+        let indexes = match indexes {
+            None => None,
+            Some(indexes) => Some(indexes.await.context("loading the indexes")??),
+        };
         let min_similarity = options.min_similarity.or(least).unwrap_or(-1.0);
-        Ok(Self { embedder, generator, reranker, library, min_similarity })
+        Ok(Self { embedder, generator, reranker, indexes, library, min_similarity })
     }
 }
 

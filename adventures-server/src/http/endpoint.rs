@@ -1,6 +1,6 @@
 //! The table of all routes. One that is not in it does not exist, and one without a line in `access` does not compile.
 
-use super::{chat, completions, embeddings, page, rerank, search, seed, status};
+use super::{chat, completions, embeddings, indexes, page, rerank, search, seed, status};
 use actix_web::http::Method;
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{Route, guard};
@@ -57,7 +57,15 @@ endpoints! {
     Chat POST "/chat",
     Embeddings POST "/embeddings",
     Embed POST "/embed",
+    CreateIndex POST "/create_index",
     Query POST "/query",
+    Indexes GET "/indexes",
+    Index GET "/indexes/{index_name}",
+    DropIndex DELETE "/indexes/{index_name}",
+    AddDocuments POST "/indexes/{index_name}/documents",
+    DeleteDocuments POST "/indexes/{index_name}/delete",
+    Jobs GET "/jobs",
+    Job GET "/jobs/{id}",
 }
 
 impl Endpoint {
@@ -78,7 +86,15 @@ impl Endpoint {
             | Self::Chat
             | Self::Embeddings
             | Self::Embed
-            | Self::Query => Access::Key,
+            | Self::CreateIndex
+            | Self::Query
+            | Self::Indexes
+            | Self::Index
+            | Self::DropIndex
+            | Self::AddDocuments
+            | Self::DeleteDocuments
+            | Self::Jobs
+            | Self::Job => Access::Key,
         }
     }
 
@@ -102,10 +118,19 @@ impl Endpoint {
             Self::ChatCompletions => route.to(chat::completions),
             Self::Completions => route.to(completions::completions),
             Self::EmbeddingsV1 | Self::Embeddings => route.to(embeddings::embeddings),
-            Self::Search | Self::Query => route.to(search::search),
+            Self::Search => route.to(search::search),
             Self::Rerank => route.to(rerank::rerank),
             Self::Chat => route.to(seed::chat),
             Self::Embed => route.to(seed::embed),
+            Self::CreateIndex => route.to(indexes::create),
+            Self::Query => route.to(indexes::query),
+            Self::Indexes => route.to(indexes::list),
+            Self::Index => route.to(indexes::describe),
+            Self::DropIndex => route.to(indexes::drop_index),
+            Self::AddDocuments => route.to(indexes::add),
+            Self::DeleteDocuments => route.to(indexes::delete),
+            Self::Jobs => route.to(indexes::jobs),
+            Self::Job => route.to(indexes::job),
         }
     }
 
@@ -118,6 +143,23 @@ impl Endpoint {
 /// Adds all routes to an application.
 pub fn configure(config: &mut ServiceConfig) {
     for endpoint in Endpoint::ALL {
-        config.service(web::resource(endpoint.path()).route(endpoint.route()));
+        if Endpoint::find(endpoint.path()) == Some(*endpoint) {
+            let of_path = Endpoint::ALL.iter().filter(|other| other.path() == endpoint.path());
+            config
+                .service(of_path.fold(web::resource(endpoint.path()), |resource, other| resource.route(other.route())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_open_or_not_whatever_the_method() {
+        // Who may come in is looked up by the path alone.
+        for endpoint in Endpoint::ALL {
+            assert_eq!(Endpoint::find(endpoint.path()).map(Endpoint::access), Some(endpoint.access()), "{endpoint:?}");
+        }
     }
 }

@@ -35,6 +35,7 @@ pub(super) struct Metrics {
     kept_bytes: Gauge,
     ready: Gauge,
     rows: Gauge,
+    index_jobs: Gauge,
 }
 
 impl Metrics {
@@ -70,6 +71,7 @@ impl Metrics {
         let kept_bytes = gauge(&mut registry, "kept_bytes", "Bytes kept of prompts");
         let ready = gauge(&mut registry, "ready", "1 once models and library are there");
         let rows = gauge(&mut registry, "library_passages", "Passages of the version that is served");
+        let index_jobs = gauge(&mut registry, "index_jobs", "Changes of ColBERT indexes that wait or are being made");
         Self {
             registry,
             requests,
@@ -89,6 +91,7 @@ impl Metrics {
             kept_bytes,
             ready,
             rows,
+            index_jobs,
         }
     }
 
@@ -129,6 +132,9 @@ impl Metrics {
                 set(&self.reading, load.reading);
                 set(&self.writing, load.writing);
                 set(&self.kept_bytes, writes.model.kept_bytes());
+            }
+            if let Some(indexes) = &service.indexes {
+                set(&self.index_jobs, indexes.jobs_left());
             }
             if let Some(library) = &service.library {
                 set(&self.rows, library.snapshot().rows);

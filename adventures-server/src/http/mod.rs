@@ -7,6 +7,7 @@ mod connection;
 mod embeddings;
 pub mod endpoint;
 mod guard;
+mod indexes;
 mod keys;
 mod metrics;
 mod openai;

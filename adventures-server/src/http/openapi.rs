@@ -1,6 +1,6 @@
 //! The description of all routes.
 
-use super::{chat, completions, embeddings, page, rerank, search, seed, status};
+use super::{chat, completions, embeddings, indexes, page, rerank, search, seed, status};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{OpenApi as Document, path::PathItem};
 use utoipa::{Modify, OpenApi};
@@ -12,6 +12,8 @@ use utoipa::{Modify, OpenApi};
         page::root, page::asset, page::favicon, status::health, status::ready, status::info, status::metrics,
         status::openapi, status::models, status::model, chat::completions, completions::completions,
         embeddings::embeddings, search::search, rerank::rerank, seed::chat, seed::embed,
+        indexes::create, indexes::query, indexes::list, indexes::describe, indexes::drop_index, indexes::add,
+        indexes::delete, indexes::jobs, indexes::job,
     ),
     modifiers(&Keys),
 )]
@@ -31,12 +33,11 @@ impl Modify for Keys {
 /// Returns the description of all routes, in OpenAPI 3.1.
 pub fn document() -> Document {
     let mut api = Api::openapi();
-    // Two routes have a second name.
-    for (name, also) in [("/v1/embeddings", "/embeddings"), ("/v1/search", "/query")] {
-        if let Some(mut item) = api.paths.paths.get(name).cloned() {
-            rename(&mut item, also);
-            api.paths.paths.insert(also.into(), item);
-        }
+    // One route has a second name.
+    let (name, also) = ("/v1/embeddings", "/embeddings");
+    if let Some(mut item) = api.paths.paths.get(name).cloned() {
+        rename(&mut item, also);
+        api.paths.paths.insert(also.into(), item);
     }
     api
 }

@@ -6,11 +6,11 @@ use super::{App, MAX_BODY, Phase, connection, guard};
 use crate::options::Options;
 use crate::service::Service;
 use actix_cors::Cors;
-use actix_web::error::JsonPayloadError;
+use actix_web::error::{JsonPayloadError, QueryPayloadError};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use actix_web::middleware::{Condition, from_fn};
-use actix_web::web::{self, Data, JsonConfig, PayloadConfig};
+use actix_web::web::{self, Data, JsonConfig, PayloadConfig, QueryConfig};
 use actix_web::{HttpResponse, HttpServer, ResponseError};
 use anyhow::{Context, Result};
 use std::net::SocketAddr;
@@ -34,11 +34,13 @@ pub async fn serve(options: Options, runtime: Handle) -> Result<()> {
     let server = HttpServer::new(move || {
         let origins = &shared.options.cors_origin;
         let cors = origins.iter().fold(Cors::default(), |cors, origin| cors.allowed_origin(origin));
-        let cors = cors.allowed_methods(["GET", "POST"]).allowed_headers([AUTHORIZATION, CONTENT_TYPE]).max_age(600);
+        let cors =
+            cors.allowed_methods(["GET", "POST", "DELETE"]).allowed_headers([AUTHORIZATION, CONTENT_TYPE]).max_age(600);
         actix_web::App::new()
             .app_data(shared.clone())
             .app_data(PayloadConfig::new(MAX_BODY))
             .app_data(JsonConfig::default().limit(MAX_BODY).error_handler(|error, _| unreadable(&error).into()))
+            .app_data(QueryConfig::default().error_handler(|error, _| unasked(&error).into()))
             .wrap(from_fn(guard::guard))
             .wrap(Condition::new(!origins.is_empty(), cors))
             .configure(configure)
@@ -92,6 +94,9 @@ pub async fn serve(options: Options, runtime: Handle) -> Result<()> {
         }
     }
     app.phase.send_replace(Phase::Stopped);
+    if let Some(indexes) = app.service.get().and_then(|service| service.indexes.as_ref()) {
+        indexes.stop();
+    }
     let _ = stopped.await;
     handle.stop(true).await;
     running.await.context("the server's task")?.context("serving")?;
@@ -101,7 +106,8 @@ pub async fn serve(options: Options, runtime: Handle) -> Result<()> {
 
 /// Returns when nothing runs and nothing waits.
 async fn drained(app: &App) {
-    while app.queue.load() != (0, 0) {
+    let changes = || app.service.get().and_then(|service| service.indexes.as_ref()).map_or(0, |all| all.jobs_left());
+    while app.queue.load() != (0, 0) || changes() > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -131,6 +137,11 @@ async fn follow(service: &Service) -> Result<()> {
 
 async fn missing() -> HttpResponse {
     Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such route").error_response()
+}
+
+fn unasked(error: &QueryPayloadError) -> Problem {
+    let shown: String = error.to_string().chars().take(300).collect();
+    Problem::new(StatusCode::BAD_REQUEST, "invalid_query", format!("what follows the path is not understood: {shown}"))
 }
 
 fn unreadable(error: &JsonPayloadError) -> Problem {

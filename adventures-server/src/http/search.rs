@@ -38,6 +38,8 @@ pub(super) struct SearchResponse {
     hits: Vec<Hit>,
     /// Whether the question was longer than the embedder reads: nothing was looked for by its end.
     truncated: bool,
+    /// The ids of the hits of which the reranker read the beginning only.
+    cut: Vec<String>,
 }
 
 /// Finds the passages nearest to a question.
@@ -58,7 +60,8 @@ pub(super) async fn search(app: Data<App>, Json(request): Json<SearchRequest>) -
     let least = request.min_similarity.unwrap_or(-1.0);
     let SearchRequest { query, k, hybrid, rerank, r#where: filter, .. } = request;
     let retrieval = app.retrieval(SearchSettings { k, hybrid, rerank, filter, min_similarity: Some(least) })?;
-    let Found { mut hits, truncated } = within(&app, answer::search(service, &query, &retrieval)).await?;
+    let Found { mut hits, truncated, mut cut } = within(&app, answer::search(service, &query, &retrieval)).await?;
     hits.retain(|hit| hit.similarity >= least);
-    Ok(HttpResponse::Ok().json(SearchResponse { hits, truncated }))
+    cut.retain(|id| hits.iter().any(|hit| hit.id == *id));
+    Ok(HttpResponse::Ok().json(SearchResponse { hits, truncated, cut }))
 }

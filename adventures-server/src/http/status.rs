@@ -26,6 +26,8 @@ pub(super) struct Info {
     embedder: EmbedderInfo,
     /// The model that puts in order what was found.
     reranker: Option<String>,
+    /// The model that reads for the ColBERT indexes.
+    colbert: Option<String>,
     generator: Option<GeneratorInfo>,
     library: Option<LibraryInfo>,
     page: PageInfo,
@@ -123,6 +125,7 @@ pub(super) async fn info(app: Data<App>) -> Response<HttpResponse> {
         version: env!("CARGO_PKG_VERSION"),
         uptime: app.started.elapsed().as_secs(),
         reranker: service.reranker.as_ref().map(|reranks| reranks.name.clone()),
+        colbert: service.indexes.as_ref().map(|indexes| indexes.model().to_owned()),
         embedder: EmbedderInfo { name: embedder.name.clone(), dim: embedder.dim, max_tokens: embedder.max_tokens },
         generator: service.generator.as_ref().map(|writes| GeneratorInfo {
             name: writes.name.clone(),

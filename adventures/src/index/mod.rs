@@ -159,6 +159,11 @@ impl Index {
         Self::with(dir.as_ref(), Arc::new(snapshot), threads)
     }
 
+    /// Returns whether an index has been committed in `dir`; it may be broken.
+    pub fn is_at(dir: impl AsRef<Path>) -> bool {
+        dir.as_ref().join(manifest::NAME).is_file()
+    }
+
     fn with(dir: &Path, snapshot: Arc<Snapshot>, threads: Option<usize>) -> Result<Self> {
         let dir = std::path::absolute(dir).map_err(|e| Error::io(format!("finding {}", dir.display()), e))?;
         let (current, threads) = (Mutex::new(snapshot), device::threads(threads)?);
