@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adventures._adventures import ColBERT
+
+# How many tokens a word has, as RAGatouille counts.
+TOKENS_PER_WORD = 1.35
 
 
 class Reader:
@@ -42,3 +46,20 @@ class Reader:
     def embed_query(self, text: str, /) -> NDArray[np.float32]:
         """Returns `(tokens, dim)`."""
         return self.model.embed_query(text)
+
+
+class LongQueries(Reader):
+    """As RAGatouille reads: a query has as many tokens as its words need, if more than the model's own."""
+
+    def __init__(self, model: ColBERT, doc_maxlen: int | None = None) -> None:
+        super().__init__(model, None if doc_maxlen is None else min(doc_maxlen, model.max_tokens))
+
+    def embed_documents(self, texts: list[str], /) -> list[NDArray[np.float32]]:
+        """Returns `(tokens, dim)` of each text; warns of those that were cut."""
+        return self.model.embed_documents(texts, doc_maxlen=self.doc_maxlen)
+
+    def embed_query(self, text: str, /) -> NDArray[np.float32]:
+        """Returns `(tokens, dim)`."""
+        words = math.floor(len(text.split()) * TOKENS_PER_WORD)
+        length = min(max(self.model.query_maxlen, words), self.model.max_tokens)
+        return self.model.embed_query(text, query_maxlen=length)
