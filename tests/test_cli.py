@@ -87,7 +87,19 @@ class TestHelp:
 
     def test_commands_come_in_the_order_of_a_first_day(self) -> None:
         listed = re.findall(r"^  (\w+)  +\S", invoke("--help").stdout.split("Commands:")[1], re.MULTILINE)
-        assert listed == ["demo", "models", "embed", "sync", "search", "library", "ask", "chat", "eval", "serve"]
+        assert listed == [
+            "demo",
+            "models",
+            "embed",
+            "sync",
+            "search",
+            "library",
+            "index",
+            "ask",
+            "chat",
+            "eval",
+            "serve",
+        ]
 
     def test_version(self) -> None:
         assert invoke("--version").stdout == f"adventures {adv.__version__}\n"

@@ -97,6 +97,17 @@ class TestTexts:
         assert index.upsert(["three"], ids=[made[0]]) == [made[0]]
         assert sorted(hit.text or "" for hit in index.search("three", k=9)) == ["three", "two"]
 
+    def test_some_leave_as_others_come(self, tmp_path: Path) -> None:
+        index = adv.ColbertIndex.create(tmp_path / "i", ["one", "two", "three"], ids=["1", "2", "3"], model=Words())
+        assert index.upsert(["zwei", "four"], ids=["2", "4"], without=["1", "2"]) == ["2", "4"]
+        assert {hit.id: hit.text for hit in index.search("x", k=9)} == {"2": "zwei", "3": "three", "4": "four"}
+        assert index.info()["generation"] == 2
+        with pytest.raises(ValueError, match="'1' is not in the index"):
+            index.upsert(["five"], ids=["5"], without=["3", "1"])
+        with pytest.raises(TypeError, match="without='3': expected an iterable of str"):
+            index.upsert(["five"], ids=["5"], without="3")
+        assert sorted(index.ids()) == ["2", "3", "4"]
+
     def test_texts_need_a_model(self, tmp_path: Path) -> None:
         index = adv.ColbertIndex.create(tmp_path / "i", vectors=documents(3))
         with pytest.raises(ValueError, match="texts need a model"):

@@ -791,7 +791,7 @@ class TestOthers:
         class Waits(WordEmbedder):
             def encode(self, texts: list[str], kind: str = "passage") -> Any:
                 started.set()
-                assert release.wait(20)
+                assert release.wait(120)
                 return super().encode(texts, kind)
 
         slow = Library.open(library.path, embedder=Waits())
@@ -811,7 +811,7 @@ class TestOthers:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert done.stdout == "busy\n", done.stderr
         release.set()
-        thread.join(20)
+        thread.join(120)
         assert reports[0].added == 50
         assert not library.sync(delta, **COLUMNS).changed
 

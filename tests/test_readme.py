@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from click.testing import CliRunner
 
+import adventures as adv
+import tiny
 from adventures import demo
 from adventures.cli import app
 
@@ -34,6 +37,28 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert len(names["hits"]) == 4  # type: ignore[arg-type]
     assert 1 <= json.loads(names["data"])["weight"] <= 50  # type: ignore[call-overload]
     assert "you should use" in capsys.readouterr().out
+
+
+# The tiny vocabulary cuts words to letters, of which a document has too many.
+@pytest.mark.filterwarnings("ignore::adventures.TruncationWarning")
+def test_the_interfaces_of_others(stock: adv.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = README.split("## In what you have already")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```py\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    # A tiny checkpoint stands for the reranker, which is not among the models that `make test` pulls.
+    model = str(tiny.cross_encoder(tmp_path / "reranker", seed=6))
+    names: dict[str, Any] = {"lib": stock, "reranker": adv.Reranker(model)}
+    want = adv.Embedder("all-minilm-l6-v2").embed(["a rope", "a lamp"])
+    for number, code in enumerate(blocks):
+        exec(compile(code.replace("ms-marco-minilm-l6-v2", model), f"README.md, interface {number}", "exec"), names)
+        if number == 0:
+            assert [row["text"] for row in names["rows"]] in (["a rope", "a lamp"], ["a lamp", "a rope"])
+        else:
+            assert np.allclose(names["vectors"], want, atol=1e-6)
+        if number in (1, 2):
+            assert len(names["best"]) == 2
+    assert names["alike"].shape == (2, 1)
 
 
 def test_the_demo_answers_as_shown(tmp_path: Path) -> None:

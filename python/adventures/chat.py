@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from adventures._adventures import NOT_FOUND, CitationFilter, Profile, Prompt, leans
 from adventures.filters import check_unicode
@@ -29,6 +29,7 @@ class Chat:
         system: Who answers, and how; replaces the generator's persona, not the rule to cite.
         k: How many passages are searched for each question.
         hybrid: Whether full-text search takes part.
+        retrieval: What finds passages, as in `Library.search`.
         min_similarity: The cosine similarity below which a passage is not about the question. By default what the
             embedder's catalogue entry states, and no limit where it states none.
         options: How to generate: `max_tokens`, `temperature`, `top_p`, `seed`, … as `Generator.generate` takes them.
@@ -42,6 +43,7 @@ class Chat:
         system: str | None = None,
         k: int = 4,
         hybrid: bool = False,
+        retrieval: Literal["dense", "colbert"] = "dense",
         min_similarity: float | None = None,
         **options: Any,
     ) -> None:
@@ -49,6 +51,8 @@ class Chat:
             raise TypeError(f"library must be a Library, not {type(library).__name__}: open it with Library.open")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
+        if retrieval not in ("dense", "colbert"):
+            raise ValueError(f"retrieval must be 'dense' or 'colbert', not {retrieval!r}")
         if min_similarity is not None:
             if isinstance(min_similarity, bool) or not isinstance(min_similarity, (int, float)):
                 raise TypeError(f"min_similarity must be a number, not {type(min_similarity).__name__}")
@@ -71,6 +75,7 @@ class Chat:
         self.system = system
         self.k = k
         self.hybrid = hybrid
+        self.retrieval = retrieval
         self.min_similarity = _threshold(library) if min_similarity is None else min_similarity
         self.options = options
         self._profile = Profile.of(generator)
@@ -124,10 +129,15 @@ class Chat:
         if self._topic and isinstance(question, str) and question.strip():
             check_unicode(question, "the query")
             if leans(question):
-                return self.library.search(f"{self._topic} {question}", self.k, hybrid=self.hybrid, where=where)
-        hits = self.library.search(question, self.k, hybrid=self.hybrid, where=where)
+                return self._found(f"{self._topic} {question}", where)
+        hits = self._found(question, where)
         self._topic = question
         return hits
+
+    def _found(self, question: str, where: Mapping[str, object] | None) -> list[Hit]:
+        # What is like a library need not know of token vectors.
+        how: dict[str, Any] = {} if self.retrieval == "dense" else {"retrieval": self.retrieval}
+        return self.library.search(question, self.k, hybrid=self.hybrid, where=where, **how)
 
 
 class Answer:

@@ -143,10 +143,20 @@ class ColbertIndex:
         ids: Iterable[str],
         vectors: Iterable[NDArray[np.float32]] | None = None,
         metadata: Iterable[Mapping[str, Any] | None] | None = None,
+        without: Iterable[str] = (),
         progress: Progress | None = None,
     ) -> list[str]:
-        """Adds documents in one commit, in the place of those that have their ids. Arguments are as in `create`."""
-        return self._fill(self._index.writer(upsert=True), documents, vectors, ids, metadata, progress)
+        """Adds documents in one commit, in the place of those that have their ids, and returns their ids.
+
+        Arguments are as in `create`; documents whose ids are in `without` leave in the same commit.
+
+        Raises:
+            ValueError: An id of `without` is not in the index; then nothing changes.
+        """
+        if isinstance(without, str):
+            raise TypeError(f"without={without!r}: expected an iterable of str, not str")
+        writer = self._index.writer(upsert=True)
+        return self._fill(writer, documents, vectors, ids, metadata, progress, without)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Deletes documents in one commit and returns how many; `compact` gives their room back.
@@ -158,15 +168,11 @@ class ColbertIndex:
             raise TypeError(f"ids={ids!r}: expected an iterable of str, not str")
         writer = self._index.writer()
         try:
-            gone = set()
-            for name in ids:
-                if not writer.delete(name):
-                    raise ValueError(f"id {name!r} is not in the index")
-                gone.add(name)
+            gone = _delete(writer, ids)
             writer.commit()
         finally:
             writer.abandon()
-        return len(gone)
+        return gone
 
     def compact(self) -> None:
         """Gives the room of deleted documents back, and merges small files."""
@@ -255,9 +261,11 @@ class ColbertIndex:
         ids: Iterable[str] | None,
         metadata: Iterable[Mapping[str, Any] | None] | None,
         progress: Progress | None,
+        without: Iterable[str] = (),
     ) -> list[str]:
         try:
             names: list[str] = []
+            _delete(writer, without)
             for batch in _batches(documents=documents, vectors=vectors, ids=ids, metadata=metadata):
                 texts, found, own, about = batch
                 if found is None:
@@ -273,6 +281,15 @@ class ColbertIndex:
         finally:
             writer.abandon()
         return names
+
+
+def _delete(writer: IndexWriter, ids: Iterable[str]) -> int:
+    gone = set()
+    for name in ids:
+        if not writer.delete(name):
+            raise ValueError(f"id {name!r} is not in the index")
+        gone.add(name)
+    return len(gone)
 
 
 _Batch = tuple[list[str] | None, list[Any] | None, list[str] | None, list[Any] | None]

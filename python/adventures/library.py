@@ -7,10 +7,11 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from adventures import late as _late
 from adventures import repair as _repair
 from adventures import search as _search
 from adventures import sync as _sync
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
     from lancedb.table import Table
 
-    from adventures._adventures import Embedder
+    from adventures._adventures import ColBERT, Embedder
+    from adventures.index import ColbertIndex
     from adventures.ranking import Scorer
 
 __all__ = ["Hit", "Library", "RepairReport", "Skip", "Source", "SyncReport", "Version"]
@@ -66,9 +68,11 @@ class Library:
     number of threads.
     """
 
-    def __init__(self, store: Store, embedder: Embedder | None) -> None:
+    def __init__(self, store: Store, embedder: Embedder | None, colbert: ColBERT | None = None) -> None:
         self._store = store
         self._embedder = embedder
+        self._colbert = colbert
+        self._index: tuple[Path | None, ColbertIndex] | None = None
         self._snapshot: Snapshot | None = None
         self._pinned = False
 
@@ -78,6 +82,7 @@ class Library:
         path: str | PathLike[str],
         *,
         embedder: Embedder | None = None,
+        colbert: ColBERT | None = None,
         table: str = "passages",
         version: int | None = None,
         storage_options: Mapping[str, str] | None = None,
@@ -88,6 +93,8 @@ class Library:
             path: A folder (`~` is the home folder), or a URI that LanceDB opens. It may hold several libraries, each
                 a table.
             embedder: The model that the passages are, or will be, embedded with. Only `search` and `sync` need it.
+            colbert: A model of which syncs keep a vector for each token beside the table, in a `ColbertIndex`, for
+                `search(retrieval="colbert")`. The library has to be on a file system.
             table: The name of the table: letters, digits, `_` and `-`.
             version: The version of the Delta table that it shall mirror, one of `versions()`: the library stays at it
                 and is read only. By default it follows what is published.
@@ -102,7 +109,12 @@ class Library:
             raise TypeError(f"embedder must be an Embedder, not the name {embedder!r}: give Embedder({embedder!r})")
         if embedder is not None and not hasattr(embedder, "encode"):
             raise TypeError(f"embedder must be an Embedder, not {type(embedder).__name__}")
-        library = cls(_store(path, table, storage_options), embedder)
+        if colbert is not None and not hasattr(colbert, "encode_documents"):
+            raise TypeError(f"colbert must be a ColBERT, not {type(colbert).__name__}: give ColBERT(…)")
+        store = _store(path, table, storage_options)
+        if colbert is not None and "://" in store.path:
+            raise ValueError(f"token vectors are kept on a file system, not at {store.path}: leave colbert out")
+        library = cls(store, embedder, colbert)
         if version is not None:
             library._pin(version)
         snapshot = library._current()
@@ -138,6 +150,11 @@ class Library:
     def embedder(self) -> Embedder | None:
         """The model that embeds passages and questions; None where the library was opened without."""
         return self._embedder
+
+    @property
+    def colbert(self) -> ColBERT | None:
+        """The model of the token vectors; None where the library was opened without."""
+        return self._colbert
 
     @property
     def table(self) -> Table:
@@ -209,6 +226,8 @@ class Library:
         keep: int = 2,
         follow_types: bool = False,
         dry_run: bool = False,
+        nbits: Literal[1, 2, 4, 32] | None = None,
+        drop_colbert: bool = False,
         progress: bool | None = None,
     ) -> SyncReport:
         """Makes the library equal to one version of a Delta table.
@@ -238,6 +257,9 @@ class Library:
             follow_types: Whether a column that changed its type since the last sync is taken as it is now; else it is
                 an error that names it.
             dry_run: Whether to write nothing, and only report what a sync would change.
+            nbits: How many bits a dimension of a token vector is kept in, for a library that was opened with
+                `colbert=`; by default what it has, 4 in a new one. Other bits, or another model, make all anew.
+            drop_colbert: Whether the token vectors that the library has are left behind by a sync without their model.
             progress: Whether to show a bar on stderr; by default where that is a terminal.
 
         Raises:
@@ -251,6 +273,12 @@ class Library:
             raise ValueError(f"cannot sync {self._store}: it was opened at one version, to be read")
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ValueError(f"keep must be a whole number from 1 on, not {keep!r}")
+        if nbits is not None and (isinstance(nbits, bool) or nbits not in (1, 2, 4, 32)):
+            raise ValueError(f"nbits must be 1, 2, 4 or 32, not {nbits!r}")
+        if nbits is not None and self._colbert is None:
+            raise ValueError(f"nbits={nbits} is of token vectors: open the library with colbert=")
+        if drop_colbert and self._colbert is not None:
+            raise ValueError("drop_colbert leaves out what colbert= makes: give one of them")
         cut = _cut(embedder, max_tokens, overlap)
         place = os.fspath(delta) if isinstance(delta, (str, os.PathLike)) else None
         for what, given in (("delta", place), ("text", text), ("where", where)):
@@ -268,7 +296,8 @@ class Library:
             snapshot = self._store.snapshot()
             if snapshot is not None:
                 check_model(self._store, snapshot.record, embedder)
-            options = _sync.Options(keep, follow_types, dry_run, shown, still_ours)
+            late = None if self._colbert is None else _late.Late(self._store, self._colbert, nbits)
+            options = _sync.Options(keep, follow_types, dry_run, shown, still_ours, late, drop=drop_colbert)
             return _sync.run(self._store, embedder, source, cut, options)
 
     def search(
@@ -277,6 +306,7 @@ class Library:
         k: int = 4,
         *,
         hybrid: bool = False,
+        retrieval: Literal["dense", "colbert"] = "dense",
         where: Mapping[str, object] | None = None,
         rerank: Scorer | None = None,
         mmr: float | None = None,
@@ -287,6 +317,8 @@ class Library:
             query: The question.
             k: How many passages at most.
             hybrid: Whether to fuse with full-text search: better where exact words count, names above all.
+            retrieval: What finds passages: `"dense"`, one vector of each, or `"colbert"`, a vector of each token, which
+                the library has where it was synced with `colbert=`.
             where: A filter built from values: `{"aisle": "frost", "price": {"lt": 20}, "kind": ["boots", "cloak"]}`;
                 see `adventures.filters.condition`.
             rerank: A `Reranker`, or anything with `scores(query, docs)`: it is shown more passages, 5 times `k` and 50
@@ -313,6 +345,8 @@ class Library:
             raise TypeError(
                 f"rerank must have a method scores(query, docs), as Reranker has; {type(rerank).__name__} has none"
             )
+        if retrieval not in ("dense", "colbert"):
+            raise ValueError(f"retrieval must be 'dense' or 'colbert', not {retrieval!r}")
         if mmr is not None and (isinstance(mmr, bool) or not isinstance(mmr, (int, float)) or not 0 <= mmr <= 1):
             raise ValueError(f"mmr must be from 0 to 1, not {mmr!r}")
         if rerank is not None and mmr is not None:
@@ -327,14 +361,35 @@ class Library:
                 f"the query is longer than the {embedder.max_tokens} tokens that {embedder.name} reads, and was cut"
             )
             warnings.warn(message, TruncationWarning, stacklevel=2)
-        vector = encoded.vectors[0]
-        find = _search.hybrid if hybrid else _search.dense
+        question = Query(query, encoded.vectors[0], where, mmr)
+        if retrieval == "colbert":
+            snapshot, question = self._late(snapshot, question)
+        find = _search.hybrid if hybrid else _search.nearest
         try:
             wanted = k if rerank is None else _search.depth(k)
-            hits = find(snapshot, Query(query, vector, where, mmr), min(wanted, snapshot.rows))
+            hits = find(snapshot, question, min(wanted, snapshot.rows))
         except RuntimeError as error:
             raise AdventuresError(f"cannot read {self._store}: {error}") from error
         return hits if rerank is None else _search.reranked(rerank, query, hits, k)
+
+    def _late(self, snapshot: Snapshot, query: Query) -> tuple[Snapshot, Query]:
+        """The query with its token vectors, and the index that is searched for them."""
+        if _late.folder_of(self._store, snapshot) is None:
+            raise ValueError(f"{self._store} has no token vectors; a sync makes them where it was opened with colbert=")
+        if self._colbert is None:
+            raise ValueError(f"cannot search {self._store} by token vectors without their model; open it with colbert=")
+        opened, folder = self._index, _late.folder_of(self._store, snapshot)
+        if opened is None or opened[0] != folder:
+            try:
+                opened = (folder, _late.open_index(self._store, snapshot, self._colbert))
+            except FileNotFoundError as error:
+                # A sync has published another version meanwhile, and this one is kept no more.
+                newest = self._current()
+                if newest is None or newest.version == snapshot.version:
+                    raise AdventuresError(f"{error}; the next sync of {self._store} makes them anew") from error
+                return self._late(newest, query)
+            self._index = opened
+        return snapshot, replace(query, tokens=(self._colbert.embed_query(query.text), opened[1]))
 
     def _needed(self, verb: str) -> Embedder:
         if self._embedder is None:

@@ -8,7 +8,6 @@ is printed or waited for.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import uuid
@@ -21,6 +20,7 @@ import numpy as np
 from adventures._adventures import ColBERT, TruncationWarning
 from adventures.collection import RECORD, Passages, by_document, document_of, record_of
 from adventures.index import ColbertIndex
+from adventures.reader import LongQueries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adventures.collection import Change
+    from adventures.langchain import RAGCompressor, RAGRetriever
 
-# How many tokens a word has, and the longest document without an index, of 512 tokens.
-TOKENS_PER_WORD = 1.35
+# The longest document without an index, of 512 tokens.
 LONGEST = 508
 
 
@@ -39,30 +39,6 @@ INDEX_ROOT = ".ragatouille/"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # As many passages are kept in 4 bits a number, more in 2.
 _FEW = 10_000
-
-
-class _Reader:
-    """The model, reading documents of a length."""
-
-    def __init__(self, model: ColBERT, doc_maxlen: int) -> None:
-        self._model = model
-        self._doc_maxlen = min(doc_maxlen, model.max_tokens)
-
-    @property
-    def dim(self) -> int:
-        return self._model.dim
-
-    def embed_documents(self, texts: list[str], /) -> list[NDArray[np.float32]]:
-        return self._model.embed_documents(texts, doc_maxlen=self._doc_maxlen)
-
-    def embed_query(self, text: str, /) -> NDArray[np.float32]:
-        return _read(self._model, text)
-
-
-def _read(model: ColBERT, query: str) -> NDArray[np.float32]:
-    """Returns the vectors of a query, of as many tokens as its words need."""
-    words = math.floor(len(query.split()) * TOKENS_PER_WORD)
-    return model.embed_query(query, query_maxlen=min(max(model.query_maxlen, words), model.max_tokens))
 
 
 class RAGPretrainedModel:
@@ -181,7 +157,7 @@ class RAGPretrainedModel:
                 passages.texts,
                 ids=passages.ids,
                 metadata=[metadatas.get(document) for document in passages.owners],
-                model=_Reader(self.model, self._max_document_length),
+                model=LongQueries(self.model, self._max_document_length),
                 nbits=4 if len(passages.texts) < _FEW else 2,
             )
             record = {"model": self.model.path, "max_document_length": self._max_document_length}
@@ -409,6 +385,18 @@ class RAGPretrainedModel:
         self._vectors, self._offsets = self._vectors[:0], self._offsets[:1]
         self._documents, self._metadatas = [], []
 
+    def as_langchain_retriever(self, **kwargs: Any) -> RAGRetriever:
+        """Returns `search` as LangChain's retriever, with these arguments; needs `adventures[langchain]`."""
+        from adventures.langchain import RAGRetriever
+
+        return RAGRetriever(model=self, kwargs=kwargs)
+
+    def as_langchain_document_compressor(self, k: int = 5) -> RAGCompressor:
+        """Returns `rerank` as LangChain's document compressor, which leaves `k`; needs `adventures[langchain]`."""
+        from adventures.langchain import RAGCompressor
+
+        return RAGCompressor(model=self, k=k)
+
     def _encode(self, documents: list[str], maxlen: int | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         maxlen = min(LONGEST, self.model.max_tokens) if maxlen is None else maxlen
         found = self.model.encode_documents(documents, doc_maxlen=maxlen)
@@ -433,7 +421,7 @@ class RAGPretrainedModel:
             raise ValueError(f"k must not be negative, not {k}")
         found = []
         for one in [query] if isinstance(query, str) else query:
-            scores = self.model.maxsim(_read(self.model, one), encoded)
+            scores = self.model.maxsim(LongQueries(self.model).embed_query(one), encoded)
             results = []
             for rank, i in enumerate(np.argsort(-scores, kind="stable")[:k].tolist(), start=first):
                 result = {"content": documents[i], "score": float(scores[i]), "rank": rank, "result_index": i}
@@ -445,7 +433,7 @@ class RAGPretrainedModel:
 
     def _open(self, path: Path, record: dict[str, Any]) -> None:
         self._max_document_length = record["max_document_length"]
-        self._index = ColbertIndex.open(path / "index", _Reader(self.model, self._max_document_length))
+        self._index = ColbertIndex.open(path / "index", LongQueries(self.model, self._max_document_length))
         self._passages = None
         self.index_path = str(path)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from adventures.index import ColbertIndex
     from adventures.ranking import Scorer
     from adventures.store import Snapshot
 
@@ -56,7 +57,7 @@ class Hit:
         id: The row's id, `#`, and which passage of the row it is, from 0 on.
         text: The passage.
         score: What the hits are ordered by: the cosine similarity, the sum of reciprocal ranks in a hybrid search, or
-            what a reranker says.
+            what a reranker says, or the sum of the best products of tokens in a search by ColBERT.
         metadata: The kept columns of the row.
         source: Where it comes from.
         similarity: The cosine similarity of question and passage, in any search.
@@ -72,26 +73,35 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question to a library: its text, its vector `(dim,)`, and which passages may answer."""
+    """A question to a library.
+
+    Attributes:
+        text: The question.
+        vector: Its vector `(dim,)`.
+        where: Which passages may answer.
+        mmr: How much relevance counts against being unlike the passages before.
+        tokens: Its token vectors `(tokens, dim)`, with the index that is searched for them in place of the vectors.
+    """
 
     text: str
     vector: NDArray[np.float32]
     where: Mapping[str, object] | None = None
     mmr: float | None = None
+    tokens: tuple[NDArray[np.float32], ColbertIndex] | None = None
 
 
-def dense(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
-    """Returns the `k` passages nearest to a query by cosine, best first; of equals, the lower id."""
+def nearest(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
+    """Returns the `k` passages nearest to a query by cosine, or token by token; best first, of equals the lower id."""
     depth = k + _SPARE if query.mmr is None else max(_DEPTH, 5 * k)
-    rows = _nearest(snapshot, query, depth)
-    return [_hit(row, snapshot, row["similarity"]) for row in _chosen(rows, query, k, "similarity")]
+    score = "similarity" if query.tokens is None else "maxsim"
+    return [_hit(row, snapshot, row[score]) for row in _chosen(_leg(snapshot, query, depth), query, k, score)]
 
 
 def hybrid(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
-    """Returns the `k` best passages by reciprocal rank fusion of the nearest vectors and the best word matches."""
+    """Returns the `k` best passages by reciprocal rank fusion of the nearest ones and the best word matches."""
     rows: dict[str, dict[str, Any]] = {}
     scores: dict[str, float] = {}
-    for leg in (_nearest(snapshot, query, depth(k)), _matching(snapshot, query, depth(k))):
+    for leg in (_leg(snapshot, query, depth(k)), _matching(snapshot, query, depth(k))):
         for rank, row in enumerate(leg, start=1):
             rows.setdefault(row["id"], row)
             scores[row["id"]] = scores.get(row["id"], 0.0) + 1 / (_RRF + rank)
@@ -143,6 +153,32 @@ def reranked(scorer: Scorer, query: str, hits: list[Hit], k: int) -> list[Hit]:
     return [replace(hits[at], score=float(scores[at])) for at in best]
 
 
+def _leg(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
+    return _nearest(snapshot, query, limit) if query.tokens is None else _by_tokens(snapshot, query, limit)
+
+
+def _by_tokens(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
+    """The passages whose tokens fit those of a query best; a filter is asked of the table first."""
+    assert query.tokens is not None
+    tokens, index = query.tokens
+    filtered = condition(query.where, snapshot.table.schema)
+    among: list[str] | None = None
+    if filtered is not None:
+        plain: Any = snapshot.table.search()
+        among = plain.where(filtered).select(["id"]).to_arrow().column("id").to_pylist()
+        if not among:
+            return []
+    scores = {hit.id: hit.score for hit in index.search(tokens, limit, among)}
+    if not scores:
+        return []
+    wanted = ", ".join("'" + id_.replace("'", "''") + "'" for id_ in scores)
+    search: Any = snapshot.table.search()
+    rows = _with_similarity(search.where(f"id IN ({wanted})").to_arrow(), query)
+    for row in rows:
+        row["maxsim"] = scores[row["id"]]
+    return sorted(rows, key=lambda row: (-row["maxsim"], row["id"]))
+
+
 def _nearest(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
     search: Any = snapshot.table.search(query.vector, vector_column_name="vector", query_type="vector")
     search = search.distance_type("cosine").limit(limit)
@@ -164,11 +200,14 @@ def _rows(search: Any, snapshot: Snapshot, query: Query) -> list[dict[str, Any]]
     filtered = condition(query.where, snapshot.table.schema)
     if filtered is not None:
         search = search.where(filtered)
-    table = search.to_arrow()
+    return _with_similarity(search.to_arrow(), query)
+
+
+def _with_similarity(table: Any, query: Query) -> list[dict[str, Any]]:
     if not table.num_rows:
         return []
     vectors = np.asarray(table.column("vector").combine_chunks().flatten()).reshape(table.num_rows, -1)
-    # The same arithmetic for both legs; LanceDB's distance only orders.
+    # The same arithmetic for all legs; LanceDB's distance only orders.
     similarities = vectors @ query.vector
     rows: list[dict[str, Any]] = table.drop_columns(["vector"]).to_pylist()
     for row, similarity, vector in zip(rows, similarities, vectors, strict=True):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from tqdm import tqdm
 
+from adventures import late as _late
 from adventures import plan as _plan
 from adventures._adventures import AdventuresError
 from adventures.census import Change, Digester, Picker, Skip
 from adventures.journal import Journal
 from adventures.passages import Known, Writer
-from adventures.store import model_of, passage_schema, write_source
+from adventures.store import Snapshot, model_of, passage_schema, read_record, write_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
 
     from adventures._adventures import Embedder
     from adventures.delta import RowSource
+    from adventures.late import Late
     from adventures.passages import Cut, Work
     from adventures.plan import Plan
-    from adventures.store import Snapshot, Store
+    from adventures.store import Store
 
 _ADDRESSES = 10_000
 
@@ -57,6 +60,8 @@ class SyncReport:
         new_columns: Columns that the table has got since the last sync.
         lost_columns: Columns that it has no more.
         dry_run: Whether nothing was written.
+        colbert: Passages whose token vectors were made.
+        colbert_truncated: Those of them that were longer than the ColBERT model reads.
     """
 
     version: int
@@ -78,6 +83,8 @@ class SyncReport:
     new_columns: list[str] = field(default_factory=list)
     lost_columns: list[str] = field(default_factory=list)
     dry_run: bool = False
+    colbert: int = 0
+    colbert_truncated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,8 @@ class Options:
         dry_run: Whether only to say what would be done.
         progress: Whether to show a bar.
         still_ours: Raises where somebody else took over as the writer.
+        late: Keeps token vectors beside the table; None for a library without.
+        drop: Whether those that it has are left behind.
     """
 
     keep: int
@@ -97,6 +106,8 @@ class Options:
     dry_run: bool
     progress: bool
     still_ours: Callable[[], None]
+    late: Late | None = None
+    drop: bool = False
 
 
 def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: Options) -> SyncReport:
@@ -108,8 +119,10 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
     """
     started = time.monotonic()
     published = store.snapshot()
-    described = _describe(source, cut)
-    if published is not None and _same(published, described):
+    late = options.late
+    described = _describe(source, cut) | {_late.MADE: None if late is None else late.described(published)}
+    _check_late(store, published, options)
+    if published is not None and _same(published, described) and (late is None or late.is_there(published)):
         return replace(_nothing_to_do(published, started), dry_run=options.dry_run)
 
     if published is not None:
@@ -132,7 +145,7 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
         truncated=0,
         tokens=0,
         seconds=0.0,
-        changed=plan.changes,
+        changed=plan.changes or (published is not None and not _same_late(published, described, late)),
         method=plan.method,
         reason=plan.reason,
         new_columns=new_columns,
@@ -158,17 +171,25 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
             if changes:
                 store.index(table)
             report = replace(report, passages=table.count_rows())
+            if late is not None:
+                written = Snapshot(table, table.version, read_record(table.schema), {}, report.passages)
+                made = _late_bar(shown=options.progress)
+                described[_late.PLACE] = late.bring(published, written, described[_late.MADE], made)
+                report = replace(report, colbert=late.read, colbert_truncated=late.truncated)
             write_source(table, {**described, **_counts(report)})
             options.still_ours()
             store.publish(table, anew=rewrite, keep=options.keep, since=since)
         except BaseException as error:
             try:
+                if late is not None:
+                    late.undo()
                 store.undo()
             except (OSError, RuntimeError, ValueError) as second:
                 # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
                 error.add_note(f"and what was written could not be undone: {second}")
             raise
         journal.remove()
+        _late.clean(store)
     return replace(report, seconds=time.monotonic() - started)
 
 
@@ -243,6 +264,21 @@ def _check_table(published: Snapshot, described: dict[str, Any]) -> None:
         )
 
 
+def _check_late(store: Store, published: Snapshot | None, options: Options) -> None:
+    """Lets no sync leave token vectors behind that nobody gave up."""
+    made = None if published is None else published.source.get(_late.MADE)
+    if made is not None and options.late is None and not options.drop:
+        raise ValueError(
+            f"{store} keeps token vectors made by {made['name']}, which would fall behind: open it with"
+            " colbert=ColBERT(…), or sync with drop_colbert=True to do without them"
+        )
+
+
+def _same_late(published: Snapshot, described: dict[str, Any], late: Late | None) -> bool:
+    same = published.source.get(_late.MADE) == described[_late.MADE]
+    return same and (late is None or late.is_there(published))
+
+
 def _same(published: Snapshot, described: dict[str, Any]) -> bool:
     return described["text"] is not None and all(published.source.get(key) == described[key] for key in described)
 
@@ -274,6 +310,18 @@ def _nothing_to_do(published: Snapshot, started: float) -> SyncReport:
 
 def _bar(total: int, *, shown: bool) -> tqdm[Any]:
     return tqdm(total=total, desc="sync", unit=" rows", disable=not shown, dynamic_ncols=True, smoothing=0.1)
+
+
+def _late_bar(*, shown: bool) -> Callable[[int], Any]:
+    """What shows how many passages have their token vectors."""
+
+    @contextmanager
+    def bar(total: int) -> Iterator[Callable[[int], object]]:
+        options: dict[str, Any] = {"disable": not shown, "dynamic_ncols": True, "smoothing": 0.1}
+        with tqdm(total=total, desc="colbert", unit=" passages", **options) as shows:
+            yield shows.update
+
+    return bar
 
 
 def _write(table: Table, writer: Writer, picker: Picker, bar: tqdm[Any], *, rewrite: bool) -> None:

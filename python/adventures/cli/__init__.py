@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from adventures.cli import answers, demo, embed, evaluation, libraries, models, serve
+from adventures.cli import answers, demo, embed, evaluation, index, libraries, models, serve
 from adventures.cli.program import Program, keep_examples, set_up
 
 
@@ -48,6 +48,7 @@ for command in (
     libraries.sync,
     libraries.search,
     libraries.library,
+    index.index,
     answers.ask,
     answers.chat,
     evaluation.evaluate,

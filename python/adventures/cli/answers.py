@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -26,6 +26,8 @@ _chat_options = options.every(
     options.generator,
     options.k,
     options.hybrid,
+    options.retrieval,
+    options.colbert,
     options.where,
     click.option("--system", metavar="TEXT", help="Who answers, and how: the system text."),
     click.option(
@@ -109,6 +111,8 @@ def open_chat(
     embedder_spec: str | None,
     k: int,
     hybrid: bool,
+    retrieval: Literal["dense", "colbert"],
+    colbert_spec: str | None,
     system: str | None,
     max_tokens: int,
     temperature: float,
@@ -120,10 +124,25 @@ def open_chat(
     """Opens a library and a generator, and returns the chat over them."""
     from adventures import Chat
 
-    library = options.open_library(library_path, embedder_spec, device=device, threads=threads)
+    library = options.open_library(
+        library_path,
+        embedder_spec,
+        device=device,
+        threads=threads,
+        colbert=colbert_spec,
+        late=retrieval == "colbert",
+    )
     generator = options.open_generator(generator_spec, device=device, threads=threads, quantize=quantize)
     return Chat(
-        library, generator, system=system, k=k, hybrid=hybrid, max_tokens=max_tokens, temperature=temperature, seed=seed
+        library,
+        generator,
+        system=system,
+        k=k,
+        hybrid=hybrid,
+        retrieval=retrieval,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
     )
 
 

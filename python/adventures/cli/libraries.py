@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
@@ -53,6 +53,9 @@ _CREDIT = 160
 )
 @click.option("--follow-types", is_flag=True, help="Take columns that changed their type as they are now.")
 @click.option("--dry-run", is_flag=True, help="Write nothing, only say what would change.")
+@options.colbert
+@click.option("--nbits", type=click.Choice(["1", "2", "4", "32"]), help="Bits of a dimension of a token; 4 by default.")
+@click.option("--drop-colbert", is_flag=True, help="Do without the token vectors that the library has.")
 @options.embedder
 @options.device
 @options.threads
@@ -74,6 +77,9 @@ def sync(
     keep: int,
     follow_types: bool,
     dry_run: bool,
+    colbert_spec: str | None,
+    nbits: str | None,
+    drop_colbert: bool,
     embedder_spec: str | None,
     device: str,
     threads: int | None,
@@ -89,9 +95,21 @@ def sync(
 
       adventures sync --delta ./products --library ./lib --id sku --text '{name}: {description}'
       adventures sync --delta s3://bucket/t --library ./lib --id a --id b --text '{body}' --json
+      adventures sync --delta ./products --library ./lib --id sku --text '{name}' --colbert ./colbert
     """
+    if drop_colbert and (colbert_spec or nbits):
+        raise click.UsageError(
+            "--drop-colbert with --colbert or --nbits: it is not clear whether to keep token vectors"
+        )
     library = options.open_library(
-        library_path, embedder_spec, device=device, threads=threads, quantize=quantize, new=True
+        library_path,
+        embedder_spec,
+        device=device,
+        threads=threads,
+        quantize=quantize,
+        new=True,
+        colbert=colbert_spec,
+        late=not drop_colbert,
     )
     report = library.sync(
         delta,
@@ -105,6 +123,8 @@ def sync(
         keep=keep,
         follow_types=follow_types,
         dry_run=dry_run,
+        nbits=cast("Literal[1, 2, 4, 32] | None", int(nbits) if nbits else None),
+        drop_colbert=drop_colbert,
         progress=False if ctx.find_root().params["quiet"] else None,
     )
     if as_json:
@@ -114,6 +134,8 @@ def sync(
     if report.new_columns or report.lost_columns:
         new, lost = (", ".join(names) or "none" for names in (report.new_columns, report.lost_columns))
         say(f"columns of the table since the last sync: new {new}, gone {lost}")
+    if report.colbert_truncated:
+        say(f"warning: {report.colbert_truncated:,} passages are longer than the ColBERT model reads, and were cut")
     for skip in report.skipped:
         say(f"skipped {skip.count:,} rows: {skip.reason} ({', '.join(skip.examples)})")
 
@@ -133,7 +155,10 @@ def summary(report: SyncReport) -> str:
         return f"version {report.version}: {what}; a dry run, nothing was written"
     rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens and report.seconds else ""
     resumed = f", {report.resumed:,} of them from the sync that was interrupted" if report.resumed else ""
-    return f"version {report.version}: {what}; {report.passages:,} passages{resumed} in {report.seconds:.1f} s{rate}"
+    late = f", {report.colbert:,} of them token by token" if report.colbert else ""
+    return (
+        f"version {report.version}: {what}; {report.passages:,} passages{resumed}{late} in {report.seconds:.1f} s{rate}"
+    )
 
 
 @click.group()
@@ -189,9 +214,11 @@ def repair(*, library_path: str, as_json: bool) -> None:
 @options.library
 @options.k
 @options.hybrid
+@options.retrieval
 @options.rerank
 @options.where
 @options.embedder
+@options.colbert
 @options.device
 @options.threads
 @options.quantize
@@ -202,9 +229,11 @@ def search(
     library_path: str,
     k: int,
     hybrid: bool,
+    retrieval: Literal["dense", "colbert"],
     reranker_spec: str | None,
     conditions: Sequence[str],
     embedder_spec: str | None,
+    colbert_spec: str | None,
     device: str,
     threads: int | None,
     quantize: options.Quantize | None,
@@ -218,14 +247,24 @@ def search(
     adventures search -l ./lib 'a warm cloak' --where 'price<20' --where region=North --json
     """
     where = options.parse_where(conditions)
-    library = options.open_library(library_path, embedder_spec, device=device, threads=threads, quantize=quantize)
+    library = options.open_library(
+        library_path,
+        embedder_spec,
+        device=device,
+        threads=threads,
+        quantize=quantize,
+        colbert=colbert_spec,
+        late=retrieval == "colbert",
+    )
     reranker = options.open_reranker(reranker_spec, device=device, threads=threads) if reranker_spec else None
-    hits = library.search(argument_or_stdin(query), k, hybrid=hybrid, where=where, rerank=reranker)
+    question = argument_or_stdin(query)
+    hits = library.search(question, k, hybrid=hybrid, retrieval=retrieval, where=where, rerank=reranker)
+    scored = reranker is not None or retrieval == "colbert"
     for number, hit in enumerate(hits, start=1):
         if as_json:
             put_json(asdict(hit))
         else:
-            put(source_line(number, hit, score=hit.score if reranker else None))
+            put(source_line(number, hit, score=hit.score if scored else None))
     if not hits:
         say("nothing found")
 

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adventures import Embedder, Generator, Library, Reranker
+    from adventures import ColBERT, Embedder, Generator, Library, Reranker
 
     Quantize = Literal["q8_0", "q4_k"]
     Precision = Literal["auto", "f32", "bf16", "int8"]
@@ -96,6 +96,19 @@ rerank = click.option(
     help="Show more passages, 5 times as many and 50 at least, to this cross-encoder, and take what it finds best: a "
     "catalogue name, a hub id or a directory.",
 )
+colbert = click.option(
+    "--colbert",
+    "colbert_spec",
+    metavar="MODEL",
+    help="The ColBERT model of the library's token vectors: a hub id or a directory. By default the library's own.",
+)
+retrieval = click.option(
+    "--retrieval",
+    type=click.Choice(["dense", "colbert"]),
+    default="dense",
+    show_default=True,
+    help="What finds passages: a vector of each, or a vector of each token, which a sync with --colbert makes.",
+)
 where = click.option(
     "-w",
     "--where",
@@ -155,6 +168,8 @@ def open_library(
     threads: int | None,
     quantize: Quantize | None = None,
     new: bool = False,
+    colbert: str | None = None,
+    late: bool = False,
 ) -> Library:
     """Opens a library with the model named, or the one that it was made with.
 
@@ -165,17 +180,22 @@ def open_library(
         threads: How many threads compute.
         quantize: What the model's weights are rounded to; `None` for what they were, in the library's own.
         new: Whether the library may be missing, and is then made.
+        colbert: The model of token vectors.
+        late: Whether the model of the token vectors that the library has is opened, where none is named.
     """
     from adventures import Embedder, Library
 
     try:
-        made_with = Library.open(path).metadata.get("model", {})
+        metadata = Library.open(path).metadata
     except FileNotFoundError:
         if not new:
             raise FileNotFoundError(f"no library at {path}; `adventures sync` makes one") from None
-        made_with = {}
+        metadata = {}
+    tokens = _open_colbert(metadata.get("source", {}), colbert, threads) if colbert or late else None
     if spec:
-        return Library.open(path, embedder=Embedder(spec, device=device, threads=threads, quantize=quantize))
+        model = Embedder(spec, device=device, threads=threads, quantize=quantize)
+        return Library.open(path, embedder=model, colbert=tokens)
+    made_with = metadata.get("model", {})
     name = made_with.get("name", EMBEDDER)
     commits = made_with.get("revision", "").split("+")
     precision: Precision = "f32"
@@ -195,7 +215,28 @@ def open_library(
         raise LookupError(
             f"the library's model {name!r} is not found by its name; name its path with --embedder"
         ) from error
-    return Library.open(path, embedder=model)
+    return Library.open(path, embedder=model, colbert=tokens)
+
+
+def _open_colbert(source: dict[str, Any], spec: str | None, threads: int | None) -> ColBERT | None:
+    """Opens the model of token vectors: the one named, or that of those which a library has; None of none."""
+    from adventures import ColBERT
+
+    if spec:
+        return ColBERT(spec, threads=threads)
+    made = source.get("colbert")
+    if made is None:
+        return None
+    length, revision = made["doc_maxlen"], made["revision"].split("+")[0]
+    if "/" in made["name"]:
+        return ColBERT(made["name"], revision=revision or None, doc_maxlen=length, threads=threads)
+    path = source["colbert_at"]["path"]
+    try:
+        return ColBERT(path, doc_maxlen=length, threads=threads)
+    except FileNotFoundError as error:
+        raise LookupError(
+            f"the library's ColBERT model {made['name']!r} is not at {path}; name its path with --colbert"
+        ) from error
 
 
 def open_embedder(
