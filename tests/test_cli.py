@@ -120,6 +120,9 @@ class TestUsage:
             (["ask"], "Missing argument 'QUESTION'"),
             (["ask", "why"], "Missing option '-l' / '--library'"),
             (["search", "why", "-l", "x", "-k", "0"], "0 is not in the range 1<=x<=1000000"),
+            (["search", "why", "-l", "x", "--expand", "101"], "101 is not in the range 0<=x<=100"),
+            (["search", "why", "-l", "x", "--mmr", "1.5"], "1.5 is not in the range 0<=x<=1"),
+            (["search", "why", "-l", "x", "--mmr", "1", "-r", "y"], "each choose an order: give one of them"),
             (["search", "why", "-l", "x", "--where", "price"], "'price' is not COLUMN=VALUE"),
             (["search", "why", "-l", "x", "-w", "a!=1", "-w", "a!=2"], "a!= comes twice"),
             (["search", "why", "-l", "x", "-w", "a=1", "-w", "a = 2"], 'a= comes twice; for either, a=["a", "b"]'),
@@ -334,6 +337,21 @@ class TestLibrary:
         assert scores == sorted(scores, reverse=True)
         shown = invoke("search", "ice", "-l", str(library), "-k", "3", "-r", str(model)).stdout.splitlines()
         assert [line.split()[1] for line in shown] == [f"{score:.2f}" for score in scores]
+
+    def test_search_with_neighbours_and_for_variety(self, tmp_path: Path) -> None:
+        tale = " ".join(f"Then knight {n} rode out to the mill." for n in range(60))
+        write_deltalake(tmp_path / "t", pa.table({"id": ["a", "b"], "text": [tale, "A lamp."]}))
+        arguments = ["--delta", str(tmp_path / "t"), "-l", str(tmp_path / "l"), "--id", "id", "--text", "{text}"]
+        assert invoke("sync", *arguments, "--max-tokens", "64").exit_code == 0
+        query = ["search", "knight 30", "-l", str(tmp_path / "l"), "-k", "1", "--json"]
+        plain, wide, various = (
+            json.loads(invoke(*query, *more).stdout) for more in ([], ["--expand", "1"], ["--mmr", "1"])
+        )
+        assert various == plain
+        assert len(plain["passages"]) == 1
+        assert wide["passages"] == list(range(plain["passages"][0] - 1, plain["passages"][0] + 2))
+        assert plain["text"] in wide["text"]
+        assert wide["text"] in tale
 
     def test_search_json(self, library: Path) -> None:
         result = invoke("search", "boots", "-l", str(library), "--json", "--where", "price<=38", "--where", "price>12")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from adventures import neighbours
 from adventures._adventures import NOT_FOUND, CitationFilter, Profile, Prompt, leans
 from adventures.filters import check_unicode
 from adventures.models.catalogue import find
@@ -29,6 +30,7 @@ class Chat:
         system: Who answers, and how; replaces the generator's persona, not the rule to cite.
         k: How many passages are searched for each question.
         hybrid: Whether full-text search takes part.
+        expand: How many passages before and after it in its row the generator is given with each that was found.
         min_similarity: The cosine similarity below which a passage is not about the question. By default what the
             embedder's catalogue entry states, and no limit where it states none.
         options: How to generate: `max_tokens`, `temperature`, `top_p`, `seed`, … as `Generator.generate` takes them.
@@ -42,6 +44,7 @@ class Chat:
         system: str | None = None,
         k: int = 4,
         hybrid: bool = False,
+        expand: int = 0,
         min_similarity: float | None = None,
         **options: Any,
     ) -> None:
@@ -49,6 +52,7 @@ class Chat:
             raise TypeError(f"library must be a Library, not {type(library).__name__}: open it with Library.open")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
+        neighbours.check(expand)
         if min_similarity is not None:
             if isinstance(min_similarity, bool) or not isinstance(min_similarity, (int, float)):
                 raise TypeError(f"min_similarity must be a number, not {type(min_similarity).__name__}")
@@ -71,6 +75,7 @@ class Chat:
         self.system = system
         self.k = k
         self.hybrid = hybrid
+        self.expand = expand
         self.min_similarity = _threshold(library) if min_similarity is None else min_similarity
         self.options = options
         self._profile = Profile.of(generator)
@@ -124,10 +129,13 @@ class Chat:
         if self._topic and isinstance(question, str) and question.strip():
             check_unicode(question, "the query")
             if leans(question):
-                return self.library.search(f"{self._topic} {question}", self.k, hybrid=self.hybrid, where=where)
-        hits = self.library.search(question, self.k, hybrid=self.hybrid, where=where)
+                return self._find(f"{self._topic} {question}", where)
+        hits = self._find(question, where)
         self._topic = question
         return hits
+
+    def _find(self, query: str, where: Mapping[str, object] | None) -> list[Hit]:
+        return self.library.search(query, self.k, hybrid=self.hybrid, expand=self.expand, where=where)
 
 
 class Answer:

@@ -60,6 +60,7 @@ class Hit:
         metadata: The kept columns of the row.
         source: Where it comes from.
         similarity: The cosine similarity of question and passage, in any search.
+        passages: Which passages of the row the text is of, first to last: one, but where a search expands hits.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Hit:
     metadata: dict[str, Any]
     source: Source
     similarity: float
+    passages: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,4 +187,4 @@ def _hit(row: dict[str, Any], snapshot: Snapshot, score: float) -> Hit:
         for name in metadata:
             if metadata[name] is not None and is_json(kind.field(name)):
                 metadata[name] = json.loads(metadata[name])
-    return Hit(row["id"], row["text"], score, metadata, source, row["similarity"])
+    return Hit(row["id"], row["text"], score, metadata, source, row["similarity"], (row["ordinal"],))

@@ -26,6 +26,7 @@ _chat_options = options.every(
     options.generator,
     options.k,
     options.hybrid,
+    options.expand,
     options.where,
     click.option("--system", metavar="TEXT", help="Who answers, and how: the system text."),
     click.option(
@@ -109,6 +110,7 @@ def open_chat(
     embedder_spec: str | None,
     k: int,
     hybrid: bool,
+    expand: int,
     system: str | None,
     max_tokens: int,
     temperature: float,
@@ -123,7 +125,15 @@ def open_chat(
     library = options.open_library(library_path, embedder_spec, device=device, threads=threads)
     generator = options.open_generator(generator_spec, device=device, threads=threads, quantize=quantize)
     return Chat(
-        library, generator, system=system, k=k, hybrid=hybrid, max_tokens=max_tokens, temperature=temperature, seed=seed
+        library,
+        generator,
+        system=system,
+        k=k,
+        hybrid=hybrid,
+        expand=expand,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
     )
 
 

@@ -190,6 +190,8 @@ def repair(*, library_path: str, as_json: bool) -> None:
 @options.k
 @options.hybrid
 @options.rerank
+@options.mmr
+@options.expand
 @options.where
 @options.embedder
 @options.device
@@ -203,6 +205,8 @@ def search(
     k: int,
     hybrid: bool,
     reranker_spec: str | None,
+    mmr: float | None,
+    expand: int,
     conditions: Sequence[str],
     embedder_spec: str | None,
     device: str,
@@ -215,12 +219,17 @@ def search(
     adventures search -l ./lib 'something against the cold'
     adventures search -l ./lib --hybrid 'boots of the winter stag' -k 1
     adventures search -l ./lib --rerank ms-marco-minilm-l6-v2 'a warm cloak'
+    adventures search -l ./lib --expand 1 --mmr 0.7 'how the war ended'
     adventures search -l ./lib 'a warm cloak' --where 'price<20' --where region=North --json
     """
+    if reranker_spec and mmr is not None:
+        raise click.UsageError("--rerank and --mmr each choose an order: give one of them")
     where = options.parse_where(conditions)
     library = options.open_library(library_path, embedder_spec, device=device, threads=threads, quantize=quantize)
     reranker = options.open_reranker(reranker_spec, device=device, threads=threads) if reranker_spec else None
-    hits = library.search(argument_or_stdin(query), k, hybrid=hybrid, where=where, rerank=reranker)
+    hits = library.search(
+        argument_or_stdin(query), k, hybrid=hybrid, where=where, rerank=reranker, mmr=mmr, expand=expand
+    )
     for number, hit in enumerate(hits, start=1):
         if as_json:
             put_json(asdict(hit))

@@ -88,6 +88,21 @@ k = click.option(
     help="How many passages to retrieve.",
 )
 hybrid = click.option("--hybrid", is_flag=True, help="Fuse with full-text search: better where exact names matter.")
+expand = click.option(
+    "--expand",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Take in so many passages before and after a passage that was found, of the same row.",
+)
+mmr = click.option(
+    "--mmr",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="How much relevance counts against being unlike the passages before: 1 is the plain order; with 0.5 hardly "
+    "any two say the same.",
+)
 rerank = click.option(
     "-r",
     "--rerank",
