@@ -27,6 +27,7 @@ _chat_options = options.every(
     options.k,
     options.hybrid,
     options.expand,
+    options.min_similarity,
     options.where,
     click.option("--system", metavar="TEXT", help="Who answers, and how: the system text."),
     click.option(
@@ -111,6 +112,7 @@ def open_chat(
     k: int,
     hybrid: bool,
     expand: int,
+    min_similarity: float | None,
     system: str | None,
     max_tokens: int,
     temperature: float,
@@ -131,6 +133,7 @@ def open_chat(
         k=k,
         hybrid=hybrid,
         expand=expand,
+        min_similarity=min_similarity,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
