@@ -225,10 +225,21 @@ class TestAnswer:
         chat.ask("boots for a cliff").text()
         assert chat.generator.options == {"max_tokens": 7, "temperature": 0.5, "seed": 3}
 
-    @pytest.mark.parametrize("setting", [{"k": 0}, {"k": True}, {"k": "4"}, {"min_similarity": 2}])
+    @pytest.mark.parametrize("setting", [{"k": 0}, {"k": True}, {"k": "4"}, {"expand": -1}, {"min_similarity": 2}])
     def test_bad_settings(self, shop: Library, setting: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=f"{next(iter(setting))} must be"):
             Chat(shop, Scripted(), **setting)
+
+    def test_neighbours_are_given_too(self, tmp_path: Path) -> None:
+        tale = " ".join(f"knight{n} rides" for n in range(40))
+        write_deltalake(tmp_path / "d", pa.table({"id": ["a"], "text": [tale]}))
+        library = Library.open(tmp_path / "l", embedder=WordEmbedder(dim=512))
+        library.sync(tmp_path / "d", id="id", text="{text}", max_tokens=8)
+        generator = Scripted()
+        chat = Chat(library, generator, k=1, expand=1)
+        source = chat.ask("what of knight20").sources[0]
+        assert len(source.passages) == 3
+        assert source.text in generator.asked[-1][-1]["content"]
 
     def test_a_name_is_no_generator(self, shop: Library) -> None:
         with pytest.raises(TypeError, match="must be a Generator, not the name 'smollm2'"):

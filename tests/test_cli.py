@@ -132,6 +132,9 @@ class TestUsage:
             (["ask"], "Missing argument 'QUESTION'"),
             (["ask", "why"], "Missing option '-l' / '--library'"),
             (["search", "why", "-l", "x", "-k", "0"], "0 is not in the range 1<=x<=1000000"),
+            (["search", "why", "-l", "x", "--expand", "101"], "101 is not in the range 0<=x<=100"),
+            (["search", "why", "-l", "x", "--mmr", "1.5"], "1.5 is not in the range 0<=x<=1"),
+            (["search", "why", "-l", "x", "--mmr", "1", "-r", "y"], "each choose an order: give one of them"),
             (["search", "why", "-l", "x", "--where", "price"], "'price' is not COLUMN=VALUE"),
             (["search", "why", "-l", "x", "-w", "a!=1", "-w", "a!=2"], "a!= comes twice"),
             (["search", "why", "-l", "x", "-w", "a=1", "-w", "a = 2"], 'a= comes twice; for either, a=["a", "b"]'),
@@ -142,8 +145,11 @@ class TestUsage:
             (["models", "pull", "x", "--source", "ftp"], "'ftp' is not one of 'auto', 'hub', 'pypi'"),
             (["embed", "--kind", "poem"], "'poem' is not one of"),
             (["embed", "--threads", "0"], "0 is not in the range"),
-            (["eval", "x.zip", "--answers"], "leave DATASET out"),
-            (["eval", "-o", "x.jsonl"], "--output is for --answers"),
+            (["eval", "answers", "x.jsonl"], "give both, or neither for the demo"),
+            (["eval", "answers", "-l", "x"], "give both, or neither for the demo"),
+            (["eval", "compare", "x.jsonl", "dense"], "x.jsonl judges rows of a library: name it with --library"),
+            (["eval", "calibrate", "x.jsonl"], "x.jsonl judges rows of a library: name it with --library"),
+            (["eval", "calibrate", "--recall", "0"], "0.0 is not in the range 0<x<=1"),
         ],
     )
     def test_wrong_use_ends_with_2(self, arguments: list[str], message: str) -> None:
@@ -187,6 +193,14 @@ class TestUsage:
             (["embed", "{tmp}/file", "-o", "{tmp}/none/x.npy"], "error: no such file or directory: {tmp}/none"),
             (["embed", "{tmp}/file", "-e", "./none"], "error: no model at none"),
             (["embed", "{tmp}/file", "--device", "cuda:99"], "error: "),
+            (["eval", "compare", "demo"], "error: there is no setting to compare; dense and hybrid are two"),
+            (["eval", "compare", "demo", "rrf"], "error: the setting 'rrf' must begin with dense or hybrid"),
+            (
+                ["eval", "compare", "demo", "dense", "--plot", "x.gif"],
+                "error: a plot is written to a file",
+            ),
+            (["eval", "compare", "{tmp}/none", "dense"], "error: no data set at {tmp}/none"),
+            (["eval", "calibrate", "--off-topic", "{tmp}/none"], "error: no such file or directory: {tmp}/none"),
             (["eval", "{tmp}/none.zip"], "error: no data set at {tmp}/none.zip"),
             (["eval", "{tmp}/file"], "error: {tmp}/file is neither a folder nor a zip"),
             (["ask", "why", "-l", "{tmp}/none"], "error: no library at {tmp}/none"),
@@ -347,6 +361,21 @@ class TestLibrary:
         shown = invoke("search", "ice", "-l", str(library), "-k", "3", "-r", str(model)).stdout.splitlines()
         assert [line.split()[1] for line in shown] == [f"{score:.2f}" for score in scores]
 
+    def test_search_with_neighbours_and_for_variety(self, tmp_path: Path) -> None:
+        tale = " ".join(f"Then knight {n} rode out to the mill." for n in range(60))
+        write_deltalake(tmp_path / "t", pa.table({"id": ["a", "b"], "text": [tale, "A lamp."]}))
+        arguments = ["--delta", str(tmp_path / "t"), "-l", str(tmp_path / "l"), "--id", "id", "--text", "{text}"]
+        assert invoke("sync", *arguments, "--max-tokens", "64").exit_code == 0
+        query = ["search", "knight 30", "-l", str(tmp_path / "l"), "-k", "1", "--json"]
+        plain, wide, various = (
+            json.loads(invoke(*query, *more).stdout) for more in ([], ["--expand", "1"], ["--mmr", "1"])
+        )
+        assert various == plain
+        assert len(plain["passages"]) == 1
+        assert wide["passages"] == list(range(plain["passages"][0] - 1, plain["passages"][0] + 2))
+        assert plain["text"] in wide["text"]
+        assert wide["text"] in tale
+
     def test_search_json(self, library: Path) -> None:
         result = invoke("search", "boots", "-l", str(library), "--json", "--where", "price<=38", "--where", "price>12")
         hits = [json.loads(line) for line in result.stdout.splitlines()]
@@ -402,6 +431,58 @@ class TestEval:
         assert result.exit_code == 0
         assert re.search(r"^nDCG@10 +1\.0000$", result.stdout, re.MULTILINE)
         assert re.search(rf"^data +{re.escape(tmp_path.name)}: 1 queries, 2 documents$", result.stdout, re.MULTILINE)
+
+    @pytest.fixture
+    def set_(self, tmp_path: Path) -> Path:
+        path = tmp_path / "tools"
+        (path / "qrels").mkdir(parents=True)
+        texts = ["a rope for climbing", "a lamp for caves", "boots for ice", "a bell for sheep"]
+        (path / "corpus.jsonl").write_text("".join(f'{{"_id": "{n}", "text": "{t}"}}\n' for n, t in enumerate(texts)))
+        asked = ["how do I climb?", "what gives light underground?", "slippery frozen ground", "where is my herd?"]
+        (path / "queries.jsonl").write_text("".join(f'{{"_id": "q{n}", "text": "{t}"}}\n' for n, t in enumerate(asked)))
+        (path / "qrels" / "test.tsv").write_text("".join(f"q{n}\t{n}\t1\n" for n in range(4)))
+        return path
+
+    def test_settings_compared(self, set_: Path, tmp_path: Path) -> None:
+        (tmp_path / "more.toml").write_text('[[setting]]\nname = "few"\nk = 1\n')
+        arguments = ["eval", "compare", str(set_), "dense", "hybrid", "--settings", str(tmp_path / "more.toml")]
+        page = tmp_path / "x.html"
+        result = invoke(*arguments, "--plot", str(page))
+        assert result.exit_code == 0, result.output
+        heading, *lines = result.stdout.splitlines()
+        assert heading.split()[:3] == ["setting", "nDCG@10", "recall@1"]
+        assert [line.split()[0] for line in lines] == ["few", "dense", "hybrid"]
+        assert "tools: 4 questions" in page.read_text()
+        outcomes = [json.loads(line) for line in invoke(*arguments, "--json").stdout.splitlines()]
+        assert [outcome["setting"]["name"] for outcome in outcomes] == ["few", "dense", "hybrid"]
+        assert outcomes[0]["difference"] is None
+        assert outcomes[1]["difference"]["low"] <= outcomes[1]["difference"]["mean"]
+        assert outcomes[1]["measures"]["MRR"] >= outcomes[0]["measures"]["MRR"]
+
+    def test_questions_about_a_library(self, library: Path, tmp_path: Path) -> None:
+        questions = [("climbing on ice", "an icy cliff"), ("light below ground", "a dark cave")] * 2
+        lines = [json.dumps({"user_input": text, "rows": [row]}) for text, row in questions]
+        lines += [json.dumps({"user_input": text}) for text in ("tax law", "a sonata", "my printer", "election day")]
+        (tmp_path / "asked.jsonl").write_text("\n".join(lines))
+        arguments = [str(tmp_path / "asked.jsonl"), "-l", str(library)]
+        [outcome] = [
+            json.loads(line) for line in invoke("eval", "compare", *arguments, "dense", "--json").stdout.splitlines()
+        ]
+        assert (outcome["queries"], outcome["passages"]) == (4, 4)
+        assert outcome["measures"]["recall@1"] == 1.0
+        fitted = json.loads(invoke("eval", "calibrate", *arguments, "--json").stdout)
+        assert (fitted["answerable"], fitted["unanswerable"], fitted["auc"]) == (4, 4, 1.0)
+        assert fitted["fitted"] == {"precision": 1.0, "recall": 1.0, "refused": 1.0}
+
+    def test_the_demo_calibrated(self, tmp_path: Path) -> None:
+        (tmp_path / "more.txt").write_text("Who won the election?\n\nHow do I reset my router?\n")
+        result = invoke("eval", "calibrate", "--off-topic", str(tmp_path / "more.txt"))
+        assert result.exit_code == 0, result.output
+        assert re.search(r"^--min-similarity +0\.\d{3}$", result.stdout, re.MULTILINE)
+        assert re.search(r"^questions +60 with an answer, 22 without$", result.stdout, re.MULTILINE)
+        recall = re.search(r"^recall +(\S+) +(\S+)$", result.stdout, re.MULTILINE)
+        assert recall
+        assert float(recall[1]) >= float(recall[2]) - 0.02 >= 0.8
 
 
 class TestProcess:

@@ -1,4 +1,4 @@
-"""`ask`, `chat`, `demo` and `eval --answers`, with the real default models over the demo's stock."""
+"""`ask`, `chat`, `demo` and `eval answers`, with the real default models over the demo's stock."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class TestEval:
     @pytest.mark.timeout(900)
     def test_answers_name_the_right_item(self, tmp_path: Path) -> None:
         output = tmp_path / "answers.jsonl"
-        result = invoke("-q", "eval", "--answers", "--json", "-o", str(output))
+        result = invoke("-q", "eval", "answers", "--json", "-o", str(output))
         assert result.exit_code == 0, result.output
         scores = json.loads(result.stdout)
         assert (scores["questions"], scores["off_topic"]) == (60, 20)
@@ -161,4 +161,15 @@ class TestEval:
         assert scores["off_topic_refused"] >= 0.85
         records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         assert len(records) == 80
-        assert sum(record["named"] for record in records) == round(scores["named"] * 60)
+        assert sum(record["named"] or False for record in records) == round(scores["named"] * 60)
+        assert scores["precision"] >= 0.85
+        assert scores["support"] >= 0.9
+        for record in records:
+            # The types that RAGAS' SingleTurnSample has for these.
+            assert isinstance(record["user_input"], str)
+            assert isinstance(record["response"], str)
+            assert isinstance(record["reference"], (str, type(None)))
+            for name in ("retrieved_contexts", "retrieved_context_ids", "reference_context_ids"):
+                assert all(isinstance(each, str) for each in record[name])
+            assert len(record["retrieved_contexts"]) == len(record["retrieved_context_ids"])
+        assert sum(record["reference"] is None for record in records) == 20

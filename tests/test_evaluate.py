@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from adventures.answers import Reply, names, summarise
 from adventures.dataset import Dataset
 from adventures.evaluate import Measures, evaluate, mean, measure
 
@@ -291,48 +290,3 @@ class TestEvaluate:
         assert sum(map(len, data.judgements.values())) == 12334
         expected = json.loads((Path(__file__).parent / "goldens" / "nfcorpus.json").read_text())
         assert evaluate(data, minilm).mean.ndcg == pytest.approx(expected["ndcg@10"], abs=0.001)
-
-
-class TestAnswers:
-    @pytest.mark.parametrize(
-        ("text", "item", "named"),
-        [
-            ("Take the Magpie Claws, they bite. [1]", "Magpie Claws", True),
-            ("take the magpie  claws.", "Magpie Claws", True),
-            ("Take Hobbler’s Ninth Boot", "Hobbler's Ninth Boot", True),
-            ("Take the Magpie Clawset", "Magpie Claws", False),
-            ("Take the claws", "Magpie Claws", False),
-            ("a (Gecko+ Mitt)", "Gecko+ Mitt", True),
-        ],
-    )
-    def test_names(self, text: str, item: str, named: bool) -> None:
-        assert names(text, item) is named
-
-    def test_shares(self) -> None:
-        def reply(**changes: Any) -> Reply:
-            given = {
-                "question": "?",
-                "item": "a",
-                "text": "",
-                "contexts": [],
-                "found": True,
-                "retrieved": True,
-                "named": True,
-            }
-            rest = {"others": [], "cited": True, "citations": 1, "unknown": 0, "seconds": 1.0}
-            return Reply(**{**given, **rest, **changes})
-
-        scores = summarise(
-            [
-                reply(),
-                reply(others=["b"]),
-                reply(named=False, cited=False, unknown=2),
-                reply(named=False, cited=False, found=False, retrieved=False),
-                reply(item="", named=False, found=False),
-                reply(item="", named=False),
-            ]
-        )
-        assert (scores.questions, scores.named, scores.alone, scores.cited) == (4, 0.5, 0.25, 0.5)
-        assert (scores.retrieved, scores.refused, scores.unknown) == (0.75, 0.25, 2)
-        assert (scores.off_topic, scores.off_topic_refused, scores.seconds) == (2, 0.5, 1.0)
-        assert json.dumps(scores.named) == "0.5"

@@ -1,5 +1,6 @@
 """The notebooks run from a clean kernel, and what is committed is their whole output."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,36 @@ def test_late_interaction_shows_which_tokens_fit():
     assert text.splitlines()[1].endswith("Where the glow sinks, so would you.")
     assert "14.360 is the score, 14.360\n" in text
     assert "pool_factor=4:  3334 vectors" in text
+
+
+def test_answers_follow_the_table():
+    start = time.perf_counter()
+    notebook = notebooks.run(ROOT / "notebooks" / "03-follow-a-table.ipynb")
+    assert [output for output in outputs(notebook) if output.get("name") == "stderr"] == []
+    assert time.perf_counter() - start < 60
+    lines = printed(notebook).splitlines()
+    told = [line for line in lines if line.startswith("version ") and "embedded" in line]
+    stock = len(demo.rows())
+    assert told[0].startswith(f"version 1, full: {stock} added")
+    assert told[1] == f"version 2, feed: 1 added, 0 updated, 0 deleted, {stock} unchanged, 0 tokens embedded"
+    assert told[3] == f"version 3, feed: 0 added, 1 updated, 0 deleted, {stock} unchanged, 0 tokens embedded"
+    assert told[5].startswith("version 5, feed: 0 added, 0 updated, 1 deleted")
+    assert told[7].startswith(f"version 8, full: 0 added, 0 updated, 0 deleted, {stock + 1} unchanged, 0 tokens")
+    answers = ["Ledger of Likely Sums" in line for line in lines if line.startswith("[1] ")]
+    assert answers == [False, False, True, True, False, True, True]
+    assert "the column 'price' was int64 in version 6, and is string in version 7" in printed(notebook)
+
+
+def test_quality_is_drawn_against_cost():
+    start = time.perf_counter()
+    notebook = notebooks.run(ROOT / "notebooks" / "04-evaluate.ipynb")
+    assert [output for output in outputs(notebook) if output.get("name") == "stderr"] == []
+    assert time.perf_counter() - start < 60
+    assert len([output for output in outputs(notebook) if "image/png" in output.get("data", {})]) == 2
+    text = printed(notebook)
+    assert len(re.findall(r"passages, nDCG@10 0\.\d{3}", text)) == 4
+    assert re.search(r"^held out +precision [01]\.\d{3}  recall (0\.9|1\.0)", text, re.MULTILINE)
+    assert "refused rightly       100%" in text
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from adventures import neighbours
 from adventures._adventures import NOT_FOUND, CitationFilter, Profile, Prompt, leans
 from adventures.filters import check_unicode
 from adventures.models.catalogue import find
@@ -30,6 +31,7 @@ class Chat:
         k: How many passages are searched for each question.
         hybrid: Whether full-text search takes part.
         retrieval: What finds passages, as in `Library.search`.
+        expand: How many passages before and after it in its row the generator is given with each that was found.
         min_similarity: The cosine similarity below which a passage is not about the question. By default what the
             embedder's catalogue entry states, and no limit where it states none.
         options: How to generate: `max_tokens`, `temperature`, `top_p`, `seed`, … as `Generator.generate` takes them.
@@ -44,6 +46,7 @@ class Chat:
         k: int = 4,
         hybrid: bool = False,
         retrieval: Literal["dense", "colbert"] = "dense",
+        expand: int = 0,
         min_similarity: float | None = None,
         **options: Any,
     ) -> None:
@@ -53,6 +56,7 @@ class Chat:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
         if retrieval not in ("dense", "colbert"):
             raise ValueError(f"retrieval must be 'dense' or 'colbert', not {retrieval!r}")
+        neighbours.check(expand)
         if min_similarity is not None:
             if isinstance(min_similarity, bool) or not isinstance(min_similarity, (int, float)):
                 raise TypeError(f"min_similarity must be a number, not {type(min_similarity).__name__}")
@@ -76,6 +80,7 @@ class Chat:
         self.k = k
         self.hybrid = hybrid
         self.retrieval = retrieval
+        self.expand = expand
         self.min_similarity = _threshold(library) if min_similarity is None else min_similarity
         self.options = options
         self._profile = Profile.of(generator)
@@ -129,15 +134,17 @@ class Chat:
         if self._topic and isinstance(question, str) and question.strip():
             check_unicode(question, "the query")
             if leans(question):
-                return self._found(f"{self._topic} {question}", where)
-        hits = self._found(question, where)
+                return self._find(f"{self._topic} {question}", where)
+        hits = self._find(question, where)
         self._topic = question
         return hits
 
-    def _found(self, question: str, where: Mapping[str, object] | None) -> list[Hit]:
-        # What is like a library need not know of token vectors.
+    def _find(self, query: str, where: Mapping[str, object] | None) -> list[Hit]:
+        # What is like a library need not know of token vectors, nor of neighbours.
         how: dict[str, Any] = {} if self.retrieval == "dense" else {"retrieval": self.retrieval}
-        return self.library.search(question, self.k, hybrid=self.hybrid, where=where, **how)
+        if self.expand:
+            how["expand"] = self.expand
+        return self.library.search(query, self.k, hybrid=self.hybrid, where=where, **how)
 
 
 class Answer:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from adventures import late as _late
+from adventures import neighbours as _neighbours
 from adventures import repair as _repair
 from adventures import search as _search
 from adventures import sync as _sync
@@ -310,6 +311,7 @@ class Library:
         where: Mapping[str, object] | None = None,
         rerank: Scorer | None = None,
         mmr: float | None = None,
+        expand: int = 0,
     ) -> list[Hit]:
         """Returns the passages nearest to a question, best first; none from an empty library.
 
@@ -325,14 +327,18 @@ class Library:
                 at least, and `Hit.score` is what it says of the best of them.
             mmr: Maximal marginal relevance, from 0 to 1: how much relevance counts against being unlike the passages
                 before. 1 is the plain order; the less, the fewer say the same again. Hits come in the order of choice.
+            expand: How many passages before and after it in its row a hit's text takes in, from 0 to 100: what is found
+                by a small passage is read with what is around it. Hits of a row that meet become one, in the place of
+                the best of them, so that there may be fewer than `k`; `Hit.passages` says what a text is of. Id, score
+                and similarity stay those of the passage that was found.
 
         Warns:
             TruncationWarning: The query is longer than the model reads, or a passage with it longer than the reranker.
 
         Raises:
             AdventuresError: The library's files are damaged or out of reach.
-            ValueError: The query is empty, `k` is not positive, `mmr` is not from 0 to 1, or `where` does not fit the
-                library.
+            ValueError: The query is empty, `k` is not positive, `mmr` is not from 0 to 1 or `expand` from 0 to 100, or
+                `where` does not fit the library.
         """
         if not isinstance(query, str):
             raise TypeError(f"the query must be a string, not {type(query).__name__}")
@@ -351,6 +357,7 @@ class Library:
             raise ValueError(f"mmr must be from 0 to 1, not {mmr!r}")
         if rerank is not None and mmr is not None:
             raise ValueError("rerank and mmr each choose an order: give one of them")
+        _neighbours.check(expand)
         embedder = self._needed("search")
         snapshot = self._current()
         if snapshot is None or not snapshot.rows:
@@ -370,7 +377,12 @@ class Library:
             hits = find(snapshot, question, min(wanted, snapshot.rows))
         except RuntimeError as error:
             raise AdventuresError(f"cannot read {self._store}: {error}") from error
-        return hits if rerank is None else _search.reranked(rerank, query, hits, k)
+        if rerank is not None:
+            hits = _search.reranked(rerank, query, hits, k)
+        try:
+            return _neighbours.expanded(snapshot, hits, expand) if expand else hits
+        except RuntimeError as error:
+            raise AdventuresError(f"cannot read {self._store}: {error}") from error
 
     def _late(self, snapshot: Snapshot, query: Query) -> tuple[Snapshot, Query]:
         """The query with its token vectors, and the index that is searched for them."""

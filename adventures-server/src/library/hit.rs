@@ -26,7 +26,7 @@ pub struct Hit {
     pub id: String,
     /// The passage.
     pub text: String,
-    /// What the hits are ordered by: the cosine similarity, or the sum of reciprocal ranks in a hybrid search.
+    /// What the hits are ordered by: the cosine similarity, or in a hybrid search from 0 to 1 how well meaning and words fit.
     pub score: f64,
     /// The cosine similarity of question and passage, in any search.
     pub similarity: f32,

@@ -14,7 +14,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 // The Python package has the same figures, and says where they are from.
-const RRF: f64 = 10.0;
+const MEANING: f64 = 0.5;
 const DEPTH: usize = 50;
 const PROBES: usize = 64;
 const REFINE: u32 = 10;
@@ -51,19 +51,34 @@ pub(super) async fn search(snapshot: &Snapshot, query: &Query) -> Result<Vec<Hit
     Ok(found)
 }
 
-/// By reciprocal rank fusion (Cormack, Clarke, Büttcher 2009) of the nearest vectors and the best word matches.
+/// By fusion of the nearest vectors and the best word matches.
 async fn hybrid(snapshot: &Snapshot, query: &Query, k: usize, sql: Option<&str>) -> Result<Vec<Hit>, Error> {
     let depth = DEPTH.max(5 * k);
+    let near = nearest(snapshot, query, depth, sql).await?;
+    Ok(fused(near, matching(snapshot, query, depth, sql).await?))
+}
+
+/// The passages of both legs by a score from 0 to 1: half for similarity, counted from that of the last of the nearest to
+/// that of the first, half for the words, by the best of them.
+fn fused(near: Vec<Hit>, matching: Vec<(f32, Hit)>) -> Vec<Hit> {
+    let most = near.first().map_or(0.0, |hit| f64::from(hit.similarity));
+    let least = near.last().map_or(0.0, |hit| f64::from(hit.similarity));
+    let spread = if most > least { most - least } else { 1.0 };
+    let best = matching.iter().map(|(score, _)| f64::from(*score)).fold(0.0, f64::max);
+    let best = if best > 0.0 { best } else { 1.0 };
     let mut found: HashMap<String, Hit> = HashMap::new();
-    for leg in [nearest(snapshot, query, depth, sql).await?, matching(snapshot, query, depth, sql).await?] {
-        for (rank, hit) in leg.into_iter().enumerate() {
-            let part = 1.0 / (RRF + (rank + 1) as f64);
-            found.entry(hit.id.clone()).and_modify(|known| known.score += part).or_insert(Hit { score: part, ..hit });
-        }
+    for hit in near {
+        let share = if most > least { (f64::from(hit.similarity) - least) / spread } else { 1.0 };
+        found.insert(hit.id.clone(), Hit { score: MEANING * share, ..hit });
+    }
+    for (score, hit) in matching {
+        let share = ((f64::from(hit.similarity) - least) / spread).clamp(0.0, 1.0);
+        let known = found.entry(hit.id.clone()).or_insert(Hit { score: MEANING * share, ..hit });
+        known.score += (1.0 - MEANING) * f64::from(score) / best;
     }
     let mut found: Vec<Hit> = found.into_values().collect();
     found.sort_by(best_first);
-    Ok(found)
+    found
 }
 
 fn best_first(a: &Hit, b: &Hit) -> Ordering {
@@ -88,7 +103,12 @@ async fn nearest(snapshot: &Snapshot, query: &Query, limit: usize, sql: Option<&
     Ok(found)
 }
 
-async fn matching(snapshot: &Snapshot, query: &Query, limit: usize, sql: Option<&str>) -> Result<Vec<Hit>, Error> {
+async fn matching(
+    snapshot: &Snapshot,
+    query: &Query,
+    limit: usize,
+    sql: Option<&str>,
+) -> Result<Vec<(f32, Hit)>, Error> {
     if !snapshot.has_text_index {
         return Ok(Vec::new());
     }
@@ -102,7 +122,7 @@ async fn matching(snapshot: &Snapshot, query: &Query, limit: usize, sql: Option<
     let (found, scores) = run(search, snapshot, query, sql).await?;
     let mut found: Vec<(f32, Hit)> = scores.into_iter().zip(found).collect();
     found.sort_by(|(a, left), (b, right)| b.total_cmp(a).then_with(|| left.id.cmp(&right.id)));
-    Ok(found.into_iter().map(|(_, hit)| hit).collect())
+    Ok(found)
 }
 
 /// The hits of a search that a filter narrows, with Lance's own scores where it has any.

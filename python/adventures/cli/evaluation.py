@@ -2,128 +2,95 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from adventures.cli import options
-from adventures.cli.program import put_json, put_table, say
+from adventures.cli import calibration, comparison, options, replies
+from adventures.cli.program import put_json, put_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from adventures.answers import AnswerScores, Reply
-    from adventures.dataset import Dataset
     from adventures.evaluate import Scores
 
+_HELP = ("-h", "--help")
 
-@click.command("eval")
+
+class _Evaluation(click.Group):
+    """A group whose command `retrieval` may be left out."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts the name in where it is left out."""
+        if not args or (args[0] not in self.commands and args[0] not in _HELP):
+            args = ["retrieval", *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the commands' names, in the order of their definition."""
+        del ctx
+        return list(self.commands)
+
+
+@click.group("eval", cls=_Evaluation)
+def evaluate() -> None:
+    """Measure retrieval and answers, and compare ways to get them.
+
+    Without the name of a command, it is retrieval.
+
+    adventures eval
+    adventures eval nfcorpus.zip
+    adventures eval compare nfcorpus.zip dense hybrid
+    adventures eval calibrate questions.jsonl -l ./lib
+    adventures eval answers questions.jsonl -l ./lib
+    """
+
+
+@evaluate.command()
 @click.argument("dataset", required=False)
 @click.option("--split", default="test", show_default=True, help="Which judgements: qrels/SPLIT.tsv.")
-@click.option(
-    "--answers", is_flag=True, help="Ask the demo's held-out questions, and look at what the answers name and cite."
-)
-@click.option("-o", "--output", metavar="FILE", help="With --answers: write each answer as a line of JSON.")
 @options.model
-@options.generator
 @options.device
 @options.threads
 @options.quantize
 @options.as_json
 @click.pass_context
-def evaluate(
+def retrieval(
     ctx: click.Context,
     *,
     dataset: str | None,
     split: str,
-    answers: bool,
-    output: str | None,
     embedder_spec: str,
-    generator_spec: str,
     device: str,
     threads: int | None,
     quantize: options.Quantize | None,
     as_json: bool,
 ) -> None:
-    """Measure retrieval, and with --answers the demo's answers.
+    """Measure how well an embedder finds what people judged relevant.
 
     DATASET is a folder or a zip in BEIR's format (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv);
     without it, the demo's stock and held-out questions are used. Search is exact, and the measures
     are trec_eval's, so that figures compare with published ones.
 
-      adventures eval
-      adventures eval nfcorpus.zip -e e5-small-v2 --json
-      adventures eval --answers -o answers.jsonl
+      adventures eval retrieval
+      adventures eval retrieval nfcorpus.zip -e e5-small-v2 --json
     """
-    if answers and dataset:
-        raise click.UsageError("--answers is for the demo's questions: leave DATASET out")
-    if output and not answers:
-        raise click.UsageError("--output is for --answers")
-    quiet = ctx.find_root().params["quiet"]
-    if answers:
-        scores = _answers(
-            embedder_spec, generator_spec, output, device=device, threads=threads, quantize=quantize, quiet=quiet
-        )
-        put_json(asdict(scores)) if as_json else put_table(_answer_rows(scores))
-        return
     from adventures.dataset import Dataset
+    from adventures.evaluate import evaluate as run
 
     data = Dataset.read(dataset, split=split) if dataset else Dataset.demo()
-    result = _retrieval(data, embedder_spec, device=device, threads=threads, quantize=quantize, quiet=quiet)
-    put_json(asdict(result)) if as_json else put_table(_retrieval_rows(result))
+    embedder = options.open_embedder(embedder_spec, device=device, threads=threads, quantize=quantize)
+    quiet = ctx.find_root().params["quiet"]
+    with options.bar(len(data.documents), "documents", quiet=quiet) as advance:
+        result = run(data, embedder, chunk=1024, progress=advance)
+    put_json(asdict(result)) if as_json else put_table(_rows(result))
 
 
-def _retrieval(
-    data: Dataset, spec: str, *, device: str, threads: int | None, quantize: options.Quantize | None, quiet: bool
-) -> Scores:
-    from adventures.evaluate import evaluate
-
-    embedder = options.open_embedder(spec, device=device, threads=threads, quantize=quantize)
-    with _bar(len(data.documents), "documents", quiet=quiet) as advance:
-        return evaluate(data, embedder, chunk=1024, progress=advance)
+evaluate.add_command(comparison.compare)
+evaluate.add_command(calibration.calibrate)
+evaluate.add_command(replies.answers)
 
 
-def _answers(
-    embedder_spec: str,
-    generator_spec: str,
-    output: str | None,
-    *,
-    device: str,
-    threads: int | None,
-    quantize: options.Quantize | None,
-    quiet: bool,
-) -> AnswerScores:
-    from adventures import Chat, Library
-    from adventures import demo as shop
-    from adventures.answers import examine, summarise
-
-    embedder = options.open_embedder(embedder_spec, device=device, threads=threads)
-    generator = options.open_generator(generator_spec, device=device, threads=threads, quantize=quantize)
-    questions, stray = shop.questions(), shop.off_topic()
-    replies: list[Reply] = []
-    with tempfile.TemporaryDirectory() as folder, _lines_to(output) as write:
-        shop.write_table(Path(folder) / "table")
-        library = Library.open(Path(folder) / "library", embedder=embedder)
-        library.sync(Path(folder) / "table", id="scenario", text=shop.TEXT, progress=False)
-        chat = Chat(library, generator, system=shop.SHOPKEEPER)
-        with _bar(len(questions) + len(stray), "answers", quiet=quiet) as advance:
-            for reply in examine(chat, questions, stray, [row.item for row in shop.rows()]):
-                replies.append(reply)
-                write(asdict(reply))
-                advance(1)
-    for reply in replies:
-        if reply.item and not reply.named and not quiet:
-            say(f"not named: {reply.item}: {reply.question} → {' '.join(reply.text.split())}")
-    return summarise(replies)
-
-
-def _retrieval_rows(scores: Scores) -> list[tuple[str, str]]:
+def _rows(scores: Scores) -> list[tuple[str, str]]:
     rows = [
         ("nDCG@10", f"{scores.mean.ndcg:.4f}"),
         *((f"recall@{k}", f"{share:.4f}") for k, share in scores.mean.recall.items()),
@@ -140,31 +107,3 @@ def _retrieval_rows(scores: Scores) -> list[tuple[str, str]]:
     if scores.truncated:
         rows.append(("cut", f"{scores.truncated:,} documents longer than the model reads"))
     return rows
-
-
-def _answer_rows(scores: AnswerScores) -> list[tuple[str, str]]:
-    return [
-        ("names the right item", f"{scores.named:.1%} of {scores.questions}"),
-        ("and no other item", f"{scores.alone:.1%}"),
-        ("cites the right row", f"{scores.cited:.1%}"),
-        ("right row retrieved", f"{scores.retrieved:.1%}"),
-        ("refused in error", f"{scores.refused:.1%}"),
-        ("refused rightly", f"{scores.off_topic_refused:.1%} of {scores.off_topic} off-topic questions"),
-        ("unknown citations", str(scores.unknown)),
-        ("time", f"{scores.seconds:.2f} s an answer"),
-    ]
-
-
-@contextmanager
-def _bar(total: int, unit: str, *, quiet: bool) -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=f" {unit}", disable=quiet or not sys.stderr.isatty(), leave=False) as bar:
-        yield bar.update
-
-
-@contextmanager
-def _lines_to(output: str | None) -> Iterator[Callable[[dict[str, Any]], object]]:
-    """Yields what writes a record as a line of JSON to a file, at once, so that a stopped run leaves what it had."""
-    with nullcontext() if output is None else Path(output).open("w", encoding="utf-8") as file:
-        yield lambda record: print(json.dumps(record, ensure_ascii=False), file=file, flush=True) if file else None

@@ -216,6 +216,8 @@ def repair(*, library_path: str, as_json: bool) -> None:
 @options.hybrid
 @options.retrieval
 @options.rerank
+@options.mmr
+@options.expand
 @options.where
 @options.embedder
 @options.colbert
@@ -231,6 +233,8 @@ def search(
     hybrid: bool,
     retrieval: Literal["dense", "colbert"],
     reranker_spec: str | None,
+    mmr: float | None,
+    expand: int,
     conditions: Sequence[str],
     embedder_spec: str | None,
     colbert_spec: str | None,
@@ -244,8 +248,11 @@ def search(
     adventures search -l ./lib 'something against the cold'
     adventures search -l ./lib --hybrid 'boots of the winter stag' -k 1
     adventures search -l ./lib --rerank ms-marco-minilm-l6-v2 'a warm cloak'
+    adventures search -l ./lib --expand 1 --mmr 0.7 'how the war ended'
     adventures search -l ./lib 'a warm cloak' --where 'price<20' --where region=North --json
     """
+    if reranker_spec and mmr is not None:
+        raise click.UsageError("--rerank and --mmr each choose an order: give one of them")
     where = options.parse_where(conditions)
     library = options.open_library(
         library_path,
@@ -258,7 +265,9 @@ def search(
     )
     reranker = options.open_reranker(reranker_spec, device=device, threads=threads) if reranker_spec else None
     question = argument_or_stdin(query)
-    hits = library.search(question, k, hybrid=hybrid, retrieval=retrieval, where=where, rerank=reranker)
+    hits = library.search(
+        question, k, hybrid=hybrid, retrieval=retrieval, where=where, rerank=reranker, mmr=mmr, expand=expand
+    )
     scored = reranker is not None or retrieval == "colbert"
     for number, hit in enumerate(hits, start=1):
         if as_json:

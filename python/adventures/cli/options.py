@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from adventures import ColBERT, Embedder, Generator, Library, Reranker
 
@@ -88,6 +91,28 @@ k = click.option(
     help="How many passages to retrieve.",
 )
 hybrid = click.option("--hybrid", is_flag=True, help="Fuse with full-text search: better where exact names matter.")
+expand = click.option(
+    "--expand",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Take in so many passages before and after a passage that was found, of the same row.",
+)
+mmr = click.option(
+    "--mmr",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="How much relevance counts against being unlike the passages before: 1 is the plain order; with 0.5 hardly "
+    "any two say the same.",
+)
+min_similarity = click.option(
+    "--min-similarity",
+    type=click.FloatRange(-1, 1),
+    metavar="X",
+    help="The similarity below which a passage is not about the question; by default what the catalogue says of the "
+    "embedding model. `adventures eval calibrate` finds it for a library.",
+)
 rerank = click.option(
     "-r",
     "--rerank",
@@ -129,6 +154,31 @@ def every(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return command
 
     return add
+
+
+@contextmanager
+def bar(total: int, unit: str, *, quiet: bool) -> Iterator[Callable[[int], object]]:
+    """Yields what moves a progress bar on, which a terminal shows."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=f" {unit}", disable=quiet or not sys.stderr.isatty(), leave=False) as shown:
+        yield shown.update
+
+
+def texts_of(path: str) -> list[str]:
+    """Returns the questions of a file, whatever its kind: judged or one on each line; or of a data set.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from adventures.questions import judged
+
+    if path.endswith((".jsonl", ".zip")) or Path(path).is_dir():
+        return [question.text for question in judged(path).questions]
+    texts = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    if not any(texts):
+        raise ValueError(f"{path} has no questions")
+    return [text for text in texts if text]
 
 
 def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
