@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 import adventures as adv
 import tiny
 from adventures import demo
 from adventures.cli import app
-
-if TYPE_CHECKING:
-    import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
