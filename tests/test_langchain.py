@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,3 +114,9 @@ class TestRagatouille:
             one["content"] for one in want
         ]
         assert compressor.compress_documents([], "a dragon") == []
+
+
+def test_what_is_missing_is_named() -> None:
+    code = "import sys; sys.modules['langchain_core'] = None; import adventures.langchain"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert failed.stderr.splitlines()[-1].endswith("pip install 'adventures[langchain]'")

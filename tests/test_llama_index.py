@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,3 +72,9 @@ class TestRetriever:
         assert len(asyncio.run(post.apostprocess_nodes(nodes, query_str="a potion"))) == 2
         with pytest.raises(ValueError, match="give query_bundle or query_str"):
             post.postprocess_nodes(nodes)
+
+
+def test_what_is_missing_is_named() -> None:
+    code = "import sys; sys.modules['llama_index'] = None; import adventures.llama_index"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert failed.stderr.splitlines()[-1].endswith("pip install 'adventures[llama-index]'")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +46,9 @@ class WordEmbedder:
             vectors[row, 0] += 1e-3
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return Encoded(vectors, tokens, [row for row, text in enumerate(texts) if len(text.split()) > self.max_tokens])
+
+    def embed_arrow(self, texts: pa.Array, kind: str = "passage") -> pa.FixedSizeListArray:
+        return pa.FixedSizeListArray.from_arrays(self.encode(texts.to_pylist(), kind).vectors.reshape(-1), self.dim)
 
     def embed(self, texts: list[str], kind: str = "passage") -> NDArray[np.float32]:
         return self.encode(texts, kind).vectors

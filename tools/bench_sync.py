@@ -40,16 +40,16 @@ import adventures as adv
 embedder = adv.Embedder(sys.argv[1])
 library = adv.Library.open(sys.argv[2], embedder=embedder)
 embedded = 0
-encode = embedder.encode
+embed_arrow = embedder.embed_arrow
 
 class Counting:
     def __getattr__(self, name):
         return getattr(embedder, name)
 
-    def encode(self, texts, kind="passage"):
+    def embed_arrow(self, texts, kind="passage"):
         global embedded
         embedded += len(texts)
-        return encode(texts, kind=kind)
+        return embed_arrow(texts, kind=kind)
 
 library._embedder = Counting()
 report = library.sync(sys.argv[3], id="id", text="{text}")

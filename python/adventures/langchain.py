@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
-from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.embeddings import Embeddings
-from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
 
 from adventures._adventures import Embedder
+
+try:
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.retrievers import BaseRetriever
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "adventures.langchain needs langchain-core: pip install 'adventures[langchain]'"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

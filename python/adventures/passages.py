@@ -100,31 +100,49 @@ class Writer:
                 bar.set_postfix_str(f"{self.work.tokens / elapsed:,.0f} tokens/s", refresh=False)
 
     def _embedded(self, rows: _Rows, some: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        texts = [rows.text(row) for row in some]
-        pieces = self._embedder.split(texts, max_tokens=self._cut.window, overlap=self._cut.overlap)
-        flat = [
-            (row, ordinal, piece)
-            for row, parts in zip(some, pieces, strict=True)
-            for ordinal, piece in enumerate(parts)
-        ]
-        for start in range(0, len(flat), _PASSAGES):
-            part = flat[start : start + _PASSAGES]
-            vectors = self._vectors([(rows.digests[row].text, ordinal) for row, ordinal, _ in part], part)
-            yield self._batch(rows, part, pa.array(vectors.reshape(-1)))
+        pieces = self._pieces(rows, some)
+        for start in range(0, len(pieces), _PASSAGES):
+            part = pieces[start : start + _PASSAGES]
+            texts = pa.array([piece.text for piece in part])
+            keys = [(rows.digests[piece.row].text, piece.ordinal) for piece in part]
+            vectors = self._vectors(keys, texts, np.array([piece.tokens for piece in part], np.int64))
+            yield self._batch(rows, [(piece.row, piece.ordinal) for piece in part], texts, vectors)
 
-    def _vectors(self, keys: list[tuple[bytes, int]], part: list[tuple[int, int, str]]) -> NDArray[np.float32]:
-        """The vectors of passages `(n, dim)`, those that an interrupted sync had computed from its journal."""
-        vectors, missing = self._journal.find(keys, self._embedder.dim)
+    def _pieces(self, rows: _Rows, some: Sequence[int]) -> list[_Piece]:
+        """The passages of some rows. A text that fits is one; it is tokenized once to see, and once to embed it."""
+        texts = [rows.text(row) for row in some]
+        counts = self._embedder.count_tokens(texts)
+        long = [at for at, count in enumerate(counts) if count > self._cut.window]
+        cut = self._embedder.split([texts[at] for at in long], max_tokens=self._cut.window, overlap=self._cut.overlap)
+        parts = dict(zip(long, cut, strict=True))
+        of_parts = iter(self._embedder.count_tokens([text for own in cut for text in own]))
+        found: list[_Piece] = []
+        for at, (row, text, count) in enumerate(zip(some, texts, counts, strict=True)):
+            if at not in parts:
+                found.append(_Piece(row, 0, text, count))
+            else:
+                found += [_Piece(row, number, part, next(of_parts)) for number, part in enumerate(parts[at])]
+        return found
+
+    def _vectors(self, keys: list[tuple[bytes, int]], texts: pa.Array[Any], tokens: NDArray[np.int64]) -> pa.Array[Any]:
+        """The vectors of passages, end to end; those that an interrupted sync had computed from its journal."""
+        stored, missing = self._journal.find(keys, self._embedder.dim)
         self.work.resumed += len(keys) - len(missing)
-        if missing:
-            encoded = self._embedder.encode([part[at][2] for at in missing], kind="passage")
-            if not np.isfinite(encoded.vectors).all():
-                raise AdventuresError(f"the model {self._embedder.name} gave a vector that is not finite")
-            self.work.tokens += int(np.sum(encoded.tokens))
-            self.work.truncated += len(encoded.truncated)
-            vectors[missing] = encoded.vectors
-            self._journal.add([keys[at] for at in missing], vectors[missing])
-        return vectors
+        if not missing:
+            return pa.array(stored.reshape(-1))
+        every = len(missing) == len(keys)
+        found = self._embedder.embed_arrow(texts if every else texts.take(pa.array(missing, pa.int64()))).flatten()
+        vectors = found.to_numpy().reshape(-1, self._embedder.dim)
+        if not np.isfinite(vectors).all():
+            raise AdventuresError(f"the model {self._embedder.name} gave a vector that is not finite")
+        read = tokens[missing]
+        self.work.tokens += int(np.minimum(read, self._embedder.max_tokens).sum())
+        self.work.truncated += int(np.count_nonzero(read > self._embedder.max_tokens))
+        self._journal.add([keys[at] for at in missing], vectors)
+        if every:
+            return found
+        stored[missing] = vectors
+        return pa.array(stored.reshape(-1))
 
     def _restocked(self, rows: _Rows, some: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Passages whose text is in the library already, with the vectors they have there."""
@@ -138,28 +156,38 @@ class Writer:
             query = self.known.published.table.take_row_ids(addresses[start : start + _PASSAGES].tolist())
             stored: Any = query.select(["row_id", "ordinal", "text", "vector"]).to_arrow().combine_chunks()
             row_ids = [by_id[row_id] for row_id in stored.column("row_id").to_pylist()]
-            part = list(
-                zip(row_ids, stored.column("ordinal").to_pylist(), stored.column("text").to_pylist(), strict=True)
-            )
-            vectors = pa.concat_arrays(stored.column("vector").chunks).flatten()
-            yield self._batch(rows, part, vectors)
+            part = list(zip(row_ids, stored.column("ordinal").to_pylist(), strict=True))
+            texts, vectors = (pa.concat_arrays(stored.column(name).chunks) for name in ("text", "vector"))
+            yield self._batch(rows, part, texts, vectors.flatten())
 
-    def _batch(self, rows: _Rows, part: list[tuple[int, int, str]], vectors: pa.Array[Any]) -> pa.RecordBatch:
+    def _batch(
+        self, rows: _Rows, part: list[tuple[int, int]], texts: pa.Array[Any], vectors: pa.Array[Any]
+    ) -> pa.RecordBatch:
         self.work.passages += len(part)
-        at = pa.array([rows.indices[row] for row, _, _ in part], pa.int64())
+        at = pa.array([rows.indices[row] for row, _ in part], pa.int64())
         columns: dict[str, pa.Array[Any]] = {
-            "id": pa.array([f"{rows.row_id(row)}#{ordinal}" for row, ordinal, _ in part]),
-            "row_id": pa.array([rows.row_id(row) for row, _, _ in part]),
-            "ordinal": pa.array([ordinal for _, ordinal, _ in part], pa.int32()),
-            "text": pa.array([text for _, _, text in part]),
-            "text_hash": pa.array([rows.digests[row].text for row, _, _ in part], pa.binary(16)),
-            "row_hash": pa.array([rows.digests[row].row for row, _, _ in part], pa.binary(16)),
+            "id": pa.array([f"{rows.row_id(row)}#{ordinal}" for row, ordinal in part]),
+            "row_id": pa.array([rows.row_id(row) for row, _ in part]),
+            "ordinal": pa.array([ordinal for _, ordinal in part], pa.int32()),
+            "text": texts,
+            "text_hash": pa.array([rows.digests[row].text for row, _ in part], pa.binary(16)),
+            "row_hash": pa.array([rows.digests[row].row for row, _ in part], pa.binary(16)),
             "key": rows.batch.key.take(at),
             "vector": pa.FixedSizeListArray.from_arrays(vectors, self._embedder.dim),
         }
         if rows.batch.metadata is not None:
             columns["metadata"] = rows.batch.metadata.take(at)
         return pa.record_batch([columns[name] for name in self.schema.names], schema=self.schema)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A passage to be embedded: its row, which passage of it this is, its text, and how many tokens that has."""
+
+    row: int
+    ordinal: int
+    text: str
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
