@@ -445,16 +445,17 @@ class TestEval:
 
     def test_settings_compared(self, set_: Path, tmp_path: Path) -> None:
         (tmp_path / "more.toml").write_text('[[setting]]\nname = "few"\nk = 1\n')
-        arguments = ["eval", "compare", str(set_), "dense", "hybrid", "--settings", str(tmp_path / "more.toml")]
+        reranked = f"dense,rerank={tiny.cross_encoder(tmp_path / 'reranker', seed=6)}"
+        arguments = ["eval", "compare", str(set_), "dense", reranked, "--settings", str(tmp_path / "more.toml")]
         page = tmp_path / "x.html"
         result = invoke(*arguments, "--plot", str(page))
         assert result.exit_code == 0, result.output
         heading, *lines = result.stdout.splitlines()
         assert heading.split()[:3] == ["setting", "nDCG@10", "recall@1"]
-        assert [line.split()[0] for line in lines] == ["few", "dense", "hybrid"]
+        assert [line.split()[0] for line in lines] == ["few", "dense", reranked]
         assert "tools: 4 questions" in page.read_text()
         outcomes = [json.loads(line) for line in invoke(*arguments, "--json").stdout.splitlines()]
-        assert [outcome["setting"]["name"] for outcome in outcomes] == ["few", "dense", "hybrid"]
+        assert [outcome["setting"]["name"] for outcome in outcomes] == ["few", "dense", reranked]
         assert outcomes[0]["difference"] is None
         assert outcomes[1]["difference"]["low"] <= outcomes[1]["difference"]["mean"]
         assert outcomes[1]["measures"]["MRR"] >= outcomes[0]["measures"]["MRR"]

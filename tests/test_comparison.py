@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 import adventures as adv
+from adventures.cli import app
 from adventures.comparison import Outcome, compare, library_of, paired
 from adventures.dataset import Dataset
 from adventures.settings import Setting, read_settings
@@ -226,8 +230,21 @@ class TestSpans:
     def test_places(self) -> None:
         assert places(["one two", "two three", "four"], " one two three\n\n four ") == [(1, 8), (5, 14), (17, 21)]
         assert places(["ab ab", "ab ab"], "ab ab ab ab") == [(0, 5), (6, 11)]
-        with pytest.raises(ValueError, match="'three' is not in the text after character 3"):
-            places(["one", "three"], "one two three")
+        with pytest.raises(ValueError, match="'three' is not in the text where it should be"):
+            places(["three", "one"], "one two three")
+        with pytest.raises(ValueError, match="'four' is not in the text where it should be"):
+            places(["one", "four"], "one two three")
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.sampled_from("ab"), min_size=1, max_size=60), st.integers(2, 9), st.integers(0, 4))
+    def test_places_in_texts_that_repeat_themselves(self, words: list[str], window: int, overlap: int) -> None:
+        text = " ".join(words)
+        pieces = WordEmbedder().split([text], max_tokens=window, overlap=min(overlap, window - 1))[0]
+        found = places(pieces, text)
+        assert [text[start:end] for start, end in found] == pieces
+        starts = [start for start, _ in found]
+        assert starts == sorted(set(starts))
+        assert (found[0][0], found[-1][1]) == (0, len(text))
 
     def test_small_passages_leave_room_for_more(self, tmp_path: Path) -> None:
         tale = " ".join(f"knight{n} rides to mill{n} ." for n in range(200))
@@ -241,6 +258,15 @@ class TestSpans:
         [wide] = compare(data, [Setting.parse("dense,max_tokens=10,expand=1,k=1")], Models(), budget=400)
         assert wide.measures["precision@400"] < 1
         assert wide.measures["recall@400"] > 0.8
+
+    def test_on_the_command_line(self, tmp_path: Path) -> None:
+        documents = {"tools": "A rope is for climbing. " * 40 + "A lamp gives light in caves. " * 40}
+        root = write_spans(tmp_path / "set", documents, [("What gives light?", "A lamp gives light", "tools")])
+        result = CliRunner().invoke(app, ["eval", "compare", str(root), "dense,max_tokens=64,k=2", "--json"])
+        assert result.exit_code == 0, result.output
+        outcome = json.loads(result.stdout)
+        assert list(outcome["measures"]) == ["recall@4000", "precision@4000", "IoU@4000"]
+        assert outcome["passages"] > 4
 
     @pytest.mark.parametrize(
         ("reference", "message"),

@@ -251,7 +251,8 @@ class Library:
             storage_options: Credentials and settings for a table on an object store, as deltalake takes them.
             where: A SQL predicate over the table's columns; other rows count as not there.
             max_tokens: The longest passage in tokens, special tokens and prefix included; what the model reads by
-                default. Longer texts become several passages.
+                default. Longer texts become several passages. Of shorter ones more answer, if `search` is asked for
+                more: as many characters of text, not as many passages.
             overlap: How many tokens neighbouring passages of a text share at most; by default 32, or a quarter of
                 `max_tokens` where that is less.
             keep: How many published versions stay readable, the newest included; see `versions`.
@@ -473,6 +474,9 @@ def _place(path: str | PathLike[str]) -> str:
 
 
 def _cut(embedder: Embedder, max_tokens: int | None, overlap: int | None) -> Cut:
+    # In Chroma's chunking evaluation (472 questions, MiniLM) four passages of 256 tokens hold 0.75 of the characters
+    # that answer, and four of 128 hold 0.67; of passages of 128 as many characters hold 0.80. Who asks for four, as a
+    # chat does, is best served by long ones. Overlaps of 0, 32 and 64 of 256 differ by 0.02, in no order.
     window = embedder.max_tokens if max_tokens is None else max_tokens
     if isinstance(window, bool) or not isinstance(window, int) or not 8 <= window <= embedder.max_tokens:
         raise ValueError(

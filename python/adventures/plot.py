@@ -22,7 +22,8 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }}
 table {{ border-collapse: collapse; }}
-th, td {{ text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }}
+table {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
+th, td {{ text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #ddd; }}
 th:first-child, td:first-child {{ text-align: left; }}
 svg {{ max-width: 100%; height: auto; }}
 </style>
@@ -65,12 +66,11 @@ def save(
         table: Rows of cells, the heading first.
     """
     check(path)
-    drawn = figure(outcomes, title=title)
     if Path(path).suffix.lower() == ".png":
-        drawn.savefig(path, dpi=130)
+        figure(outcomes, title=title).savefig(path, dpi=130)
         return
     buffer = io.StringIO()
-    drawn.savefig(buffer, format="svg")
+    figure(outcomes).savefig(buffer, format="svg")
     picture = buffer.getvalue()
     rows = [
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"

@@ -79,18 +79,26 @@ def _span(document: str, text: str, reference: dict[str, Any]) -> Span:
 def places(pieces: Sequence[str], text: str) -> list[tuple[int, int]]:
     """Returns where the pieces of a text are in it, of which each begins after the one before, at most white space on.
 
+    Where a text repeats itself so that there are several ways, the pieces share as little as they can.
+
     Raises:
         ValueError: They are not the pieces of this text.
     """
+    # The last place that each may have, so that those after it find one.
+    latest = [0] * len(pieces)
+    after = len(text)
+    for number in range(len(pieces) - 1, -1, -1):
+        after = latest[number] = text.rfind(pieces[number], 0, after - 1 + len(pieces[number]))
+        if after < 0:
+            raise ValueError(f"the passage {pieces[number][:60]!r} is not in the text where it should be")
     found: list[tuple[int, int]] = []
     start, end = -1, 0
-    for piece in pieces:
+    for piece, last in zip(pieces, latest, strict=True):
         limit = end
         while limit < len(text) and text[limit].isspace():
             limit += 1
-        start = text.rfind(piece, start + 1, limit + len(piece))
-        if start < 0:
-            raise ValueError(f"the passage {piece[:60]!r} is not in the text after character {end}")
+        place = text.rfind(piece, start + 1, min(limit, last) + len(piece))
+        start = text.find(piece, start + 1) if place < 0 else place
         end = start + len(piece)
         found.append((start, end))
     return found
