@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from adventures.delta import RowBatch, RowSource
-    from adventures.store import Snapshot
+    from adventures.storage import Snapshot
 
 # numpy compares 16-byte strings as C does, which orders digests; trailing zeros are cut from every one alike.
 _DIGEST = np.dtype("S16")
 _EXAMPLES = 5
-# LanceDB's own batches are of a thousand rows; to look each of a million up in a set, the set is prepared that often.
-_BATCH = 65_536
 
 Digests = NDArray[np.bytes_]
 
@@ -179,7 +177,7 @@ class Stock:
         texts: The digest of the row's text, likewise.
         rows: The digest of the whole row, likewise.
         starts: Where the row's passages begin in `addresses`; one more at the end.
-        addresses: LanceDB's row addresses.
+        addresses: Where the storage has the passages.
     """
 
     ids: Digests
@@ -196,8 +194,7 @@ class Stock:
         ordinals: list[NDArray[Any]] = [np.empty(0, np.int32)]
         addresses: list[NDArray[Any]] = [np.empty(0, np.uint64)]
         if snapshot is not None and snapshot.rows:
-            query = snapshot.table.search().select(["row_id", "ordinal", "text_hash", "row_hash"]).with_row_id(True)
-            batches: Any = query.to_batches(_BATCH)
+            batches: Any = snapshot.digests()
             for batch in batches:
                 if wanted is not None:
                     batch = batch.filter(pc.is_in(batch.column("row_id"), value_set=wanted))
@@ -205,7 +202,7 @@ class Stock:
                 texts += b"".join(batch.column("text_hash").to_pylist())
                 rows += b"".join(batch.column("row_hash").to_pylist())
                 ordinals.append(batch.column("ordinal").to_numpy())
-                addresses.append(batch.column("_rowid").to_numpy())
+                addresses.append(batch.column("address").to_numpy())
         every = _array(ids)
         order = np.lexsort((np.concatenate(ordinals), every))
         every = every[order]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adventures._adventures import Embedder
     from adventures.delta import RowBatch, RowSource
     from adventures.journal import Journal
-    from adventures.store import Snapshot
+    from adventures.storage import Snapshot
 
 # What is in memory at once: texts of this many rows, and vectors of this many passages.
 _ROWS = 512
@@ -135,8 +135,7 @@ class Writer:
         )
         by_id = {rows.row_id(row): row for row in some}
         for start in range(0, len(addresses), _PASSAGES):
-            query = self.known.published.table.take_row_ids(addresses[start : start + _PASSAGES].tolist())
-            stored: Any = query.select(["row_id", "ordinal", "text", "vector"]).to_arrow().combine_chunks()
+            stored: Any = self.known.published.passages(addresses[start : start + _PASSAGES].tolist()).combine_chunks()
             row_ids = [by_id[row_id] for row_id in stored.column("row_id").to_pylist()]
             part = list(
                 zip(row_ids, stored.column("ordinal").to_pylist(), stored.column("text").to_pylist(), strict=True)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lancedb.query import MatchQuery
-
-from adventures.columns import is_json
-from adventures.filters import condition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adventures.ranking import Scorer
-    from adventures.store import Snapshot
+    from adventures.storage import Snapshot
 
 # Reciprocal rank fusion (Cormack, Clarke, Büttcher 2009). The paper's constant is 60; with MiniLM 10 is better where
 # the legs agree, and where one of them is bad: nDCG@10 of NFCorpus 0.349 (60: 0.348; dense alone 0.318), recall@5 of
@@ -26,9 +21,6 @@ if TYPE_CHECKING:
 _RRF = 10
 # How deep each leg looks: a passage at rank 40 of both beats one at rank 1 of one only.
 _DEPTH = 50
-# What an index is asked for: the partitions it looks into, and how many candidates per hit are compared exactly.
-_PROBES = 64
-_REFINE = 10
 # Passages of equal text come in any order; with a few to spare, the order of their ids decides which are returned.
 _SPARE = 16
 
@@ -144,45 +136,24 @@ def reranked(scorer: Scorer, query: str, hits: list[Hit], k: int) -> list[Hit]:
 
 
 def _nearest(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
-    search: Any = snapshot.table.search(query.vector, vector_column_name="vector", query_type="vector")
-    search = search.distance_type("cosine").limit(limit)
-    if any("vector" in index.columns for index in snapshot.table.list_indices()):
-        search = search.nprobes(_PROBES).refine_factor(_REFINE)
-    return sorted(_rows(search, snapshot, query), key=lambda row: (-row["similarity"], row["id"]))
+    rows = _compared(snapshot.nearest(query.vector, query.where, limit), query)
+    return sorted(rows, key=lambda row: (-row["similarity"], row["id"]))
 
 
 def _matching(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
-    if not any("text" in index.columns for index in snapshot.table.list_indices()):
-        return []
-    # A match query is only words: quotes and operators in it are not a syntax that could be wrong.
-    words: Any = MatchQuery
-    search = snapshot.table.search(words(query.text, "text"), query_type="fts").limit(limit)
-    return sorted(_rows(search, snapshot, query), key=lambda row: (-row["_score"], row["id"]))
+    rows = _compared(snapshot.matching(query.text, query.where, limit), query)
+    return sorted(rows, key=lambda row: (-row["_score"], row["id"]))
 
 
-def _rows(search: Any, snapshot: Snapshot, query: Query) -> list[dict[str, Any]]:
-    filtered = condition(query.where, snapshot.table.schema)
-    if filtered is not None:
-        search = search.where(filtered)
-    table = search.to_arrow()
-    if not table.num_rows:
-        return []
-    vectors = np.asarray(table.column("vector").combine_chunks().flatten()).reshape(table.num_rows, -1)
-    # The same arithmetic for both legs; LanceDB's distance only orders.
-    similarities = vectors @ query.vector
-    rows: list[dict[str, Any]] = table.drop_columns(["vector"]).to_pylist()
-    for row, similarity, vector in zip(rows, similarities, vectors, strict=True):
-        row["similarity"] = float(similarity)
-        row["vector"] = vector
+def _compared(rows: list[dict[str, Any]], query: Query) -> list[dict[str, Any]]:
+    """Passages with their similarity to a query: the same arithmetic for both legs, whatever ordered them."""
+    if rows:
+        similarities = np.stack([row["vector"] for row in rows]) @ query.vector
+        for row, similarity in zip(rows, similarities.tolist(), strict=True):
+            row["similarity"] = similarity
     return rows
 
 
 def _hit(row: dict[str, Any], snapshot: Snapshot, score: float) -> Hit:
     source = Source(snapshot.source["table"], snapshot.source["version"], row["key"])
-    metadata = row.get("metadata") or {}
-    if metadata:
-        kind = snapshot.table.schema.field("metadata").type
-        for name in metadata:
-            if metadata[name] is not None and is_json(kind.field(name)):
-                metadata[name] = json.loads(metadata[name])
-    return Hit(row["id"], row["text"], score, metadata, source, row["similarity"])
+    return Hit(row["id"], row["text"], score, row["metadata"], source, row["similarity"])

@@ -15,21 +15,16 @@ from adventures._adventures import AdventuresError
 from adventures.census import Change, Digester, Picker, Skip
 from adventures.journal import Journal
 from adventures.passages import Known, Writer
-from adventures.store import model_of, passage_schema, write_source
+from adventures.storage import model_of, passage_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import numpy as np
-    from lancedb.table import Table
 
     from adventures._adventures import Embedder
     from adventures.delta import RowSource
     from adventures.passages import Cut, Work
     from adventures.plan import Plan
-    from adventures.store import Snapshot, Store
-
-_ADDRESSES = 10_000
+    from adventures.storage import Draft, Snapshot, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +94,22 @@ class Options:
     still_ours: Callable[[], None]
 
 
-def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: Options) -> SyncReport:
-    """Syncs a library. The caller holds the writer's lock, but for a dry run.
+def run(
+    storage: Storage,
+    published: Snapshot | None,
+    embedder: Embedder,
+    source: RowSource,
+    *,
+    cut: Cut,
+    options: Options,
+) -> SyncReport:
+    """Syncs a library of which `published` is what readers see. The caller keeps other writers out, but for a dry run.
 
     Raises:
-        AdventuresError: LanceDB or the reconciliation failed.
+        AdventuresError: The storage or the reconciliation failed.
         ValueError: The Delta table cannot be read, the library follows another one, or a column changed its type.
     """
     started = time.monotonic()
-    published = store.snapshot()
     described = _describe(source, cut)
     if published is not None and _same(published, described):
         return replace(_nothing_to_do(published, started), dry_run=options.dry_run)
@@ -118,7 +120,8 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
 
     digester = Digester(cut.window, cut.overlap)
     schema = passage_schema(embedder, source.key_type, source.metadata_type)
-    plan = _plan.make(source, digester, published, schema, reason=_reason(published, described, schema))
+    reason = _reason(published, described, schema)
+    plan = _plan.make(source, digester, published, schema, reason=reason, rewrite=storage.rewrite)
     report = SyncReport(
         version=source.table.version(),
         read=plan.read,
@@ -144,26 +147,25 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
 
     described |= {"columns": source.columns}
     changes, rewrite, since = plan.changes, plan.rewrite, time.time()
-    with Journal.open(store.journal, model_of(embedder)) as journal:
+    with Journal.open(storage.journal, model_of(embedder)) as journal:
         known = Known(published, plan.stock, plan.difference)
         writer = Writer(embedder, plan.source, cut, known=known, schema=schema, journal=journal)
         picker = Picker(plan.census, digester, plan.wanted)
         try:
-            table = store.begin(published, schema)
-            _fill(table, plan, writer, picker, options)
+            draft = storage.begin(published, schema)
+            _fill(draft, plan, writer, picker, options)
             work = writer.work
             report = replace(report, truncated=work.truncated, tokens=work.tokens, resumed=work.resumed)
             # The digests of all rows are most of what a sync keeps in memory; making indexes needs room of its own.
             del known, picker, plan, writer
             if changes:
-                store.index(table)
-            report = replace(report, passages=table.count_rows())
-            write_source(table, {**described, **_counts(report)})
+                draft.index()
+            report = replace(report, passages=draft.count())
             options.still_ours()
-            store.publish(table, anew=rewrite, keep=options.keep, since=since)
+            draft.publish({**described, **_counts(report)}, anew=rewrite, keep=options.keep, since=since)
         except BaseException as error:
             try:
-                store.undo()
+                storage.undo()
             except (OSError, RuntimeError, ValueError) as second:
                 # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
                 error.add_note(f"and what was written could not be undone: {second}")
@@ -172,17 +174,17 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
     return replace(report, seconds=time.monotonic() - started)
 
 
-def _fill(table: Table, plan: Plan, writer: Writer, picker: Picker, options: Options) -> None:
-    """Makes the table's passages what the plan says, and checks that they are."""
+def _fill(draft: Draft, plan: Plan, writer: Writer, picker: Picker, options: Options) -> None:
+    """Makes the draft's passages what the plan says, and checks that they are."""
     published = writer.known.published
     if plan.changes:
         bar = _bar(picker.left, shown=options.progress)
         with bar:
-            _write(table, writer, picker, bar, rewrite=plan.rewrite)
+            _write(draft, writer, picker, bar, anew=plan.rewrite)
         if not plan.rewrite:
-            _delete(table, plan.outdated)
+            draft.delete(plan.outdated)
     kept = 0 if plan.rewrite or published is None else published.rows - len(plan.outdated)
-    _reconcile(table, plan, picker, kept + writer.work.passages)
+    _reconcile(draft, plan, picker, kept + writer.work.passages)
 
 
 def _reason(published: Snapshot | None, described: dict[str, Any], schema: pa.Schema) -> str:
@@ -195,7 +197,7 @@ def _reason(published: Snapshot | None, described: dict[str, Any], schema: pa.Sc
     for key in ("table_id", "id", "text", "metadata", "where", "max_tokens", "overlap"):
         if source.get(key) != described[key]:
             return f"{key} is another than at the last sync"
-    return "" if _plan.same_columns(published.table.schema, schema) else "columns changed their types"
+    return "" if _plan.same_columns(published.schema, schema) else "columns changed their types"
 
 
 def _drift(published: Snapshot | None, source: RowSource, *, follow_types: bool) -> tuple[list[str], list[str]]:
@@ -276,15 +278,14 @@ def _bar(total: int, *, shown: bool) -> tqdm[Any]:
     return tqdm(total=total, desc="sync", unit=" rows", disable=not shown, dynamic_ncols=True, smoothing=0.1)
 
 
-def _write(table: Table, writer: Writer, picker: Picker, bar: tqdm[Any], *, rewrite: bool) -> None:
-    """Streams passages into the table: one commit, or none where anything fails."""
+def _write(draft: Draft, writer: Writer, picker: Picker, bar: tqdm[Any], *, anew: bool) -> None:
+    """Streams passages into the draft."""
     work = writer.work
     reader = pa.RecordBatchReader.from_batches(writer.schema, _guarded(writer.batches(picker, bar), work))
-    mode: Literal["overwrite", "append"] = "overwrite" if rewrite else "append"
     # LanceDB pulls the stream from threads of its own, where no signal arrives: the main thread waits here, and stops
     # the stream before it lets go, so that no commit can follow an interrupt.
     with ThreadPoolExecutor(1, "adventures-sync") as pool:
-        future = pool.submit(table.add, reader, mode=mode)
+        future = pool.submit(draft.write, reader, anew=anew)
         try:
             # An untimed wait is not always woken by a signal: whichever thread the system gave it to, Python acts on it
             # in the main one.
@@ -312,19 +313,13 @@ def _guarded(batches: Iterator[pa.RecordBatch], work: Work) -> Iterator[pa.Recor
         raise
 
 
-def _delete(table: Table, addresses: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
-    for start in range(0, len(addresses), _ADDRESSES):
-        some = ", ".join(map(str, addresses[start : start + _ADDRESSES].tolist()))
-        table.delete(f"_rowid IN ({some})")
-
-
-def _reconcile(table: Table, plan: Plan, picker: Picker, expected: int) -> None:
+def _reconcile(draft: Draft, plan: Plan, picker: Picker, expected: int) -> None:
     skipped = sum(skip.count for skip in plan.skipped)
     if picker.left or plan.read != plan.written + skipped:
         raise AdventuresError(
             f"{picker.left} of {len(plan.census)} rows were not found again in the second reading of the Delta table: "
             "its files changed meanwhile, or the text expression gives another text each time"
         )
-    found = table.count_rows()
+    found = draft.count()
     if found != expected:
         raise AdventuresError(f"the library has {found} passages after writing, not {expected}; nothing was published")
