@@ -49,7 +49,10 @@ _CREDIT = 160
     help="Tokens that neighbouring passages of a long text share; by default 32, or a quarter of --max-tokens.",
 )
 @click.option(
-    "--keep", type=click.IntRange(min=1), default=2, show_default=True, metavar="N", help="Versions that stay readable."
+    "--keep",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Versions that stay readable; by default 2. Postgres has the newest only.",
 )
 @click.option("--follow-types", is_flag=True, help="Take columns that changed their type as they are now.")
 @click.option("--dry-run", is_flag=True, help="Write nothing, only say what would change.")
@@ -71,7 +74,7 @@ def sync(
     rows: str | None,
     max_tokens: int | None,
     overlap: int | None,
-    keep: int,
+    keep: int | None,
     follow_types: bool,
     dry_run: bool,
     embedder_spec: str | None,
@@ -89,6 +92,7 @@ def sync(
 
       adventures sync --delta ./products --library ./lib --id sku --text '{name}: {description}'
       adventures sync --delta s3://bucket/t --library ./lib --id a --id b --text '{body}' --json
+      adventures sync --delta ./products --library postgresql://me@host/shop --id sku --text '{name}'
     """
     library = options.open_library(
         library_path, embedder_spec, device=device, threads=threads, quantize=quantize, new=True

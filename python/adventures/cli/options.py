@@ -77,7 +77,7 @@ library = click.option(
     required=True,
     envvar="ADVENTURES_LIBRARY",
     show_envvar=True,
-    help="The library's folder.",
+    help="The library: a folder, or postgresql://… for a table of a database with pgvector.",
 )
 k = click.option(
     "-k",
