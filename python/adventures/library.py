@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from adventures._adventures import Embedder
     from adventures.ranking import Scorer
     from adventures.storage import Snapshot, Storage
+    from adventures.sync import Runner
 
 __all__ = ["Hit", "Library", "RepairReport", "Skip", "Source", "SyncReport", "Version"]
 
@@ -204,6 +205,7 @@ class Library:
         follow_types: bool = False,
         dry_run: bool = False,
         progress: bool | None = None,
+        runner: Runner | None = None,
     ) -> SyncReport:
         """Makes the library equal to one version of a Delta table.
 
@@ -234,6 +236,7 @@ class Library:
                 an error that names it.
             dry_run: Whether to write nothing, and only report what a sync would change.
             progress: Whether to show a bar on stderr; by default where that is a terminal.
+            runner: Who reads, embeds and writes, such as `adventures.distributed.DaftRunner`; by default this process.
 
         Raises:
             FileNotFoundError: There is no such table.
@@ -267,7 +270,7 @@ class Library:
             published = self._storage.current(None)
             if published is not None:
                 check_model(self._storage, published.record, embedder)
-            options = _sync.Options(keep, follow_types, dry_run, shown, still_ours)
+            options = _sync.Options(keep, follow_types, dry_run, shown, still_ours, runner)
             return _sync.run(self._storage, published, embedder, source, cut=cut, options=options)
 
     def search(

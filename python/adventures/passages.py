@@ -79,10 +79,20 @@ class Writer:
         self.schema = schema
         self.known = known
         self.work = Work()
+        self.embedder = embedder
+        self.cut = cut
         self._journal = journal
-        self._embedder = embedder
         self._source = source
-        self._cut = cut
+
+    def guarded(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The stream, ended by `work.stop`, with its error kept: Arrow's C interface turns exceptions into texts."""
+        try:
+            for batch in batches:
+                self.work.stop_if_asked()
+                yield batch
+        except Exception as error:
+            self.work.error = error
+            raise
 
     def batches(self, picker: Picker, bar: tqdm[Any]) -> Iterator[pa.RecordBatch]:
         """Yields passages of all rows that `picker` chooses."""
@@ -101,7 +111,7 @@ class Writer:
 
     def _embedded(self, rows: _Rows, some: Sequence[int]) -> Iterator[pa.RecordBatch]:
         texts = [rows.text(row) for row in some]
-        pieces = self._embedder.split(texts, max_tokens=self._cut.window, overlap=self._cut.overlap)
+        pieces = self.embedder.split(texts, max_tokens=self.cut.window, overlap=self.cut.overlap)
         flat = [
             (row, ordinal, piece)
             for row, parts in zip(some, pieces, strict=True)
@@ -114,12 +124,12 @@ class Writer:
 
     def _vectors(self, keys: list[tuple[bytes, int]], part: list[tuple[int, int, str]]) -> NDArray[np.float32]:
         """The vectors of passages `(n, dim)`, those that an interrupted sync had computed from its journal."""
-        vectors, missing = self._journal.find(keys, self._embedder.dim)
+        vectors, missing = self._journal.find(keys, self.embedder.dim)
         self.work.resumed += len(keys) - len(missing)
         if missing:
-            encoded = self._embedder.encode([part[at][2] for at in missing], kind="passage")
+            encoded = self.embedder.encode([part[at][2] for at in missing], kind="passage")
             if not np.isfinite(encoded.vectors).all():
-                raise AdventuresError(f"the model {self._embedder.name} gave a vector that is not finite")
+                raise AdventuresError(f"the model {self.embedder.name} gave a vector that is not finite")
             self.work.tokens += int(np.sum(encoded.tokens))
             self.work.truncated += len(encoded.truncated)
             vectors[missing] = encoded.vectors
@@ -154,7 +164,7 @@ class Writer:
             "text_hash": pa.array([rows.digests[row].text for row, _, _ in part], pa.binary(16)),
             "row_hash": pa.array([rows.digests[row].row for row, _, _ in part], pa.binary(16)),
             "key": rows.batch.key.take(at),
-            "vector": pa.FixedSizeListArray.from_arrays(vectors, self._embedder.dim),
+            "vector": pa.FixedSizeListArray.from_arrays(vectors, self.embedder.dim),
         }
         if rows.batch.metadata is not None:
             columns["metadata"] = rows.batch.metadata.take(at)

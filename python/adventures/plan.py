@@ -12,6 +12,8 @@ from adventures.census import Census, Change, Difference, Skip, Stock
 from adventures.feed import NoFeedError, touched
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -79,6 +81,7 @@ def make(
     *,
     reason: str,
     rewrite: float | None,
+    count: Callable[[RowSource, Digester], Census] = Census.of,
 ) -> Plan:
     """Returns the plan of a sync.
 
@@ -89,16 +92,17 @@ def make(
         schema: What its table will be.
         reason: Why all rows have to be compared; empty where the change feed is enough, if there is one.
         rewrite: Past which share of the passages its table is written anew; None for never.
+        count: What takes the census of a source.
 
     Raises:
         ValueError: The Delta table cannot be read.
     """
     if published is not None and not reason:
         try:
-            return _by_feed(source, digester, published)
+            return _by_feed(source, digester, published, count)
         except NoFeedError as error:
             reason = str(error)
-    census = Census.of(source, digester)
+    census = count(source, digester)
     stock = Stock.of(published)
     difference = Difference.between(stock, census)
     outdated = _outdated(stock, difference)
@@ -129,11 +133,13 @@ def same_columns(left: pa.Schema, right: pa.Schema) -> bool:
     )
 
 
-def _by_feed(source: RowSource, digester: Digester, published: Snapshot) -> Plan:
+def _by_feed(
+    source: RowSource, digester: Digester, published: Snapshot, count: Callable[[RowSource, Digester], Census]
+) -> Plan:
     before = published.source
     keys = touched(source, before["version"], min(_TOUCHED, int(_TOUCHED_SHARE * published.rows)))
     some = source.only(keys)
-    census = Census.of(some, digester)
+    census = count(some, digester)
     stock = Stock.of(published, only=keys.ids)
     difference = Difference.between(stock, census)
     read, nulls = _count(source)

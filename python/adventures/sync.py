@@ -5,24 +5,24 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from adventures import plan as _plan
 from adventures._adventures import AdventuresError
-from adventures.census import Change, Digester, Picker, Skip
+from adventures.census import Census, Change, Digester, Picker, Skip
 from adventures.journal import Journal
 from adventures.passages import Known, Writer
 from adventures.storage import model_of, passage_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from adventures._adventures import Embedder
     from adventures.delta import RowSource
-    from adventures.passages import Cut, Work
+    from adventures.passages import Cut
     from adventures.plan import Plan
     from adventures.storage import Draft, Snapshot, Storage
 
@@ -75,6 +75,18 @@ class SyncReport:
     dry_run: bool = False
 
 
+class Runner(Protocol):
+    """Other processes that do the reading, embedding and writing of a sync."""
+
+    def census(self, source: RowSource, digester: Digester) -> Census:
+        """Returns the census of a source."""
+        ...
+
+    def write(self, draft: Draft, plan: Plan, digester: Digester, writer: Writer, bar: tqdm[Any]) -> int:
+        """Makes a draft what a plan says, and returns how many of its rows were not found again."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a sync is done.
@@ -85,6 +97,7 @@ class Options:
         dry_run: Whether only to say what would be done.
         progress: Whether to show a bar.
         still_ours: Raises where somebody else took over as the writer.
+        runner: Who reads, embeds and writes; None for this process.
     """
 
     keep: int
@@ -92,6 +105,7 @@ class Options:
     dry_run: bool
     progress: bool
     still_ours: Callable[[], None]
+    runner: Runner | None = None
 
 
 def run(
@@ -121,7 +135,8 @@ def run(
     digester = Digester(cut.window, cut.overlap)
     schema = passage_schema(embedder, source.key_type, source.metadata_type)
     reason = _reason(published, described, schema)
-    plan = _plan.make(source, digester, published, schema, reason=reason, rewrite=storage.rewrite)
+    count = Census.of if options.runner is None else options.runner.census
+    plan = _plan.make(source, digester, published, schema, reason=reason, rewrite=storage.rewrite, count=count)
     report = SyncReport(
         version=source.table.version(),
         read=plan.read,
@@ -153,7 +168,7 @@ def run(
         picker = Picker(plan.census, digester, plan.wanted)
         try:
             draft = storage.begin(published, schema)
-            _fill(draft, plan, writer, picker, options)
+            _fill(draft, plan, writer, picker, digester, options)
             work = writer.work
             report = replace(report, truncated=work.truncated, tokens=work.tokens, resumed=work.resumed)
             # The digests of all rows are most of what a sync keeps in memory; making indexes needs room of its own.
@@ -174,17 +189,21 @@ def run(
     return replace(report, seconds=time.monotonic() - started)
 
 
-def _fill(draft: Draft, plan: Plan, writer: Writer, picker: Picker, options: Options) -> None:
+def _fill(draft: Draft, plan: Plan, writer: Writer, picker: Picker, digester: Digester, options: Options) -> None:
     """Makes the draft's passages what the plan says, and checks that they are."""
     published = writer.known.published
+    left = picker.left
     if plan.changes:
-        bar = _bar(picker.left, shown=options.progress)
-        with bar:
-            _write(draft, writer, picker, bar, anew=plan.rewrite)
+        with _bar(left, shown=options.progress) as bar:
+            if options.runner is not None:
+                left = options.runner.write(draft, plan, digester, writer, bar)
+            else:
+                _write(draft, writer, picker, bar, anew=plan.rewrite)
+                left = picker.left
         if not plan.rewrite:
             draft.delete(plan.outdated)
     kept = 0 if plan.rewrite or published is None else published.rows - len(plan.outdated)
-    _reconcile(draft, plan, picker, kept + writer.work.passages)
+    _reconcile(draft, plan, left, kept + writer.work.passages)
 
 
 def _reason(published: Snapshot | None, described: dict[str, Any], schema: pa.Schema) -> str:
@@ -281,7 +300,7 @@ def _bar(total: int, *, shown: bool) -> tqdm[Any]:
 def _write(draft: Draft, writer: Writer, picker: Picker, bar: tqdm[Any], *, anew: bool) -> None:
     """Streams passages into the draft."""
     work = writer.work
-    reader = pa.RecordBatchReader.from_batches(writer.schema, _guarded(writer.batches(picker, bar), work))
+    reader = pa.RecordBatchReader.from_batches(writer.schema, writer.guarded(writer.batches(picker, bar)))
     # LanceDB pulls the stream from threads of its own, where no signal arrives: the main thread waits here, and stops
     # the stream before it lets go, so that no commit can follow an interrupt.
     with ThreadPoolExecutor(1, "adventures-sync") as pool:
@@ -302,22 +321,11 @@ def _write(draft: Draft, writer: Writer, picker: Picker, bar: tqdm[Any], *, anew
             raise
 
 
-def _guarded(batches: Iterator[pa.RecordBatch], work: Work) -> Iterator[pa.RecordBatch]:
-    """The stream, ended by `stop`, with its error kept: Arrow's C interface turns exceptions into texts."""
-    try:
-        for batch in batches:
-            work.stop_if_asked()
-            yield batch
-    except Exception as error:
-        work.error = error
-        raise
-
-
-def _reconcile(draft: Draft, plan: Plan, picker: Picker, expected: int) -> None:
+def _reconcile(draft: Draft, plan: Plan, left: int, expected: int) -> None:
     skipped = sum(skip.count for skip in plan.skipped)
-    if picker.left or plan.read != plan.written + skipped:
+    if left or plan.read != plan.written + skipped:
         raise AdventuresError(
-            f"{picker.left} of {len(plan.census)} rows were not found again in the second reading of the Delta table: "
+            f"{left} of {len(plan.census)} rows were not found again in the second reading of the Delta table: "
             "its files changed meanwhile, or the text expression gives another text each time"
         )
     found = draft.count()
