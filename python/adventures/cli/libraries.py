@@ -56,6 +56,18 @@ _CREDIT = 160
 )
 @click.option("--follow-types", is_flag=True, help="Take columns that changed their type as they are now.")
 @click.option("--dry-run", is_flag=True, help="Write nothing, only say what would change.")
+@click.option(
+    "--runner",
+    type=click.Choice(["daft", "ray"]),
+    help="Who embeds: Daft in this process, or Daft on a Ray cluster (RAY_ADDRESS, or one started here). By default "
+    "this process without Daft.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Workers of --runner ray; by default what there is room for.",
+)
 @options.embedder
 @options.device
 @options.threads
@@ -77,6 +89,8 @@ def sync(
     keep: int | None,
     follow_types: bool,
     dry_run: bool,
+    runner: str | None,
+    workers: int | None,
     embedder_spec: str | None,
     device: str,
     threads: int | None,
@@ -97,6 +111,15 @@ def sync(
     library = options.open_library(
         library_path, embedder_spec, device=device, threads=threads, quantize=quantize, new=True
     )
+    by = None
+    if runner is not None:
+        # Not above: Daft is an extra.
+        from adventures.distributed import DaftRunner
+
+        load = options.library_model(
+            library_path, embedder_spec, device=device, threads=threads, quantize=quantize, new=True
+        )
+        by = DaftRunner(load, engine="ray" if runner == "ray" else "native", workers=workers, cpus=threads or 1)
     report = library.sync(
         delta,
         id=list(id_columns),
@@ -110,6 +133,7 @@ def sync(
         follow_types=follow_types,
         dry_run=dry_run,
         progress=False if ctx.find_root().params["quiet"] else None,
+        runner=by,
     )
     if as_json:
         put_json(asdict(report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
@@ -147,7 +148,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def open_library(
+def library_model(
     path: str,
     spec: str | None,
     *,
@@ -155,16 +156,16 @@ def open_library(
     threads: int | None,
     quantize: Quantize | None = None,
     new: bool = False,
-) -> Library:
-    """Opens a library with the model named, or the one that it was made with.
+) -> Callable[[], Embedder]:
+    """Returns what opens the model named, or the one that a library was made with.
 
     Args:
-        path: Its folder.
+        path: The library's folder or URI.
         spec: The embedding model; `None` for the library's own.
         device: Where to compute.
         threads: How many threads compute.
         quantize: What the model's weights are rounded to; `None` for what they were, in the library's own.
-        new: Whether the library may be missing, and is then made.
+        new: Whether the library may be missing.
     """
     from adventures import Embedder, Library
 
@@ -175,7 +176,7 @@ def open_library(
             raise FileNotFoundError(f"no library at {path}; `adventures sync` makes one") from None
         made_with = {}
     if spec:
-        return Library.open(path, embedder=Embedder(spec, device=device, threads=threads, quantize=quantize))
+        return partial(Embedder, spec, device=device, threads=threads, quantize=quantize)
     name = made_with.get("name", EMBEDDER)
     commits = made_with.get("revision", "").split("+")
     precision: Precision = "f32"
@@ -189,11 +190,40 @@ def open_library(
     commit = commits[0] or None if "/" in model_name else None
     if "/" in adapter and len(commits) > 1:
         name = f"{name}@{commits[-1]}"
+    return partial(
+        Embedder, name, revision=commit, device=device, threads=threads, quantize=quantize, precision=precision
+    )
+
+
+def open_library(
+    path: str,
+    spec: str | None,
+    *,
+    device: str,
+    threads: int | None,
+    quantize: Quantize | None = None,
+    new: bool = False,
+) -> Library:
+    """Opens a library with the model named, or the one that it was made with; the arguments of `library_model`.
+
+    Args:
+        path: The library's folder or URI.
+        spec: The embedding model; `None` for the library's own.
+        device: Where to compute.
+        threads: How many threads compute.
+        quantize: What the model's weights are rounded to.
+        new: Whether the library may be missing, and is then made.
+    """
+    from adventures import Library
+
+    load = library_model(path, spec, device=device, threads=threads, quantize=quantize, new=new)
     try:
-        model = Embedder(name, revision=commit, device=device, threads=threads, quantize=quantize, precision=precision)
+        model = load()
     except LookupError as error:
+        if spec:
+            raise
         raise LookupError(
-            f"the library's model {name!r} is not found by its name; name its path with --embedder"
+            f"the library's model is not found by its name ({error}); name its path with --embedder"
         ) from error
     return Library.open(path, embedder=model)
 
