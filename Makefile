@@ -2,7 +2,8 @@
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
 # make lint | rust-test | python-test | format | mutants | perplexity | goldens | goldens-encoders | bench-generate
-#      bench-engine | bench-embed | bench-maxsim | bench-colbert | bench-server | bench-sync | ray-test | scale-model | soak | wheel | clean
+#      bench-engine | bench-embed | bench-maxsim | bench-colbert | bench-server | bench-sync | bench-search
+#      scale-model | ray-test | soak | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,7 +33,8 @@ DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
-.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-server bench-sync ray-test scale-model soak wheel clean
+.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-server bench-sync bench-search
+.PHONY: scale-model ray-test soak wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -107,6 +109,10 @@ bench-server: models $(VENV)/installed-server
 # A million rows synced, and synced again after one in a hundred changed: time, memory, rows embedded.
 bench-sync: $(VENV)/installed-dev
 	$(BIN)/python tools/bench_sync.py
+
+# Search in a million vectors: time, and recall against exact search. CORPUS is nfcorpus.zip of BEIR.
+bench-search: models
+	$(BIN)/python tools/bench_search.py --corpus $(CORPUS) $(BENCH)
 
 # An hour of mixed requests: memory, files and threads must not grow. Shorter: tools/soak.py --seconds 120.
 soak: models $(VENV)/installed-server
