@@ -2,8 +2,8 @@
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
 # make lint | rust-test | python-test | format | mutants | perplexity | goldens | goldens-encoders | bench-generate
-#      bench-engine | bench-embed | bench-maxsim | bench-colbert | bench-server | bench-sync |
-#      bench-sync-rate | soak | wheel | clean
+#      bench-engine | bench-embed | bench-maxsim | bench-colbert | bench-server | bench-sync | bench-sync-rate
+#      bench-search | scale-model | ray-test | soak | wheel | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -33,7 +33,8 @@ DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
-.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-server bench-sync bench-sync-rate soak wheel clean
+.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-server bench-sync bench-sync-rate
+.PHONY: bench-search scale-model ray-test soak wheel clean
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -113,9 +114,22 @@ bench-sync: $(VENV)/installed-dev
 bench-sync-rate: models
 	$(BIN)/python tools/bench_sync_rate.py $(BENCH)
 
+# Search in a million vectors: time, and recall against exact search. CORPUS is nfcorpus.zip of BEIR.
+bench-search: models
+	$(BIN)/python tools/bench_search.py --corpus $(CORPUS) $(BENCH)
+
 # An hour of mixed requests: memory, files and threads must not grow. Shorter: tools/soak.py --seconds 120.
 soak: models $(VENV)/installed-server
 	$(BIN)/python tools/soak.py --seconds 3600
+
+# What each step of a sync costs on this machine, and what a billion rows would: docs/scale.md.
+scale-model: models
+	$(BIN)/python tools/scale_model.py $(BENCH)
+
+# A sync by two workers of a Ray on this machine, one of which is killed.
+ray-test: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet 'daft[ray]>=0.7.20'
+	RAY=1 $(BIN)/python -m pytest tests/test_distributed.py
 
 # Speed of embedding against ONNX Runtime.
 bench-embed: models

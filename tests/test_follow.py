@@ -351,7 +351,7 @@ class TestKeep:
         library.table.checkout_latest()
         assert contents(Library.open(library.path, embedder=WordEmbedder())) != before
         table = lancedb.connect(library.path).open_table("passages")
-        table.checkout(library._store.kept_versions(table)[0])
+        table.checkout(library._storage.kept_versions(table)[0])
         assert {row["text"] for row in table.search().limit(None).to_list()} == {text for text, _ in before.values()}
 
     @pytest.mark.parametrize("keep", [0, -1, True, 1.5, None])

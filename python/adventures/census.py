@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from adventures.delta import RowBatch, RowSource
-    from adventures.store import Snapshot
+    from adventures.storage import Snapshot
 
 # numpy compares 16-byte strings as C does, which orders digests; trailing zeros are cut from every one alike.
 _DIGEST = np.dtype("S16")
 _EXAMPLES = 5
-# LanceDB's own batches are of a thousand rows; to look each of a million up in a set, the set is prepared that often.
-_BATCH = 65_536
 
 Digests = NDArray[np.bytes_]
 
@@ -88,12 +86,16 @@ class _Tally:
         if len(shown) < _EXAMPLES:
             shown.append(example[:80])
 
+    def skips(self) -> list[Skip]:
+        return [Skip(reason, count, self.examples[reason]) for reason, count in sorted(self.counts.items())]
+
 
 @dataclass(frozen=True, slots=True)
 class Census:
     """Every row of a source that belongs in the library, sorted by key digest; one for each key.
 
     Of rows with the same id, the one with the lowest digest stays: whichever order the table is read in, the same one.
+    Where the source was read in parts, `parts` says which one each row is in.
     """
 
     ids: Digests
@@ -101,6 +103,7 @@ class Census:
     rows: Digests
     read: int
     skipped: list[Skip]
+    parts: NDArray[np.uint32] | None = None
 
     @classmethod
     def of(cls, source: RowSource, digester: Digester) -> Census:
@@ -122,8 +125,32 @@ class Census:
         ids, rows, texts, twice = _first_of_each(every)
         if len(twice):
             _count_duplicates(source, twice, tally)
-        skipped = [Skip(reason, count, tally.examples[reason]) for reason, count in sorted(tally.counts.items())]
-        return cls(ids, texts, rows, read, skipped)
+        return cls(ids, texts, rows, read, tally.skips())
+
+    @classmethod
+    def merged(cls, censuses: Sequence[Census], source: RowSource) -> Census:
+        """Returns the census of a source from those of its parts, with the part of each row."""
+        if not censuses:
+            none = _array(bytearray())
+            return cls(none, none, none, 0, [], np.empty(0, np.uint32))
+        ids, texts, rows = (
+            np.concatenate([getattr(census, name) for census in censuses]) for name in ("ids", "texts", "rows")
+        )
+        parts = np.repeat(np.arange(len(censuses), dtype=np.uint32), [len(census) for census in censuses])
+        order = np.lexsort((parts, rows, ids))
+        first = np.ones(len(order), bool)
+        first[1:] = ids[order[1:]] != ids[order[:-1]]
+        tally = _Tally()
+        twice = ids[order[~first]]
+        if len(twice):
+            _count_duplicates(source, twice, tally)
+        for skip in (skip for census in censuses for skip in census.skipped):
+            tally.counts[skip.reason] = tally.counts.get(skip.reason, 0) + skip.count
+            shown = {*tally.examples.get(skip.reason, []), *skip.examples}
+            tally.examples[skip.reason] = sorted(shown)[:_EXAMPLES]
+        order = order[first]
+        read = sum(census.read for census in censuses)
+        return cls(ids[order], texts[order], rows[order], read, tally.skips(), parts[order])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -179,7 +206,7 @@ class Stock:
         texts: The digest of the row's text, likewise.
         rows: The digest of the whole row, likewise.
         starts: Where the row's passages begin in `addresses`; one more at the end.
-        addresses: LanceDB's row addresses.
+        addresses: Where the storage has the passages.
     """
 
     ids: Digests
@@ -196,8 +223,7 @@ class Stock:
         ordinals: list[NDArray[Any]] = [np.empty(0, np.int32)]
         addresses: list[NDArray[Any]] = [np.empty(0, np.uint64)]
         if snapshot is not None and snapshot.rows:
-            query = snapshot.table.search().select(["row_id", "ordinal", "text_hash", "row_hash"]).with_row_id(True)
-            batches: Any = query.to_batches(_BATCH)
+            batches: Any = snapshot.digests()
             for batch in batches:
                 if wanted is not None:
                     batch = batch.filter(pc.is_in(batch.column("row_id"), value_set=wanted))
@@ -205,7 +231,7 @@ class Stock:
                 texts += b"".join(batch.column("text_hash").to_pylist())
                 rows += b"".join(batch.column("row_hash").to_pylist())
                 ordinals.append(batch.column("ordinal").to_numpy())
-                addresses.append(batch.column("_rowid").to_numpy())
+                addresses.append(batch.column("address").to_numpy())
         every = _array(ids)
         order = np.lexsort((np.concatenate(ordinals), every))
         every = every[order]
@@ -216,6 +242,12 @@ class Stock:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def some(self, rows: NDArray[np.int64]) -> Stock:
+        """Returns the stock of some rows, in their order."""
+        counts = self.starts[rows + 1] - self.starts[rows]
+        starts = np.r_[0, np.cumsum(counts)].astype(np.int64)
+        return Stock(self.ids[rows], self.texts[rows], self.rows[rows], starts, self.addresses_of(rows))
 
     def addresses_of(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint64]:
         """Returns the addresses of the passages of some rows."""

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import polars as pl
@@ -121,6 +121,19 @@ def _check_folder(path: Path) -> None:
         raise ValueError(f"{path} is not a Delta table: it has no _delta_log folder")
 
 
+class Scannable(Protocol):
+    """Rows that are read as those of a table are."""
+
+    @property
+    def table_uri(self) -> str:
+        """The table."""
+        ...
+
+    def scan(self, columns: list[str], predicate: str | None) -> pa.RecordBatchReader:
+        """Returns some columns of the rows that fulfil a predicate."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RowSource:
     """The rows of one version of a Delta table, with what to read from them.
@@ -207,6 +220,10 @@ class RowSource:
     def only(self, keys: Keys) -> RowSource:
         """Returns the source of the rows with these keys."""
         return replace(self, _keys=keys)
+
+    def of_part(self, part: Scannable | None) -> RowSource:
+        """Returns the same of a part of the table, or of none: what can be sent to another machine."""
+        return replace(self, table=cast("DeltaTable", part))
 
     def at(self, version: int) -> RowSource:
         """Returns the same rows of another version.

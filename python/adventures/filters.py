@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -20,13 +21,45 @@ _DECIMAL_DIGITS = 38
 _OPERATORS = (*_COMPARISONS, "in", "contains")
 
 
-def condition(where: Mapping[str, object] | None, schema: pa.Schema) -> str | None:
+class Spelling:
+    """How LanceDB writes the parts of a condition. Values are checked and of the column's type."""
+
+    def path(self, struct: str, column: pa.Field[Any]) -> str:
+        """Returns the expression of a column of a struct."""
+        quoted = column.name.replace("`", "``")
+        return f"{struct}.`{quoted}`"
+
+    def value(self, kind: pa.DataType, value: Any) -> str:
+        """Returns the expression of a value: bool, str, int, float, Decimal, date or datetime, naive in UTC."""
+        match value:
+            case bool():
+                return "true" if value else "false"
+            case str():
+                return "'" + value.replace("'", "''") + "'"
+            case int():
+                return str(value)
+            case float():
+                return f"CAST('{value!r}' AS {'FLOAT' if kind.bit_width == 32 else 'DOUBLE'})"
+            case Decimal():
+                whole, fraction = _digits(value)
+                # A type of its own: in the column's, 1.499 would become 1.50, and equal to that.
+                return f"CAST('{value:f}' AS DECIMAL({whole + fraction}, {fraction}))"
+            case datetime():
+                return f"timestamp '{value.isoformat(sep=' ')}'"
+        return f"date '{value.isoformat()}'"
+
+    def has(self, path: str, kind: pa.DataType, value: Any) -> str:
+        """Returns the condition that a list column of values of `kind` has a value."""
+        return f"array_has({path}, {self.value(kind, value)})"
+
+
+def condition(where: Mapping[str, object] | None, schema: pa.Schema, spelling: Spelling | None = None) -> str | None:
     """Returns the SQL of a filter, all of whose entries must hold; None where there is none.
 
     An entry is `column: value` (equal), `column: [values]` (any of them), `column: None` (null), or
     `column: {operator: value, …}` with the operators eq, ne, gt, gte, lt, lte, in, and contains (of a list column).
     Columns are those of the source table that the library keeps: key and metadata. A date or time may be a text in
-    ISO 8601, which is how JSON and command lines spell it.
+    ISO 8601, which is how JSON and command lines spell it. LanceDB's SQL, where no other `spelling` is given.
 
     Raises:
         TypeError: The filter is no mapping.
@@ -37,12 +70,14 @@ def condition(where: Mapping[str, object] | None, schema: pa.Schema) -> str | No
     if not isinstance(where, Mapping):
         raise TypeError(f"where must map columns to values, not be {type(where).__name__}")
     columns = _columns(schema)
+    spelling = spelling or Spelling()
     parts = []
     for name, wanted in where.items():
         if name not in columns:
             known = ", ".join(map(repr, columns)) or "none"
             raise ValueError(f"where names the column {name!r}, which the library does not keep; it keeps {known}")
-        parts.append(_entry(*columns[name], wanted))
+        struct, column = columns[name]
+        parts.append(_Column(column.name, column.type, spelling.path(struct, column), spelling).entry(wanted))
     return " AND ".join(f"({part})" for part in parts) or None
 
 
@@ -63,75 +98,86 @@ def _columns(schema: pa.Schema) -> dict[str, tuple[str, pa.Field[Any]]]:
     for struct in ("metadata", "key"):
         if struct in schema.names:
             kind = schema.field(struct).type
-            for index in range(kind.num_fields):
-                column = kind.field(index)
-                quoted = column.name.replace("`", "``")
-                found[column.name] = (f"{struct}.`{quoted}`", column)
+            found |= {kind.field(at).name: (struct, kind.field(at)) for at in range(kind.num_fields)}
     return found
 
 
-def _entry(path: str, column: pa.Field[Any], wanted: object) -> str:
-    if isinstance(wanted, Mapping):
-        if not wanted:
-            raise ValueError(f"where has no operator for the column {column.name!r}")
-        return " AND ".join(_operation(path, column, operator, value) for operator, value in wanted.items())
-    if isinstance(wanted, (list, tuple, set, frozenset)):
-        return _any_of(path, column, list(wanted))
-    return _operation(path, column, "eq", wanted)
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column that a filter names, and the conditions on it."""
+
+    name: str
+    kind: pa.DataType
+    path: str
+    spelling: Spelling
+
+    def entry(self, wanted: object) -> str:
+        if isinstance(wanted, Mapping):
+            if not wanted:
+                raise ValueError(f"where has no operator for the column {self.name!r}")
+            return " AND ".join(self._operation(operator, value) for operator, value in wanted.items())
+        if isinstance(wanted, (list, tuple, set, frozenset)):
+            return self._any_of(list(wanted))
+        return self._operation("eq", wanted)
+
+    def _operation(self, operator: object, value: object) -> str:
+        if operator not in _OPERATORS:
+            raise ValueError(
+                f"where has the operator {operator!r} for {self.name!r}; there are {', '.join(_OPERATORS)}"
+            )
+        if operator == "in":
+            if not isinstance(value, (list, tuple, set, frozenset)):
+                raise ValueError(f"where needs a list after 'in' for the column {self.name!r}, not {value!r}")
+            return self._any_of(list(value))
+        if operator == "contains":
+            if not pa.types.is_list(self.kind):
+                raise ValueError(f"where uses 'contains' on the column {self.name!r} of type {self.kind}, not a list")
+            of = self.kind.value_type
+            return self.spelling.has(self.path, of, _checked(self.name, of, value))
+        if value is None:
+            if operator not in ("eq", "ne"):
+                raise ValueError(f"where compares the column {self.name!r} with null; only eq and ne can")
+            return f"{self.path} IS NULL" if operator == "eq" else f"{self.path} IS NOT NULL"
+        comparison = f"{self.path} {_COMPARISONS[str(operator)]} {self._value(value)}"
+        # In SQL a null is not unequal to anything either; people mean "all but these".
+        return f"({comparison} OR {self.path} IS NULL)" if operator == "ne" else comparison
+
+    def _any_of(self, values: list[object]) -> str:
+        literals = [self._value(value) for value in values if value is not None]
+        parts = [f"{self.path} IN ({', '.join(literals)})"] if literals else []
+        if len(literals) < len(values):
+            parts.append(f"{self.path} IS NULL")
+        # Any of nothing is nothing.
+        return f"({' OR '.join(parts)})" if parts else "false"
+
+    def _value(self, value: object) -> str:
+        return self.spelling.value(self.kind, _checked(self.name, self.kind, value))
 
 
-def _operation(path: str, column: pa.Field[Any], operator: object, value: object) -> str:
-    if operator not in _OPERATORS:
-        raise ValueError(f"where has the operator {operator!r} for {column.name!r}; there are {', '.join(_OPERATORS)}")
-    if operator == "in":
-        if not isinstance(value, (list, tuple, set, frozenset)):
-            raise ValueError(f"where needs a list after 'in' for the column {column.name!r}, not {value!r}")
-        return _any_of(path, column, list(value))
-    if operator == "contains":
-        if not pa.types.is_list(column.type):
-            raise ValueError(f"where uses 'contains' on the column {column.name!r} of type {column.type}, not a list")
-        return f"array_has({path}, {_literal(column.name, column.type.value_type, value)})"
-    if value is None:
-        if operator not in ("eq", "ne"):
-            raise ValueError(f"where compares the column {column.name!r} with null; only eq and ne can")
-        return f"{path} IS NULL" if operator == "eq" else f"{path} IS NOT NULL"
-    comparison = f"{path} {_COMPARISONS[str(operator)]} {_literal(column.name, column.type, value)}"
-    # In SQL a null is not unequal to anything either; people mean "all but these".
-    return f"({comparison} OR {path} IS NULL)" if operator == "ne" else comparison
-
-
-def _any_of(path: str, column: pa.Field[Any], values: list[object]) -> str:
-    literals = [_literal(column.name, column.type, value) for value in values if value is not None]
-    parts = [f"{path} IN ({', '.join(literals)})"] if literals else []
-    if len(literals) < len(values):
-        parts.append(f"{path} IS NULL")
-    # Any of nothing is nothing.
-    return f"({' OR '.join(parts)})" if parts else "false"
-
-
-def _literal(name: str, kind: pa.DataType, value: object) -> str:
+def _checked(name: str, kind: pa.DataType, value: object) -> bool | str | float | Decimal | date:
+    """A value as one of the column's type."""
     types = pa.types
     if types.is_boolean(kind) and isinstance(value, bool):
-        return "true" if value else "false"
+        return value
     if types.is_string(kind) and isinstance(value, str):
         if "\0" in value:
             raise ValueError(f"where has a null character in the value for {name!r}: {value!r}")
         check_unicode(value, f"where has a value for the column {name!r} that")
-        return "'" + value.replace("'", "''") + "'"
+        return value
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        literal = _number(name, kind, value)
-        if literal is not None:
-            return literal
+        number = _number(name, kind, value)
+        if number is not None:
+            return number
     if isinstance(value, str):
         value = _moment(kind, value)
     if isinstance(kind, pa.TimestampType) and isinstance(value, datetime):
         return _timestamp(name, kind, value)
     if types.is_date(kind) and isinstance(value, date) and not isinstance(value, datetime):
-        return f"date '{value.isoformat()}'"
+        return value
     raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, a {type(value).__name__}")
 
 
-def _number(name: str, kind: pa.DataType, value: float | Decimal) -> str | None:
+def _number(name: str, kind: pa.DataType, value: float | Decimal) -> float | Decimal | None:
     # isfinite looks at a float: of what is more than one can be, it makes an overflow or infinity.
     if not (value.is_finite() if isinstance(value, Decimal) else isinstance(value, int) or math.isfinite(value)):
         raise ValueError(f"where compares the column {name!r} with {value}, which is not a finite number")
@@ -142,11 +188,11 @@ def _number(name: str, kind: pa.DataType, value: float | Decimal) -> str | None:
             raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, which it cannot hold")
         if value != int(value):
             raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, not a whole number")
-        return str(int(value))
+        return int(value)
     if pa.types.is_floating(kind):
         if not -sys.float_info.max <= value <= sys.float_info.max:
             raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}, which it cannot hold")
-        return f"CAST('{float(value)!r}' AS {'FLOAT' if kind.bit_width == 32 else 'DOUBLE'})"
+        return float(value)
     if pa.types.is_decimal(kind):
         exact = value if isinstance(value, Decimal) else Decimal(str(value))
         whole, fraction = _digits(exact)
@@ -155,8 +201,7 @@ def _number(name: str, kind: pa.DataType, value: float | Decimal) -> str | None:
             raise ValueError(
                 f"where compares the column {name!r} of type {kind} with {value!r}, which has too many digits"
             )
-        # A type of its own: in the column's, 1.499 would become 1.50, and equal to that.
-        return f"CAST('{exact:f}' AS DECIMAL({whole + fraction}, {fraction}))"
+        return exact
     return None
 
 
@@ -176,11 +221,10 @@ def _moment(kind: pa.DataType, text: str) -> date | str:
         return text
 
 
-def _timestamp(name: str, kind: pa.TimestampType[Any, Any], value: datetime) -> str:
+def _timestamp(name: str, kind: pa.TimestampType[Any, Any], value: datetime) -> datetime:
     if (kind.tz is None) != (value.tzinfo is None):
         raise ValueError(f"where compares the column {name!r} of type {kind} with {value!r}: only one has a time zone")
     try:
-        moment = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
     except OverflowError:
         raise ValueError(f"where compares the column {name!r} with {value!r}, which UTC has no year for") from None
-    return f"timestamp '{moment.isoformat(sep=' ')}'"

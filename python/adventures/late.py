@@ -21,6 +21,8 @@ from adventures._adventures import AdventuresError
 from adventures.census import Stock, find
 from adventures.index import ColbertIndex
 from adventures.reader import Reader
+from adventures.snapshot import LanceSnapshot
+from adventures.store import LanceDraft, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adventures._adventures import ColBERT
-    from adventures.store import Snapshot, Store
+    from adventures.storage import Draft, Snapshot, Storage
 
 # Passages that are read from the table, and embedded, at once.
 _PASSAGES = 256
@@ -48,7 +50,7 @@ class Late:
         truncated: Those of them that were longer than the model reads.
     """
 
-    def __init__(self, store: Store, model: ColBERT, nbits: int | None = None) -> None:
+    def __init__(self, store: Storage, model: ColBERT, nbits: int | None = None) -> None:
         self._store = store
         self._model = model
         self._nbits = nbits
@@ -68,16 +70,18 @@ class Late:
         return folder is not None and (folder / _MANIFEST).exists()
 
     def bring(
-        self, published: Snapshot | None, written: Snapshot, described: dict[str, Any], progress: Callable[..., Any]
+        self, published: Snapshot | None, draft: Draft, described: dict[str, Any], progress: Callable[..., Any]
     ) -> dict[str, str]:
         """Makes the index of a version that was written and is not published yet; returns where it is.
 
         Args:
             published: The version before.
-            written: The version.
+            draft: The version.
             described: What `described` said.
             progress: Is told how many passages there are to do, and gives what is told of some that are done.
         """
+        assert isinstance(draft, LanceDraft)
+        written = draft.snapshot()
         before = self._before(published, described)
         old = Stock.of(published if before else None)
         new = Stock.of(written)
@@ -134,18 +138,18 @@ def model_of(model: ColBERT) -> dict[str, Any]:
     return {"name": model.name, "revision": model.revision, "dim": model.dim, "doc_maxlen": model.doc_maxlen}
 
 
-def root_of(store: Store) -> Path:
+def root_of(store: Storage) -> Path:
     """Returns where the token vectors of all versions are."""
     return Path(store.path) / f"{store.name}.colbert"
 
 
-def folder_of(store: Store, snapshot: Snapshot) -> Path | None:
+def folder_of(store: Storage, snapshot: Snapshot) -> Path | None:
     """Returns where the token vectors of a version are; None where it has none."""
     place = snapshot.source.get(PLACE)
     return None if place is None else root_of(store) / place["folder"]
 
 
-def open_index(store: Store, snapshot: Snapshot, model: ColBERT) -> ColbertIndex:
+def open_index(store: Storage, snapshot: Snapshot, model: ColBERT) -> ColbertIndex:
     """Opens the token vectors of a version that has some.
 
     Raises:
@@ -171,11 +175,11 @@ def open_index(store: Store, snapshot: Snapshot, model: ColBERT) -> ColbertIndex
         ) from error
 
 
-def clean(store: Store) -> None:
+def clean(storage: Storage) -> None:
     """Deletes token vectors that no version has, be they of versions that went or of syncs that died."""
-    root = root_of(store)
-    if "://" in store.path or not root.exists():
+    if not isinstance(storage, Store) or "://" in storage.path or not root_of(storage).exists():
         return
+    store, root = storage, root_of(storage)
     table = store.open()
     versions = [] if table is None else [*store.kept_versions(table), store.published_version(table)]
     used = set()
@@ -194,6 +198,7 @@ def _read(snapshot: Snapshot | None, addresses: NDArray[np.uint64], columns: lis
     """Some passages at a time: a tuple of their columns for each, by default id and text."""
     if snapshot is None:
         return
+    assert isinstance(snapshot, LanceSnapshot)
     names = columns or ["id", "text"]
     for start in range(0, len(addresses), _PASSAGES):
         query = snapshot.table.take_row_ids(addresses[start : start + _PASSAGES].tolist())

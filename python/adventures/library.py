@@ -1,4 +1,4 @@
-"""A library: the passages of a Delta table with their vectors, in LanceDB."""
+"""A library: the passages of a Delta table with their vectors, in LanceDB or in Postgres."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -20,16 +20,16 @@ from adventures._adventures import AdventuresError, TruncationWarning
 from adventures.census import Skip
 from adventures.delta import RowSource, check_options, open_table
 from adventures.filters import check_unicode
-from adventures.lease import leased
-from adventures.lock import exclusive
 from adventures.passages import Cut
 from adventures.repair import RepairReport
 from adventures.search import Hit, Query, Source
-from adventures.store import Snapshot, Store, check_model
+from adventures.snapshot import LanceSnapshot
+from adventures.storage import check_model
+from adventures.store import Store
 from adventures.sync import SyncReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
     import polars as pl
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from adventures._adventures import ColBERT, Embedder
     from adventures.index import ColbertIndex
     from adventures.ranking import Scorer
+    from adventures.storage import Snapshot, Storage
+    from adventures.sync import Runner
 
 __all__ = ["Hit", "Library", "RepairReport", "Skip", "Source", "SyncReport", "Version"]
 
@@ -69,8 +71,8 @@ class Library:
     number of threads.
     """
 
-    def __init__(self, store: Store, embedder: Embedder | None, colbert: ColBERT | None = None) -> None:
-        self._store = store
+    def __init__(self, storage: Storage, embedder: Embedder | None, colbert: ColBERT | None = None) -> None:
+        self._storage = storage
         self._embedder = embedder
         self._colbert = colbert
         self._index: tuple[Path | None, ColbertIndex] | None = None
@@ -91,12 +93,12 @@ class Library:
         """Returns the library at a path; a new, empty one where there is none, which its first sync puts on disk.
 
         Args:
-            path: A folder (`~` is the home folder), or a URI that LanceDB opens. It may hold several libraries, each
-                a table.
+            path: A folder (`~` is the home folder), or a URI that LanceDB opens; or `postgresql://…`, a database with
+                pgvector. It may hold several libraries, each a table.
             embedder: The model that the passages are, or will be, embedded with. Only `search` and `sync` need it.
             colbert: A model of which syncs keep a vector for each token beside the table, in a `ColbertIndex`, for
                 `search(retrieval="colbert")`. The library has to be on a file system.
-            table: The name of the table: letters, digits, `_` and `-`.
+            table: The name of the table: letters, digits, `_` and `-`; in Postgres also `SCHEMA.TABLE`.
             version: The version of the Delta table that it shall mirror, one of `versions()`: the library stays at it
                 and is read only. By default it follows what is published.
             storage_options: Credentials and settings for a library on an object store, as LanceDB takes them.
@@ -112,10 +114,10 @@ class Library:
             raise TypeError(f"embedder must be an Embedder, not {type(embedder).__name__}")
         if colbert is not None and not hasattr(colbert, "encode_documents"):
             raise TypeError(f"colbert must be a ColBERT, not {type(colbert).__name__}: give ColBERT(…)")
-        store = _store(path, table, storage_options)
-        if colbert is not None and "://" in store.path:
-            raise ValueError(f"token vectors are kept on a file system, not at {store.path}: leave colbert out")
-        library = cls(store, embedder, colbert)
+        storage = _storage(path, table, storage_options)
+        if colbert is not None and "://" in storage.path:
+            raise ValueError(f"token vectors are kept on a file system, not at {storage.path}: leave colbert out")
+        library = cls(storage, embedder, colbert)
         if version is not None:
             library._pin(version)
         snapshot = library._current()
@@ -136,16 +138,18 @@ class Library:
             BusyError: A sync of this library is running.
             FileNotFoundError: There is no library.
         """
-        store = _store(path, table)
+        store = _storage(path, table)
+        if not isinstance(store, Store):
+            raise ValueError(f"cannot repair {store}: Postgres recovers by itself")  # noqa: TRY004 (of a right type)
         if store.folder is not None and not store.folder.exists():
             raise FileNotFoundError(f"no library at {store.path} (table {table!r})")
-        with cls(store, None)._writing():
+        with store.writing():
             return _repair.repair(store)
 
     @property
     def path(self) -> str:
-        """The folder or URI of the LanceDB database."""
-        return self._store.path
+        """The folder or URI of the database, without a password."""
+        return self._storage.path
 
     @property
     def embedder(self) -> Embedder | None:
@@ -166,7 +170,9 @@ class Library:
         """
         snapshot = self._current()
         if snapshot is None:
-            raise LookupError(f"{self._store} is empty: nothing was synced yet")
+            raise LookupError(f"{self._storage} is empty: nothing was synced yet")
+        if not isinstance(snapshot, LanceSnapshot):
+            raise TypeError(f"{self._storage} is no LanceDB table")
         return snapshot.table
 
     @property
@@ -186,30 +192,19 @@ class Library:
         return True
 
     def __repr__(self) -> str:
-        return f"Library({self.path!r}, table={self._store.name!r}, passages={len(self)})"
+        return f"Library({self.path!r}, table={self._storage.name!r}, passages={len(self)})"
 
     def versions(self) -> list[Version]:
         """Returns the versions that can be read, oldest first: the newest `keep` of a sync."""
         return [
-            Version(one.source["version"], one.rows, published=one.version == published)
-            for one, published in self._kept()
+            Version(one.source["version"], one.rows, published=published) for one, published in self._storage.kept()
         ]
 
-    def _kept(self) -> Iterator[tuple[Snapshot, int]]:
-        table = self._store.open()
-        published = None if table is None else self._store.published_version(table)
-        if table is None or published is None:
-            return
-        for number in sorted({*self._store.kept_versions(table), published}):
-            snapshot = self._store.snapshot(number)
-            if snapshot is not None:
-                yield snapshot, published
-
     def _pin(self, version: int) -> None:
-        found = [one for one, _ in self._kept() if one.source["version"] == version]
+        found = [one for one, _ in self._storage.kept() if one.source["version"] == version]
         if not found:
             kept = ", ".join(str(one.version) for one in self.versions()) or "none"
-            raise LookupError(f"{self._store} has no version {version!r}; it keeps {kept}")
+            raise LookupError(f"{self._storage} has no version {version!r}; it keeps {kept}")
         self._snapshot, self._pinned = found[-1], True
 
     def sync(
@@ -224,12 +219,13 @@ class Library:
         where: str | None = None,
         max_tokens: int | None = None,
         overlap: int | None = None,
-        keep: int = 2,
+        keep: int | None = None,
         follow_types: bool = False,
         dry_run: bool = False,
         nbits: Literal[1, 2, 4, 32] | None = None,
         drop_colbert: bool = False,
         progress: bool | None = None,
+        runner: Runner | None = None,
     ) -> SyncReport:
         """Makes the library equal to one version of a Delta table.
 
@@ -255,7 +251,8 @@ class Library:
                 more: as many characters of text, not as many passages.
             overlap: How many tokens neighbouring passages of a text share at most; by default 32, or a quarter of
                 `max_tokens` where that is less.
-            keep: How many published versions stay readable, the newest included; see `versions`.
+            keep: How many published versions stay readable, the newest included; see `versions`. By default 2; Postgres
+                has the newest only.
             follow_types: Whether a column that changed its type since the last sync is taken as it is now; else it is
                 an error that names it.
             dry_run: Whether to write nothing, and only report what a sync would change.
@@ -263,6 +260,7 @@ class Library:
                 `colbert=`; by default what it has, 4 in a new one. Other bits, or another model, make all anew.
             drop_colbert: Whether the token vectors that the library has are left behind by a sync without their model.
             progress: Whether to show a bar on stderr; by default where that is a terminal.
+            runner: Who reads, embeds and writes, such as `adventures.distributed.DaftRunner`; by default this process.
 
         Raises:
             FileNotFoundError: There is no such table.
@@ -272,7 +270,9 @@ class Library:
         """
         embedder = self._needed("sync")
         if self._pinned:
-            raise ValueError(f"cannot sync {self._store}: it was opened at one version, to be read")
+            raise ValueError(f"cannot sync {self._storage}: it was opened at one version, to be read")
+        storage = self._storage
+        keep = storage.keep if keep is None else keep
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ValueError(f"keep must be a whole number from 1 on, not {keep!r}")
         if nbits is not None and (isinstance(nbits, bool) or nbits not in (1, 2, 4, 32)):
@@ -281,6 +281,8 @@ class Library:
             raise ValueError(f"nbits={nbits} is of token vectors: open the library with colbert=")
         if drop_colbert and self._colbert is not None:
             raise ValueError("drop_colbert leaves out what colbert= makes: give one of them")
+        if storage.keep_most is not None and keep > storage.keep_most:
+            raise ValueError(f"keep is {keep}, and {storage} keeps {storage.keep_most} version at most")
         cut = _cut(embedder, max_tokens, overlap)
         place = os.fspath(delta) if isinstance(delta, (str, os.PathLike)) else None
         for what, given in (("delta", place), ("text", text), ("where", where)):
@@ -294,13 +296,15 @@ class Library:
             where=where,
         )
         shown = sys.stderr.isatty() if progress is None else progress
-        with self._writing(dry_run=dry_run) as still_ours:
-            snapshot = self._store.snapshot()
-            if snapshot is not None:
-                check_model(self._store, snapshot.record, embedder)
-            late = None if self._colbert is None else _late.Late(self._store, self._colbert, nbits)
-            options = _sync.Options(keep, follow_types, dry_run, shown, still_ours, late, drop=drop_colbert)
-            return _sync.run(self._store, embedder, source, cut, options)
+        with nullcontext(_nothing) if dry_run else self._storage.writing() as still_ours:
+            published = self._storage.current(None)
+            if published is not None:
+                check_model(self._storage, published.record, embedder)
+            late = None if self._colbert is None else _late.Late(self._storage, self._colbert, nbits)
+            options = _sync.Options(
+                keep, follow_types, dry_run, shown, still_ours, late, drop=drop_colbert, runner=runner
+            )
+            return _sync.run(self._storage, published, embedder, source, cut=cut, options=options)
 
     def search(
         self,
@@ -373,54 +377,46 @@ class Library:
         if retrieval == "colbert":
             snapshot, question = self._late(snapshot, question)
         find = _search.hybrid if hybrid else _search.nearest
+        wanted = k if rerank is None else _search.depth(k)
+        with snapshot.held() as now:
+            hits = self._reading(find, now, question, min(wanted, now.rows))
+            if rerank is not None:
+                hits = _search.reranked(rerank, query, hits, k)
+            return self._reading(_neighbours.expanded, now, hits, expand) if expand else hits
+
+    def _reading(self, read: Callable[..., list[Hit]], *of: Any) -> list[Hit]:
         try:
-            wanted = k if rerank is None else _search.depth(k)
-            hits = find(snapshot, question, min(wanted, snapshot.rows))
+            return read(*of)
         except RuntimeError as error:
-            raise AdventuresError(f"cannot read {self._store}: {error}") from error
-        if rerank is not None:
-            hits = _search.reranked(rerank, query, hits, k)
-        try:
-            return _neighbours.expanded(snapshot, hits, expand) if expand else hits
-        except RuntimeError as error:
-            raise AdventuresError(f"cannot read {self._store}: {error}") from error
+            raise AdventuresError(f"cannot read {self._storage}: {error}") from error
 
     def _late(self, snapshot: Snapshot, query: Query) -> tuple[Snapshot, Query]:
         """The query with its token vectors, and the index that is searched for them."""
-        if _late.folder_of(self._store, snapshot) is None:
-            raise ValueError(f"{self._store} has no token vectors; a sync makes them where it was opened with colbert=")
+        if _late.folder_of(self._storage, snapshot) is None:
+            raise ValueError(
+                f"{self._storage} has no token vectors; a sync makes them where it was opened with colbert="
+            )
         if self._colbert is None:
-            raise ValueError(f"cannot search {self._store} by token vectors without their model; open it with colbert=")
-        opened, folder = self._index, _late.folder_of(self._store, snapshot)
+            raise ValueError(
+                f"cannot search {self._storage} by token vectors without their model; open it with colbert="
+            )
+        opened, folder = self._index, _late.folder_of(self._storage, snapshot)
         if opened is None or opened[0] != folder:
             try:
-                opened = (folder, _late.open_index(self._store, snapshot, self._colbert))
+                opened = (folder, _late.open_index(self._storage, snapshot, self._colbert))
             except FileNotFoundError as error:
                 # A sync has published another version meanwhile, and this one is kept no more.
                 newest = self._current()
                 if newest is None or newest.version == snapshot.version:
-                    raise AdventuresError(f"{error}; the next sync of {self._store} makes them anew") from error
+                    raise AdventuresError(f"{error}; the next sync of {self._storage} makes them anew") from error
                 return self._late(newest, query)
             self._index = opened
         return snapshot, replace(query, tokens=(self._colbert.embed_query(query.text), opened[1]))
 
     def _needed(self, verb: str) -> Embedder:
         if self._embedder is None:
-            raise ValueError(f"cannot {verb} {self._store} without a model; open it with embedder=")
+            raise ValueError(f"cannot {verb} {self._storage} without a model; open it with embedder=")
         return self._embedder
-
-    @contextmanager
-    def _writing(self, *, dry_run: bool = False) -> Iterator[Callable[[], None]]:
-        """Keeps other writers out; gives what raises where that failed."""
-        if dry_run:
-            yield _nothing
-        elif "://" in self.path:
-            with leased(self._store.db, self._store.name, str(self._store)) as lease:
-                yield lease.check
-        else:
-            Path(self.path).mkdir(parents=True, exist_ok=True)
-            with exclusive(Path(self.path) / f"{self._store.name}.lock", str(self._store)):
-                yield _nothing
 
     def _current(self) -> Snapshot | None:
         """The published version, opened anew only when another was published."""
@@ -428,18 +424,17 @@ class Library:
             return self._newest()
         except RuntimeError as error:
             raise AdventuresError(
-                f"cannot read {self._store}: {error}; what a power cut tore, `adventures library repair` puts together"
+                f"cannot read {self._storage}: {error}; what a power cut tore, `adventures library repair` puts"
+                " together"
             ) from error
 
     def _newest(self) -> Snapshot | None:
-        snapshot = self._snapshot
         if self._pinned:
-            return snapshot
-        if snapshot is None or self._store.published_version(snapshot.table) != snapshot.version:
-            snapshot = self._store.snapshot()
-            if snapshot is not None and self._embedder is not None:
-                check_model(self._store, snapshot.record, self._embedder)
-            self._snapshot = snapshot
+            return self._snapshot
+        snapshot = self._storage.current(self._snapshot)
+        if snapshot is not None and snapshot is not self._snapshot and self._embedder is not None:
+            check_model(self._storage, snapshot.record, self._embedder)
+        self._snapshot = snapshot
         return snapshot
 
 
@@ -447,12 +442,19 @@ def _nothing() -> None:
     pass
 
 
-def _store(path: str | PathLike[str], table: str, storage_options: Mapping[str, str] | None = None) -> Store:
+def _storage(path: str | PathLike[str], table: str, storage_options: Mapping[str, str] | None = None) -> Storage:
     if not isinstance(table, str):
         raise TypeError(f"the table name must be a string, not {type(table).__name__}")
+    place = _place(path)
+    if place.startswith(("postgresql://", "postgres://")):
+        # Not above: Postgres is an extra.
+        from adventures.postgres import PostgresStore
+
+        if storage_options:
+            raise ValueError(f"storage_options are for object stores; settings of {place.split(':')[0]} are in the URI")
+        return PostgresStore(place, table)
     if not _NAME.fullmatch(table):
         raise ValueError(f"the table name {table!r} must be of letters, digits, '_' and '-', 63 at most")
-    place = _place(path)
     if "://" not in place and Path(place).exists() and not Path(place).is_dir():
         raise ValueError(f"cannot open a library at {place}: it is a file")
     check_options(storage_options)

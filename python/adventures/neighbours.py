@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adventures.search import Hit
-    from adventures.store import Snapshot
+    from adventures.storage import Snapshot
 
 FURTHEST = 100
 """The most neighbours on each side: of 256 tokens each, a book's chapter, and more than generators read."""
@@ -75,17 +75,9 @@ def _texts(snapshot: Snapshot, stretches: Sequence[_Stretch]) -> dict[str, dict[
     texts: dict[str, dict[int, str]] = {}
     if not stretches:
         return texts
-    wanted = " OR ".join(
-        f"(row_id = {_quoted(one.row_id)} AND ordinal BETWEEN {one.first} AND {one.last})" for one in stretches
-    )
-    search: Any = snapshot.table.search().where(wanted).select(["row_id", "ordinal", "text"]).limit(None)
-    for row in search.to_arrow().to_pylist():
-        texts.setdefault(row["row_id"], {})[row["ordinal"]] = row["text"]
+    for row_id, ordinal, text in snapshot.texts([(one.row_id, one.first, one.last) for one in stretches]):
+        texts.setdefault(row_id, {})[ordinal] = text
     return texts
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _rest(before: str, after: str, *, overlap: bool) -> str:

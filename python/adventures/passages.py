@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adventures._adventures import Embedder
     from adventures.delta import RowBatch, RowSource
     from adventures.journal import Journal
-    from adventures.store import Snapshot
+    from adventures.storage import Snapshot
 
 # What is in memory at once: texts of this many rows, and vectors of this many passages.
 _ROWS = 512
@@ -79,10 +79,20 @@ class Writer:
         self.schema = schema
         self.known = known
         self.work = Work()
+        self.embedder = embedder
+        self.cut = cut
         self._journal = journal
-        self._embedder = embedder
         self._source = source
-        self._cut = cut
+
+    def guarded(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The stream, ended by `work.stop`, with its error kept: Arrow's C interface turns exceptions into texts."""
+        try:
+            for batch in batches:
+                self.work.stop_if_asked()
+                yield batch
+        except Exception as error:
+            self.work.error = error
+            raise
 
     def batches(self, picker: Picker, bar: tqdm[Any]) -> Iterator[pa.RecordBatch]:
         """Yields passages of all rows that `picker` chooses."""
@@ -111,11 +121,11 @@ class Writer:
     def _pieces(self, rows: _Rows, some: Sequence[int]) -> list[_Piece]:
         """The passages of some rows. A text that fits is one; it is tokenized once to see, and once to embed it."""
         texts = [rows.text(row) for row in some]
-        counts = self._embedder.count_tokens(texts)
-        long = [at for at, count in enumerate(counts) if count > self._cut.window]
-        cut = self._embedder.split([texts[at] for at in long], max_tokens=self._cut.window, overlap=self._cut.overlap)
+        counts = self.embedder.count_tokens(texts)
+        long = [at for at, count in enumerate(counts) if count > self.cut.window]
+        cut = self.embedder.split([texts[at] for at in long], max_tokens=self.cut.window, overlap=self.cut.overlap)
         parts = dict(zip(long, cut, strict=True))
-        of_parts = iter(self._embedder.count_tokens([text for own in cut for text in own]))
+        of_parts = iter(self.embedder.count_tokens([text for own in cut for text in own]))
         found: list[_Piece] = []
         for at, (row, text, count) in enumerate(zip(some, texts, counts, strict=True)):
             if at not in parts:
@@ -126,18 +136,18 @@ class Writer:
 
     def _vectors(self, keys: list[tuple[bytes, int]], texts: pa.Array[Any], tokens: NDArray[np.int64]) -> pa.Array[Any]:
         """The vectors of passages, end to end; those that an interrupted sync had computed from its journal."""
-        stored, missing = self._journal.find(keys, self._embedder.dim)
+        stored, missing = self._journal.find(keys, self.embedder.dim)
         self.work.resumed += len(keys) - len(missing)
         if not missing:
             return pa.array(stored.reshape(-1))
         every = len(missing) == len(keys)
-        found = self._embedder.embed_arrow(texts if every else texts.take(pa.array(missing, pa.int64()))).flatten()
-        vectors = found.to_numpy().reshape(-1, self._embedder.dim)
+        found = self.embedder.embed_arrow(texts if every else texts.take(pa.array(missing, pa.int64()))).flatten()
+        vectors = found.to_numpy().reshape(-1, self.embedder.dim)
         if not np.isfinite(vectors).all():
-            raise AdventuresError(f"the model {self._embedder.name} gave a vector that is not finite")
+            raise AdventuresError(f"the model {self.embedder.name} gave a vector that is not finite")
         read = tokens[missing]
-        self.work.tokens += int(np.minimum(read, self._embedder.max_tokens).sum())
-        self.work.truncated += int(np.count_nonzero(read > self._embedder.max_tokens))
+        self.work.tokens += int(np.minimum(read, self.embedder.max_tokens).sum())
+        self.work.truncated += int(np.count_nonzero(read > self.embedder.max_tokens))
         self._journal.add([keys[at] for at in missing], vectors)
         if every:
             return found
@@ -153,8 +163,7 @@ class Writer:
         )
         by_id = {rows.row_id(row): row for row in some}
         for start in range(0, len(addresses), _PASSAGES):
-            query = self.known.published.table.take_row_ids(addresses[start : start + _PASSAGES].tolist())
-            stored: Any = query.select(["row_id", "ordinal", "text", "vector"]).to_arrow().combine_chunks()
+            stored: Any = self.known.published.passages(addresses[start : start + _PASSAGES].tolist()).combine_chunks()
             row_ids = [by_id[row_id] for row_id in stored.column("row_id").to_pylist()]
             part = list(zip(row_ids, stored.column("ordinal").to_pylist(), strict=True))
             texts, vectors = (pa.concat_arrays(stored.column(name).chunks) for name in ("text", "vector"))
@@ -173,7 +182,7 @@ class Writer:
             "text_hash": pa.array([rows.digests[row].text for row, _ in part], pa.binary(16)),
             "row_hash": pa.array([rows.digests[row].row for row, _ in part], pa.binary(16)),
             "key": rows.batch.key.take(at),
-            "vector": pa.FixedSizeListArray.from_arrays(vectors, self._embedder.dim),
+            "vector": pa.FixedSizeListArray.from_arrays(vectors, self.embedder.dim),
         }
         if rows.batch.metadata is not None:
             columns["metadata"] = rows.batch.metadata.take(at)

@@ -12,17 +12,18 @@ from adventures.census import Census, Change, Difference, Skip, Stock
 from adventures.feed import NoFeedError, touched
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from adventures.census import Digester
     from adventures.delta import Keys, RowSource
-    from adventures.store import Snapshot
+    from adventures.storage import Snapshot
 
-# Past this share of the passages, writing the table anew costs less than what many deletions leave behind.
-_REWRITE = 0.2
-# A feed's keys are in memory, as texts; and of many, looking up costs more than comparing all.
+# A feed's keys are in memory, as texts; and of many, in number or as a share, looking up costs more than comparing all.
 _TOUCHED = 200_000
+_TOUCHED_SHARE = 0.2
 _EXAMPLES = 5
 
 
@@ -37,11 +38,11 @@ class Plan:
         census: What they are.
         stock: What the library has of them.
         difference: How the two differ.
-        outdated: LanceDB's addresses of passages that have to go.
+        outdated: Where the storage has the passages that have to go.
         read: Rows of the whole Delta table.
         written: Rows that the library will have of them.
         skipped: Rows that it will not have, by reason.
-        rewrite: Whether the library's table is written anew.
+        rewrite: Whether all passages are written, in place of those that are there.
     """
 
     method: Literal["feed", "full"]
@@ -79,6 +80,8 @@ def make(
     schema: pa.Schema,
     *,
     reason: str,
+    rewrite: float | None,
+    count: Callable[[RowSource, Digester], Census] = Census.of,
 ) -> Plan:
     """Returns the plan of a sync.
 
@@ -88,24 +91,25 @@ def make(
         published: What the library has.
         schema: What its table will be.
         reason: Why all rows have to be compared; empty where the change feed is enough, if there is one.
+        rewrite: Past which share of the passages its table is written anew; None for never.
+        count: What takes the census of a source.
 
     Raises:
         ValueError: The Delta table cannot be read.
     """
     if published is not None and not reason:
         try:
-            return _by_feed(source, digester, published)
+            return _by_feed(source, digester, published, count)
         except NoFeedError as error:
             reason = str(error)
-    census = Census.of(source, digester)
+    census = count(source, digester)
     stock = Stock.of(published)
     difference = Difference.between(stock, census)
     outdated = _outdated(stock, difference)
     fresh = len(census) - difference.count(Change.NONE)
-    rewrite = (
-        published is None
-        or not same_columns(published.table.schema, schema)
-        or len(outdated) + fresh > _REWRITE * published.rows
+    anew = published is None or (
+        rewrite is not None
+        and (not same_columns(published.schema, schema) or len(outdated) + fresh > rewrite * published.rows)
     )
     return Plan(
         method="full",
@@ -118,7 +122,7 @@ def make(
         read=census.read,
         written=len(census),
         skipped=census.skipped,
-        rewrite=rewrite,
+        rewrite=anew,
     )
 
 
@@ -129,11 +133,13 @@ def same_columns(left: pa.Schema, right: pa.Schema) -> bool:
     )
 
 
-def _by_feed(source: RowSource, digester: Digester, published: Snapshot) -> Plan:
+def _by_feed(
+    source: RowSource, digester: Digester, published: Snapshot, count: Callable[[RowSource, Digester], Census]
+) -> Plan:
     before = published.source
-    keys = touched(source, before["version"], min(_TOUCHED, int(_REWRITE * published.rows)))
+    keys = touched(source, before["version"], min(_TOUCHED, int(_TOUCHED_SHARE * published.rows)))
     some = source.only(keys)
-    census = Census.of(some, digester)
+    census = count(some, digester)
     stock = Stock.of(published, only=keys.ids)
     difference = Difference.between(stock, census)
     read, nulls = _count(source)

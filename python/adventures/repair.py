@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adventures._adventures import AdventuresError
-from adventures.store import TAG, read_source
+from adventures.snapshot import read_source
+from adventures.store import TAG
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lancedb.query import MatchQuery
 
-from adventures.columns import is_json
-from adventures.filters import condition
+from adventures.snapshot import LanceSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,15 +17,12 @@ if TYPE_CHECKING:
 
     from adventures.index import ColbertIndex
     from adventures.ranking import Scorer
-    from adventures.store import Snapshot
+    from adventures.storage import Snapshot
 
 # How much of a hybrid search's score is the similarity's; the rest is the words'.
 _MEANING = 0.5
 # How deep each leg looks: a passage that is good in both may be far down in each.
 _DEPTH = 50
-# What an index is asked for: the partitions it looks into, and how many candidates per hit are compared exactly.
-_PROBES = 64
-_REFINE = 10
 # Passages of equal text come in any order; with a few to spare, the order of their ids decides which are returned.
 _SPARE = 16
 
@@ -192,68 +186,39 @@ def _leg(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
 def _by_tokens(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
     """The passages whose tokens fit those of a query best; a filter is asked of the table first."""
     assert query.tokens is not None
+    assert isinstance(snapshot, LanceSnapshot)
     tokens, index = query.tokens
-    filtered = condition(query.where, snapshot.table.schema)
-    among: list[str] | None = None
-    if filtered is not None:
-        plain: Any = snapshot.table.search()
-        among = plain.where(filtered).select(["id"]).to_arrow().column("id").to_pylist()
-        if not among:
-            return []
+    among = snapshot.ids(query.where)
+    if among is not None and not among:
+        return []
     scores = {hit.id: hit.score for hit in index.search(tokens, limit, among)}
     if not scores:
         return []
-    wanted = ", ".join("'" + id_.replace("'", "''") + "'" for id_ in scores)
-    search: Any = snapshot.table.search()
-    rows = _with_similarity(search.where(f"id IN ({wanted})").to_arrow(), query)
+    rows = _compared(snapshot.named(scores), query)
     for row in rows:
         row["maxsim"] = scores[row["id"]]
     return sorted(rows, key=lambda row: (-row["maxsim"], row["id"]))
 
 
 def _nearest(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
-    search: Any = snapshot.table.search(query.vector, vector_column_name="vector", query_type="vector")
-    search = search.distance_type("cosine").limit(limit)
-    if any("vector" in index.columns for index in snapshot.table.list_indices()):
-        search = search.nprobes(_PROBES).refine_factor(_REFINE)
-    return sorted(_rows(search, snapshot, query), key=lambda row: (-row["similarity"], row["id"]))
+    rows = _compared(snapshot.nearest(query.vector, query.where, limit), query)
+    return sorted(rows, key=lambda row: (-row["similarity"], row["id"]))
 
 
 def _matching(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
-    if not any("text" in index.columns for index in snapshot.table.list_indices()):
-        return []
-    # A match query is only words: quotes and operators in it are not a syntax that could be wrong.
-    words: Any = MatchQuery
-    search = snapshot.table.search(words(query.text, "text"), query_type="fts").limit(limit)
-    return sorted(_rows(search, snapshot, query), key=lambda row: (-row["_score"], row["id"]))
+    rows = _compared(snapshot.matching(query.text, query.where, limit), query)
+    return sorted(rows, key=lambda row: (-row["_score"], row["id"]))
 
 
-def _rows(search: Any, snapshot: Snapshot, query: Query) -> list[dict[str, Any]]:
-    filtered = condition(query.where, snapshot.table.schema)
-    if filtered is not None:
-        search = search.where(filtered)
-    return _with_similarity(search.to_arrow(), query)
-
-
-def _with_similarity(table: Any, query: Query) -> list[dict[str, Any]]:
-    if not table.num_rows:
-        return []
-    vectors = np.asarray(table.column("vector").combine_chunks().flatten()).reshape(table.num_rows, -1)
-    # The same arithmetic for all legs; LanceDB's distance only orders.
-    similarities = vectors @ query.vector
-    rows: list[dict[str, Any]] = table.drop_columns(["vector"]).to_pylist()
-    for row, similarity, vector in zip(rows, similarities, vectors, strict=True):
-        row["similarity"] = float(similarity)
-        row["vector"] = vector
+def _compared(rows: list[dict[str, Any]], query: Query) -> list[dict[str, Any]]:
+    """Passages with their similarity to a query: the same arithmetic for both legs, whatever ordered them."""
+    if rows:
+        similarities = np.stack([row["vector"] for row in rows]) @ query.vector
+        for row, similarity in zip(rows, similarities.tolist(), strict=True):
+            row["similarity"] = similarity
     return rows
 
 
 def _hit(row: dict[str, Any], snapshot: Snapshot, score: float) -> Hit:
     source = Source(snapshot.source["table"], snapshot.source["version"], row["key"])
-    metadata = row.get("metadata") or {}
-    if metadata:
-        kind = snapshot.table.schema.field("metadata").type
-        for name in metadata:
-            if metadata[name] is not None and is_json(kind.field(name)):
-                metadata[name] = json.loads(metadata[name])
-    return Hit(row["id"], row["text"], score, metadata, source, row["similarity"], (row["ordinal"],))
+    return Hit(row["id"], row["text"], score, row["metadata"], source, row["similarity"], (row["ordinal"],))

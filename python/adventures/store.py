@@ -1,4 +1,4 @@
-"""The LanceDB side of a library: its schema, its record of where the rows came from, and which version readers see.
+"""The LanceDB side of a library: how a version of it is written, and which version readers see.
 
 A sync makes several commits (rows, deletions, indexes, metadata). Readers follow the tag `published`, which moves once,
 at the end, so they see the table before a sync or after it. Plain LanceDB readers of the newest version see the
@@ -7,39 +7,44 @@ commits as they come. Versions that were published before keep a tag of their ow
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lancedb
-import pyarrow as pa
 from lancedb.index import FTS, IvfSq
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from adventures.lease import leased
+from adventures.lock import exclusive
+from adventures.snapshot import LanceSnapshot, read_source, write_source
+from adventures.storage import check_format, read_record
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import numpy as np
+    import pyarrow as pa
     from lancedb.db import DBConnection
     from lancedb.table import Table
+    from numpy.typing import NDArray
 
-    from adventures._adventures import Embedder
+    from adventures.storage import Snapshot
 
 TAG = "published"
 _KEPT = re.compile(r"published-\d+")
-FORMAT = 1
-_RECORD = b"adventures"
-_SOURCE = b"adventures.source"
 # Readers leave an old version at their next search; an hour covers the longest of them.
 _KEEP = timedelta(hours=1)
 _FOREVER = timedelta(days=36_500)
 # Rows outside an index are scanned, and every sync adds a file: both cost little until there are many.
 _FRAGMENTS = 10
+# How many rows one statement deletes.
+_ADDRESSES = 10_000
 _UNINDEXED = 10_000
 # A scan of 100,000 vectors takes tens of milliseconds and finds all; below that an index only loses neighbours.
 INDEX_FROM = 200_000
@@ -47,27 +52,12 @@ INDEX_FROM = 200_000
 _PLAIN = re.compile(r"[A-Za-z0-9_./ -]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One published version of a library's table.
-
-    Attributes:
-        table: The LanceDB table, checked out at `version`; read only.
-        version: LanceDB's version number.
-        record: What the passages were made with: format, model, metric.
-        source: The Delta table they mirror: table, version, columns, counts. Empty before the first sync.
-        rows: How many passages it holds.
-    """
-
-    table: Table
-    version: int
-    record: dict[str, Any]
-    source: dict[str, Any]
-    rows: int
-
-
 class Store:
     """A table of passages in a LanceDB database."""
+
+    rewrite: float | None = 0.2  # many deletions leave much behind
+    keep = 2
+    keep_most: int | None = None
 
     def __init__(self, path: str, name: str, storage_options: Mapping[str, str] | None = None) -> None:
         self.path = path
@@ -116,13 +106,7 @@ class Store:
             if "was not found" in str(error):
                 return None
             raise
-        record = read_record(table.schema)
-        if not record:
-            raise ValueError(f"{self} was not written by adventures; choose another table name")
-        if record["format"] > FORMAT:
-            raise ValueError(
-                f"{self} has format {record['format']}, this version reads up to {FORMAT}: update adventures"
-            )
+        check_format(self, read_record(table.schema))
         return table
 
     def published_version(self, table: Table) -> int | None:
@@ -135,7 +119,7 @@ class Store:
         tags: dict[str, Any] = table.tags.list()
         return sorted(int(entry["version"]) for name, entry in tags.items() if _KEPT.fullmatch(name))
 
-    def snapshot(self, version: int | None = None) -> Snapshot | None:
+    def snapshot(self, version: int | None = None) -> LanceSnapshot | None:
         """Returns a version, by default the published one, checked out; None where nothing was published."""
         table = self.open()
         if table is not None and version is None:
@@ -143,17 +127,42 @@ class Store:
         if table is None or version is None:
             return None
         table.checkout(version)
-        schema = table.schema
-        return Snapshot(table, version, read_record(schema), read_source(schema), table.count_rows())
+        return _snapshot(table, version)
 
-    def begin(self, published: Snapshot | None, schema: pa.Schema) -> Table:
+    def current(self, last: Snapshot | None) -> Snapshot | None:
+        """Returns the published version, opened anew only where `last` is another."""
+        if isinstance(last, LanceSnapshot) and self.published_version(last.table) == last.version:
+            return last
+        return self.snapshot()
+
+    def kept(self) -> list[tuple[Snapshot, bool]]:
+        """Returns the versions that can be read, oldest first, and whether each is the published one."""
+        table = self.open()
+        published = None if table is None else self.published_version(table)
+        if table is None or published is None:
+            return []
+        snapshots = [self.snapshot(number) for number in sorted({*self.kept_versions(table), published})]
+        return [(one, one.version == published) for one in snapshots if one is not None]
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[], None]]:
+        """Keeps other writers out, by a lock on a disk and by a lease on an object store."""
+        if "://" in self.path:
+            with leased(self.db, self.name, str(self)) as lease:
+                yield lease.check
+        else:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            with exclusive(Path(self.path) / f"{self.name}.lock", str(self)):
+                yield _nothing
+
+    def begin(self, published: Snapshot | None, schema: pa.Schema) -> LanceDraft:
         """Returns the table to write to, equal to what is published: what an interrupted sync left is undone."""
         table = self.open()
         if table is None:
-            return self.db.create_table(self.name, schema=schema)
-        if published is not None and table.version != published.version:
+            table = self.db.create_table(self.name, schema=schema)
+        elif published is not None and table.version != published.version:
             table.restore(published.version)
-        return table
+        return LanceDraft(self, table)
 
     def undo(self) -> None:
         """Puts the newest version back to what is published; drops a table of which nothing ever was."""
@@ -225,6 +234,51 @@ class Store:
                 _fsync(file)
 
 
+@dataclass(frozen=True, slots=True)
+class LanceDraft:
+    """The newest version of a library's table, before readers are led to it."""
+
+    store: Store
+    table: Table
+
+    def write(self, passages: pa.RecordBatchReader, *, anew: bool) -> None:
+        """Adds passages, in place of all others where `anew` is set: one commit, or none where the stream fails."""
+        self.table.add(passages, mode="overwrite" if anew else "append")
+
+    def delete(self, addresses: NDArray[np.uint64]) -> None:
+        """Takes out passages by LanceDB's row ids."""
+        for start in range(0, len(addresses), _ADDRESSES):
+            some = ", ".join(map(str, addresses[start : start + _ADDRESSES].tolist()))
+            self.table.delete(f"_rowid IN ({some})")
+
+    def count(self) -> int:
+        """Returns how many passages it holds."""
+        return self.table.count_rows()
+
+    def index(self) -> None:
+        """Makes the indexes that it should have and has not."""
+        self.store.index(self.table)
+
+    def snapshot(self) -> LanceSnapshot:
+        """Returns it as readers will see it."""
+        return _snapshot(self.table, self.table.version)
+
+    def publish(self, source: dict[str, Any], *, anew: bool, keep: int, since: float) -> None:
+        """Shows it to readers."""
+        write_source(self.table, source)
+        self.store.publish(self.table, anew=anew, keep=keep, since=since)
+
+
+def _snapshot(table: Table, version: int) -> LanceSnapshot:
+    schema = table.schema
+    indexed = frozenset(column for index in table.list_indices() for column in index.columns)
+    return LanceSnapshot(table, version, read_record(schema), read_source(schema), table.count_rows(), schema, indexed)
+
+
+def _nothing() -> None:
+    pass
+
+
 def _changed_after(file: str, since: float) -> bool:
     # Clocks of file systems are coarse.
     return os.stat(file).st_mtime >= since - 2  # noqa: PTH116
@@ -267,71 +321,3 @@ def _needs_upkeep(table: Table) -> bool:
     indexes: list[Any] = [table.index_stats(index.name) for index in table.list_indices()]
     unindexed = max((index.num_unindexed_rows for index in indexes if index is not None), default=0)
     return bool(stats["fragment_stats"]["num_small_fragments"] > _FRAGMENTS or unindexed > _UNINDEXED)
-
-
-def write_source(table: Table, source: dict[str, Any]) -> None:
-    """Records the Delta table that the rows mirror; one commit, no rewriting."""
-    table.update_field_metadata({"path": "id", "metadata": {_SOURCE.decode(): json.dumps(source)}})
-
-
-def read_record(schema: pa.Schema) -> dict[str, Any]:
-    """Returns what a library's schema says of its model; empty for a table that is no library."""
-    raw = (schema.metadata or {}).get(_RECORD)
-    return dict(json.loads(raw)) if raw else {}
-
-
-def read_source(schema: pa.Schema) -> dict[str, Any]:
-    """Returns what a library's schema says of its Delta table; empty before the first sync."""
-    raw = (schema.field("id").metadata or {}).get(_SOURCE)
-    return dict(json.loads(raw)) if raw else {}
-
-
-def passage_schema(embedder: Embedder, key: pa.DataType, metadata: pa.DataType | None) -> pa.Schema:
-    """Returns the schema of a table of passages."""
-    fields: list[pa.Field[Any]] = [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("ordinal", pa.int32(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("text_hash", pa.binary(16), nullable=False),
-        pa.field("row_hash", pa.binary(16), nullable=False),
-        # Structs keep the source's own column names, whatever they are, apart from ours.
-        pa.field("key", key, nullable=False),
-        *([] if metadata is None else [pa.field("metadata", metadata, nullable=False)]),
-        pa.field("vector", pa.list_(pa.field("item", pa.float32()), embedder.dim), nullable=False),
-    ]
-    record = {"format": FORMAT, "model": model_of(embedder), "metric": "cosine"}
-    return pa.schema(fields, metadata={_RECORD: json.dumps(record).encode()})
-
-
-def model_of(embedder: Embedder) -> dict[str, Any]:
-    """Returns what must be equal for two vectors to be comparable."""
-    return {
-        "name": embedder.name,
-        "revision": embedder.revision,
-        "dim": embedder.dim,
-        "pooling": embedder.pooling,
-        "prompts": dict(embedder.prompts),
-        "max_tokens": embedder.max_tokens,
-    }
-
-
-def check_model(store: Store, record: dict[str, Any], embedder: Embedder) -> None:
-    """Raises ValueError where a library's vectors were made by another model than `embedder`."""
-    made, given = record["model"], model_of(embedder)
-    same = all(made[key] == given[key] for key in ("name", "dim", "pooling", "prompts"))
-    # An unknown revision is no evidence of a difference.
-    if made["revision"] and given["revision"]:
-        same = same and made["revision"] == given["revision"]
-    if not same:
-        raise ValueError(
-            f"{store} was embedded with {_spell(made)}, not with {_spell(given)}; open it with the first, or sync "
-            "into another table"
-        )
-
-
-def _spell(model: dict[str, Any]) -> str:
-    revision = f" at revision {model['revision']}" if model["revision"] else ""
-    prompts = ", ".join(f"{kind} {prompt!r}" for kind, prompt in model["prompts"].items())
-    facts = f"{model['dim']} dimensions, {model['pooling']} pooling, prompts {prompts or 'none'}"
-    return f"{model['name']}{revision} ({facts})"

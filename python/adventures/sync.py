@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -14,25 +14,20 @@ from tqdm import tqdm
 from adventures import late as _late
 from adventures import plan as _plan
 from adventures._adventures import AdventuresError
-from adventures.census import Change, Digester, Picker, Skip
+from adventures.census import Census, Change, Digester, Picker, Skip
 from adventures.journal import Journal
 from adventures.passages import Known, Writer
-from adventures.store import Snapshot, model_of, passage_schema, read_record, write_source
+from adventures.storage import model_of, passage_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
-    from lancedb.table import Table
-
     from adventures._adventures import Embedder
     from adventures.delta import RowSource
     from adventures.late import Late
-    from adventures.passages import Cut, Work
+    from adventures.passages import Cut
     from adventures.plan import Plan
-    from adventures.store import Store
-
-_ADDRESSES = 10_000
+    from adventures.storage import Draft, Snapshot, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +82,18 @@ class SyncReport:
     colbert_truncated: int = 0
 
 
+class Runner(Protocol):
+    """Other processes that do the reading, embedding and writing of a sync."""
+
+    def census(self, source: RowSource, digester: Digester) -> Census:
+        """Returns the census of a source."""
+        ...
+
+    def write(self, draft: Draft, plan: Plan, digester: Digester, writer: Writer, bar: tqdm[Any]) -> int:
+        """Makes a draft what a plan says, and returns how many of its rows were not found again."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a sync is done.
@@ -99,6 +106,7 @@ class Options:
         still_ours: Raises where somebody else took over as the writer.
         late: Keeps token vectors beside the table; None for a library without.
         drop: Whether those that it has are left behind.
+        runner: Who reads, embeds and writes; None for this process.
     """
 
     keep: int
@@ -108,20 +116,28 @@ class Options:
     still_ours: Callable[[], None]
     late: Late | None = None
     drop: bool = False
+    runner: Runner | None = None
 
 
-def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: Options) -> SyncReport:
-    """Syncs a library. The caller holds the writer's lock, but for a dry run.
+def run(
+    storage: Storage,
+    published: Snapshot | None,
+    embedder: Embedder,
+    source: RowSource,
+    *,
+    cut: Cut,
+    options: Options,
+) -> SyncReport:
+    """Syncs a library of which `published` is what readers see. The caller keeps other writers out, but for a dry run.
 
     Raises:
-        AdventuresError: LanceDB or the reconciliation failed.
+        AdventuresError: The storage or the reconciliation failed.
         ValueError: The Delta table cannot be read, the library follows another one, or a column changed its type.
     """
     started = time.monotonic()
-    published = store.snapshot()
     late = options.late
     described = _describe(source, cut) | {_late.MADE: None if late is None else late.described(published)}
-    _check_late(store, published, options)
+    _check_late(storage, published, options)
     if published is not None and _same(published, described) and (late is None or late.is_there(published)):
         return replace(_nothing_to_do(published, started), dry_run=options.dry_run)
 
@@ -131,7 +147,9 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
 
     digester = Digester(cut.window, cut.overlap)
     schema = passage_schema(embedder, source.key_type, source.metadata_type)
-    plan = _plan.make(source, digester, published, schema, reason=_reason(published, described, schema))
+    reason = _reason(published, described, schema)
+    count = Census.of if options.runner is None else options.runner.census
+    plan = _plan.make(source, digester, published, schema, reason=reason, rewrite=storage.rewrite, count=count)
     report = SyncReport(
         version=source.table.version(),
         read=plan.read,
@@ -157,53 +175,55 @@ def run(store: Store, embedder: Embedder, source: RowSource, cut: Cut, options: 
 
     described |= {"columns": source.columns}
     changes, rewrite, since = plan.changes, plan.rewrite, time.time()
-    with Journal.open(store.journal, model_of(embedder)) as journal:
+    with Journal.open(storage.journal, model_of(embedder)) as journal:
         known = Known(published, plan.stock, plan.difference)
         writer = Writer(embedder, plan.source, cut, known=known, schema=schema, journal=journal)
         picker = Picker(plan.census, digester, plan.wanted)
         try:
-            table = store.begin(published, schema)
-            _fill(table, plan, writer, picker, options)
+            draft = storage.begin(published, schema)
+            _fill(draft, plan, writer, picker, digester, options)
             work = writer.work
             report = replace(report, truncated=work.truncated, tokens=work.tokens, resumed=work.resumed)
             # The digests of all rows are most of what a sync keeps in memory; making indexes needs room of its own.
             del known, picker, plan, writer
             if changes:
-                store.index(table)
-            report = replace(report, passages=table.count_rows())
+                draft.index()
+            report = replace(report, passages=draft.count())
             if late is not None:
-                written = Snapshot(table, table.version, read_record(table.schema), {}, report.passages)
                 made = _late_bar(shown=options.progress)
-                described[_late.PLACE] = late.bring(published, written, described[_late.MADE], made)
+                described[_late.PLACE] = late.bring(published, draft, described[_late.MADE], made)
                 report = replace(report, colbert=late.read, colbert_truncated=late.truncated)
-            write_source(table, {**described, **_counts(report)})
             options.still_ours()
-            store.publish(table, anew=rewrite, keep=options.keep, since=since)
+            draft.publish({**described, **_counts(report)}, anew=rewrite, keep=options.keep, since=since)
         except BaseException as error:
             try:
                 if late is not None:
                     late.undo()
-                store.undo()
+                storage.undo()
             except (OSError, RuntimeError, ValueError) as second:
                 # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
                 error.add_note(f"and what was written could not be undone: {second}")
             raise
         journal.remove()
-        _late.clean(store)
+        _late.clean(storage)
     return replace(report, seconds=time.monotonic() - started)
 
 
-def _fill(table: Table, plan: Plan, writer: Writer, picker: Picker, options: Options) -> None:
-    """Makes the table's passages what the plan says, and checks that they are."""
+def _fill(draft: Draft, plan: Plan, writer: Writer, picker: Picker, digester: Digester, options: Options) -> None:
+    """Makes the draft's passages what the plan says, and checks that they are."""
     published = writer.known.published
+    left = picker.left
     if plan.changes:
-        bar = _bar(picker.left, shown=options.progress)
-        with bar:
-            _write(table, writer, picker, bar, rewrite=plan.rewrite)
+        with _bar(left, shown=options.progress) as bar:
+            if options.runner is not None:
+                left = options.runner.write(draft, plan, digester, writer, bar)
+            else:
+                _write(draft, writer, picker, bar, anew=plan.rewrite)
+                left = picker.left
         if not plan.rewrite:
-            _delete(table, plan.outdated)
+            draft.delete(plan.outdated)
     kept = 0 if plan.rewrite or published is None else published.rows - len(plan.outdated)
-    _reconcile(table, plan, picker, kept + writer.work.passages)
+    _reconcile(draft, plan, left, kept + writer.work.passages)
 
 
 def _reason(published: Snapshot | None, described: dict[str, Any], schema: pa.Schema) -> str:
@@ -216,7 +236,7 @@ def _reason(published: Snapshot | None, described: dict[str, Any], schema: pa.Sc
     for key in ("table_id", "id", "text", "metadata", "where", "max_tokens", "overlap"):
         if source.get(key) != described[key]:
             return f"{key} is another than at the last sync"
-    return "" if _plan.same_columns(published.table.schema, schema) else "columns changed their types"
+    return "" if _plan.same_columns(published.schema, schema) else "columns changed their types"
 
 
 def _drift(published: Snapshot | None, source: RowSource, *, follow_types: bool) -> tuple[list[str], list[str]]:
@@ -264,12 +284,12 @@ def _check_table(published: Snapshot, described: dict[str, Any]) -> None:
         )
 
 
-def _check_late(store: Store, published: Snapshot | None, options: Options) -> None:
+def _check_late(storage: Storage, published: Snapshot | None, options: Options) -> None:
     """Lets no sync leave token vectors behind that nobody gave up."""
     made = None if published is None else published.source.get(_late.MADE)
     if made is not None and options.late is None and not options.drop:
         raise ValueError(
-            f"{store} keeps token vectors made by {made['name']}, which would fall behind: open it with"
+            f"{storage} keeps token vectors made by {made['name']}, which would fall behind: open it with"
             " colbert=ColBERT(…), or sync with drop_colbert=True to do without them"
         )
 
@@ -324,15 +344,14 @@ def _late_bar(*, shown: bool) -> Callable[[int], Any]:
     return bar
 
 
-def _write(table: Table, writer: Writer, picker: Picker, bar: tqdm[Any], *, rewrite: bool) -> None:
-    """Streams passages into the table: one commit, or none where anything fails."""
+def _write(draft: Draft, writer: Writer, picker: Picker, bar: tqdm[Any], *, anew: bool) -> None:
+    """Streams passages into the draft."""
     work = writer.work
-    reader = pa.RecordBatchReader.from_batches(writer.schema, _guarded(writer.batches(picker, bar), work))
-    mode: Literal["overwrite", "append"] = "overwrite" if rewrite else "append"
+    reader = pa.RecordBatchReader.from_batches(writer.schema, writer.guarded(writer.batches(picker, bar)))
     # LanceDB pulls the stream from threads of its own, where no signal arrives: the main thread waits here, and stops
     # the stream before it lets go, so that no commit can follow an interrupt.
     with ThreadPoolExecutor(1, "adventures-sync") as pool:
-        future = pool.submit(table.add, reader, mode=mode)
+        future = pool.submit(draft.write, reader, anew=anew)
         try:
             # An untimed wait is not always woken by a signal: whichever thread the system gave it to, Python acts on it
             # in the main one.
@@ -349,30 +368,13 @@ def _write(table: Table, writer: Writer, picker: Picker, bar: tqdm[Any], *, rewr
             raise
 
 
-def _guarded(batches: Iterator[pa.RecordBatch], work: Work) -> Iterator[pa.RecordBatch]:
-    """The stream, ended by `stop`, with its error kept: Arrow's C interface turns exceptions into texts."""
-    try:
-        for batch in batches:
-            work.stop_if_asked()
-            yield batch
-    except Exception as error:
-        work.error = error
-        raise
-
-
-def _delete(table: Table, addresses: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
-    for start in range(0, len(addresses), _ADDRESSES):
-        some = ", ".join(map(str, addresses[start : start + _ADDRESSES].tolist()))
-        table.delete(f"_rowid IN ({some})")
-
-
-def _reconcile(table: Table, plan: Plan, picker: Picker, expected: int) -> None:
+def _reconcile(draft: Draft, plan: Plan, left: int, expected: int) -> None:
     skipped = sum(skip.count for skip in plan.skipped)
-    if picker.left or plan.read != plan.written + skipped:
+    if left or plan.read != plan.written + skipped:
         raise AdventuresError(
-            f"{picker.left} of {len(plan.census)} rows were not found again in the second reading of the Delta table: "
+            f"{left} of {len(plan.census)} rows were not found again in the second reading of the Delta table: "
             "its files changed meanwhile, or the text expression gives another text each time"
         )
-    found = table.count_rows()
+    found = draft.count()
     if found != expected:
         raise AdventuresError(f"the library has {found} passages after writing, not {expected}; nothing was published")

@@ -49,13 +49,28 @@ _CREDIT = 160
     help="Tokens that neighbouring passages of a long text share; by default 32, or a quarter of --max-tokens.",
 )
 @click.option(
-    "--keep", type=click.IntRange(min=1), default=2, show_default=True, metavar="N", help="Versions that stay readable."
+    "--keep",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Versions that stay readable; by default 2. Postgres has the newest only.",
 )
 @click.option("--follow-types", is_flag=True, help="Take columns that changed their type as they are now.")
 @click.option("--dry-run", is_flag=True, help="Write nothing, only say what would change.")
 @options.colbert
 @click.option("--nbits", type=click.Choice(["1", "2", "4", "32"]), help="Bits of a dimension of a token; 4 by default.")
 @click.option("--drop-colbert", is_flag=True, help="Do without the token vectors that the library has.")
+@click.option(
+    "--runner",
+    type=click.Choice(["daft", "ray"]),
+    help="Who embeds: Daft in this process, or Daft on a Ray cluster (RAY_ADDRESS, or one started here). By default "
+    "this process without Daft.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Workers of --runner ray; by default what there is room for.",
+)
 @options.embedder
 @options.device
 @options.threads
@@ -74,12 +89,14 @@ def sync(
     rows: str | None,
     max_tokens: int | None,
     overlap: int | None,
-    keep: int,
+    keep: int | None,
     follow_types: bool,
     dry_run: bool,
     colbert_spec: str | None,
     nbits: str | None,
     drop_colbert: bool,
+    runner: str | None,
+    workers: int | None,
     embedder_spec: str | None,
     device: str,
     threads: int | None,
@@ -96,6 +113,7 @@ def sync(
       adventures sync --delta ./products --library ./lib --id sku --text '{name}: {description}'
       adventures sync --delta s3://bucket/t --library ./lib --id a --id b --text '{body}' --json
       adventures sync --delta ./products --library ./lib --id sku --text '{name}' --colbert ./colbert
+      adventures sync --delta ./products --library postgresql://me@host/shop --id sku --text '{name}'
     """
     if drop_colbert and (colbert_spec or nbits):
         raise click.UsageError(
@@ -111,6 +129,15 @@ def sync(
         colbert=colbert_spec,
         late=not drop_colbert,
     )
+    by = None
+    if runner is not None:
+        # Not above: Daft is an extra.
+        from adventures.distributed import DaftRunner
+
+        load = options.library_model(
+            library_path, embedder_spec, device=device, threads=threads, quantize=quantize, new=True
+        )
+        by = DaftRunner(load, engine="ray" if runner == "ray" else "native", workers=workers, cpus=threads or 1)
     report = library.sync(
         delta,
         id=list(id_columns),
@@ -126,6 +153,7 @@ def sync(
         nbits=cast("Literal[1, 2, 4, 32] | None", int(nbits) if nbits else None),
         drop_colbert=drop_colbert,
         progress=False if ctx.find_root().params["quiet"] else None,
+        runner=by,
     )
     if as_json:
         put_json(asdict(report))

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -80,7 +81,7 @@ library = click.option(
     required=True,
     envvar="ADVENTURES_LIBRARY",
     show_envvar=True,
-    help="The library's folder.",
+    help="The library: a folder, or postgresql://… for a table of a database with pgvector.",
 )
 k = click.option(
     "-k",
@@ -210,6 +211,28 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
+def library_model(
+    path: str,
+    spec: str | None,
+    *,
+    device: str,
+    threads: int | None,
+    quantize: Quantize | None = None,
+    new: bool = False,
+) -> Callable[[], Embedder]:
+    """Returns what opens the model named, or the one that a library was made with.
+
+    Args:
+        path: The library's folder or URI.
+        spec: The embedding model; `None` for the library's own.
+        device: Where to compute.
+        threads: How many threads compute.
+        quantize: What the model's weights are rounded to; `None` for what they were, in the library's own.
+        new: Whether the library may be missing.
+    """
+    return _model(_metadata(path, new=new), spec, device=device, threads=threads, quantize=quantize)
+
+
 def open_library(
     path: str,
     spec: str | None,
@@ -221,30 +244,52 @@ def open_library(
     colbert: str | None = None,
     late: bool = False,
 ) -> Library:
-    """Opens a library with the model named, or the one that it was made with.
+    """Opens a library with the model named, or the one that it was made with; the arguments of `library_model`.
 
     Args:
-        path: Its folder.
+        path: The library's folder or URI.
         spec: The embedding model; `None` for the library's own.
         device: Where to compute.
         threads: How many threads compute.
-        quantize: What the model's weights are rounded to; `None` for what they were, in the library's own.
+        quantize: What the model's weights are rounded to.
         new: Whether the library may be missing, and is then made.
         colbert: The model of token vectors.
         late: Whether the model of the token vectors that the library has is opened, where none is named.
     """
-    from adventures import Embedder, Library
+    from adventures import Library
+
+    metadata = _metadata(path, new=new)
+    tokens = _open_colbert(metadata.get("source", {}), colbert, threads) if colbert or late else None
+    try:
+        model = _model(metadata, spec, device=device, threads=threads, quantize=quantize)()
+    except LookupError as error:
+        if spec:
+            raise
+        raise LookupError(
+            f"the library's model is not found by its name ({error}); name its path with --embedder"
+        ) from error
+    return Library.open(path, embedder=model, colbert=tokens)
+
+
+def _metadata(path: str, *, new: bool) -> dict[str, Any]:
+    """What a library says of itself; nothing of one that is not there yet."""
+    from adventures import Library
 
     try:
-        metadata = Library.open(path).metadata
+        return Library.open(path).metadata
     except FileNotFoundError:
         if not new:
             raise FileNotFoundError(f"no library at {path}; `adventures sync` makes one") from None
-        metadata = {}
-    tokens = _open_colbert(metadata.get("source", {}), colbert, threads) if colbert or late else None
+        return {}
+
+
+def _model(
+    metadata: dict[str, Any], spec: str | None, *, device: str, threads: int | None, quantize: Quantize | None
+) -> Callable[[], Embedder]:
+    from adventures import Embedder
+
     if spec:
-        model = Embedder(spec, device=device, threads=threads, quantize=quantize)
-        return Library.open(path, embedder=model, colbert=tokens)
+        return partial(Embedder, spec, device=device, threads=threads, quantize=quantize)
     made_with = metadata.get("model", {})
     name = made_with.get("name", EMBEDDER)
     commits = made_with.get("revision", "").split("+")
@@ -259,13 +304,9 @@ def open_library(
     commit = commits[0] or None if "/" in model_name else None
     if "/" in adapter and len(commits) > 1:
         name = f"{name}@{commits[-1]}"
-    try:
-        model = Embedder(name, revision=commit, device=device, threads=threads, quantize=quantize, precision=precision)
-    except LookupError as error:
-        raise LookupError(
-            f"the library's model {name!r} is not found by its name; name its path with --embedder"
-        ) from error
-    return Library.open(path, embedder=model, colbert=tokens)
+    return partial(
+        Embedder, name, revision=commit, device=device, threads=threads, quantize=quantize, precision=precision
+    )
 
 
 def _open_colbert(source: dict[str, Any], spec: str | None, threads: int | None) -> ColBERT | None:

@@ -1,0 +1,152 @@
+"""One published version of a library in LanceDB, read: its passages, and what is near to a vector or fits words."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lancedb.query import MatchQuery
+
+from adventures.columns import is_json
+from adventures.filters import condition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import pyarrow as pa
+    from lancedb.table import Table
+    from numpy.typing import NDArray
+
+_SOURCE = b"adventures.source"
+# LanceDB's own batches are of a thousand rows; to look each of a million up in a set, the set is prepared that often.
+_BATCH = 65_536
+# What an index is asked for: the partitions it looks into, and how many candidates per hit are compared exactly.
+_PROBES = 64
+_REFINE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LanceSnapshot:
+    """One published version of a library's table.
+
+    Attributes:
+        table: The LanceDB table, checked out at `version`; read only.
+        version: LanceDB's version number.
+        record: What the passages were made with: format, model, metric.
+        source: The Delta table they mirror: table, version, columns, counts. Empty before the first sync.
+        rows: How many passages it holds.
+        schema: Its columns.
+        indexed: The columns that have an index.
+    """
+
+    table: Table
+    version: int
+    record: dict[str, Any]
+    source: dict[str, Any]
+    rows: int
+    schema: pa.Schema
+    indexed: frozenset[str]
+
+    @contextmanager
+    def held(self) -> Iterator[LanceSnapshot]:
+        """This version: LanceDB's stay as they are."""
+        yield self
+
+    def digests(self) -> Iterator[pa.RecordBatch]:
+        """Yields `row_id`, `ordinal`, `text_hash`, `row_hash` and LanceDB's `address` of every passage."""
+        query = self.table.search().select(["row_id", "ordinal", "text_hash", "row_hash"]).with_row_id(True)
+        batches: Any = query.to_batches(_BATCH)
+        for batch in batches:
+            yield batch.rename_columns(["address" if name == "_rowid" else name for name in batch.schema.names])
+
+    def passages(self, addresses: list[int]) -> pa.Table:
+        """Returns `row_id`, `ordinal`, `text` and `vector` of the passages at these addresses."""
+        query = self.table.take_row_ids(addresses)
+        found: pa.Table = query.select(["row_id", "ordinal", "text", "vector"]).to_arrow()
+        return found
+
+    def nearest(
+        self, vector: NDArray[np.float32], where: Mapping[str, object] | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """Returns the passages nearest to a vector `(dim,)` by cosine, in any order."""
+        search: Any = self.table.search(vector, vector_column_name="vector", query_type="vector")
+        search = search.distance_type("cosine").limit(limit)
+        if "vector" in self.indexed:
+            search = search.nprobes(_PROBES).refine_factor(_REFINE)
+        return self._found(search, where)
+
+    def matching(self, words: str, where: Mapping[str, object] | None, limit: int) -> list[dict[str, Any]]:
+        """Returns the passages that words fit best, in any order, with their `_score` by BM25."""
+        if "text" not in self.indexed:
+            return []
+        # A match query is only words: quotes and operators in it are not a syntax that could be wrong.
+        match: Any = MatchQuery
+        return self._found(self.table.search(match(words, "text"), query_type="fts").limit(limit), where)
+
+    def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, str]]:
+        """Returns row, ordinal and text of the passages of stretches: each of a row, from an ordinal to another."""
+        wanted = " OR ".join(
+            f"(row_id = {_quoted(row_id)} AND ordinal BETWEEN {first} AND {last})" for row_id, first, last in stretches
+        )
+        if not wanted:
+            return []
+        search: Any = self.table.search().where(wanted).select(["row_id", "ordinal", "text"]).limit(None)
+        return [(row["row_id"], row["ordinal"], row["text"]) for row in search.to_arrow().to_pylist()]
+
+    def ids(self, where: Mapping[str, object] | None) -> list[str] | None:
+        """Returns the ids of the passages that may answer; None where all may."""
+        filtered = condition(where, self.schema)
+        if filtered is None:
+            return None
+        plain: Any = self.table.search()
+        found: list[str] = plain.where(filtered).select(["id"]).to_arrow().column("id").to_pylist()
+        return found
+
+    def named(self, ids: Iterable[str]) -> list[dict[str, Any]]:
+        """Returns the passages with these ids, in any order."""
+        search: Any = self.table.search()
+        return self._found(search.where(f"id IN ({', '.join(map(_quoted, ids))})"), None)
+
+    def _found(self, search: Any, where: Mapping[str, object] | None) -> list[dict[str, Any]]:
+        filtered = condition(where, self.schema)
+        if filtered is not None:
+            search = search.where(filtered)
+        table = search.to_arrow()
+        if not table.num_rows:
+            return []
+        vectors = np.asarray(table.column("vector").combine_chunks().flatten()).reshape(table.num_rows, -1)
+        nested = self._nested()
+        rows: list[dict[str, Any]] = table.drop_columns(["vector"]).to_pylist()
+        for row, vector in zip(rows, vectors, strict=True):
+            row["vector"] = vector
+            metadata = row.setdefault("metadata", {})
+            for name in nested:
+                if metadata[name] is not None:
+                    metadata[name] = json.loads(metadata[name])
+        return rows
+
+    def _nested(self) -> list[str]:
+        """The metadata columns that are kept as JSON."""
+        if "metadata" not in self.schema.names:
+            return []
+        kind = self.schema.field("metadata").type
+        columns = [kind.field(at) for at in range(kind.num_fields)]
+        return [column.name for column in columns if is_json(column)]
+
+
+def read_source(schema: pa.Schema) -> dict[str, Any]:
+    """Returns what a library's schema says of its Delta table; empty before the first sync."""
+    raw = (schema.field("id").metadata or {}).get(_SOURCE)
+    return dict(json.loads(raw)) if raw else {}
+
+
+def write_source(table: Table, source: dict[str, Any]) -> None:
+    """Records the Delta table that the rows mirror; one commit, no rewriting."""
+    table.update_field_metadata({"path": "id", "metadata": {_SOURCE.decode(): json.dumps(source)}})
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
