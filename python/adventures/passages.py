@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from adventures.delta import RowBatch, RowSource
     from adventures.journal import Journal
     from adventures.storage import Snapshot
+
+_T = TypeVar("_T")
 
 # What is in memory at once: texts of this many rows, and vectors of this many passages.
 _ROWS = 512
@@ -96,21 +99,25 @@ class Writer:
 
     def batches(self, picker: Picker, bar: tqdm[Any]) -> Iterator[pa.RecordBatch]:
         """Yields passages of all rows that `picker` chooses."""
+        for rows, some, pieces in _ahead(self._read(picker)):
+            yield from self._restocked(rows, some) if pieces is None else self._embedded(rows, pieces)
+            bar.update(len(some))
+            if pieces is not None:
+                elapsed = bar.format_dict["elapsed"] or 1.0
+                bar.set_postfix_str(f"{self.work.tokens / elapsed:,.0f} tokens/s", refresh=False)
+
+    def _read(self, picker: Picker) -> Iterator[tuple[_Rows, list[int], list[_Piece] | None]]:
+        """Yields some chosen rows at a time: those whose passages are known, and those with passages to embed."""
         for batch in self._source.batches():
             rows = _Rows.of(batch, picker)
             is_known = self.known.difference.changes[rows.positions] <= Change.METADATA
             known, unknown = np.flatnonzero(is_known), np.flatnonzero(~is_known)
             for some in _slices(known, rows):
-                yield from self._restocked(rows, some)
-                bar.update(len(some))
+                yield rows, some, None
             for some in _slices(unknown, rows):
-                yield from self._embedded(rows, some)
-                bar.update(len(some))
-                elapsed = bar.format_dict["elapsed"] or 1.0
-                bar.set_postfix_str(f"{self.work.tokens / elapsed:,.0f} tokens/s", refresh=False)
+                yield rows, some, self._pieces(rows, some)
 
-    def _embedded(self, rows: _Rows, some: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        pieces = self._pieces(rows, some)
+    def _embedded(self, rows: _Rows, pieces: list[_Piece]) -> Iterator[pa.RecordBatch]:
         for start in range(0, len(pieces), _PASSAGES):
             part = pieces[start : start + _PASSAGES]
             texts = pa.array([piece.text for piece in part])
@@ -222,6 +229,16 @@ class _Rows:
         value = self.batch.texts[self.indices[row]]
         assert value is not None
         return value
+
+
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The items; while one is worked on, a thread makes the next: reading and digests keep no model waiting."""
+    end = object()
+    with ThreadPoolExecutor(1, "adventures-read") as pool:
+        coming: Future[Any] = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
 
 
 def _slices(some: np.ndarray[Any, Any], rows: _Rows) -> Iterator[list[int]]:
