@@ -24,8 +24,8 @@ _SOURCE = b"adventures.source"
 # LanceDB's own batches are of a thousand rows; to look each of a million up in a set, the set is prepared that often.
 _BATCH = 65_536
 # What an index is asked for: the partitions it looks into, and how many candidates per hit are compared exactly.
-_PROBES = 64
-_REFINE = 10
+_PROBES = 32
+_REFINE = 5
 
 
 @dataclass(frozen=True, slots=True)
