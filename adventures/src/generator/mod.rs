@@ -113,7 +113,7 @@ pub struct Generator {
 impl Generator {
     /// Loads a `.gguf` file, or a directory with `config.json`, `tokenizer.json` and safetensors.
     pub fn load(path: impl AsRef<Path>, options: &GeneratorOptions) -> Result<Self> {
-        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let device = device::accelerator(&options.device)?;
         let path = path.as_ref();
         let threads = device::threads(options.threads)?;
         let slots = match options.slots {
@@ -127,6 +127,7 @@ impl Generator {
             prefix_bytes: options.prefix_bytes,
             adapters: options.adapters.clone(),
             quantize: options.quantize,
+            device,
         };
         let (lm, tokenizer, source, architecture) = if path.is_dir() {
             let checkpoint = Arc::new(Checkpoint::open(path)?);

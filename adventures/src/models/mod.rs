@@ -3,6 +3,7 @@
 pub mod classifier;
 pub mod decoder;
 pub mod encoder;
+mod tensors;
 
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
