@@ -45,10 +45,11 @@ fn card(spec: &str, n: usize) -> Result<Device> {
     use candle_core::cuda_backend::cudarc::driver::CudaContext;
     use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
 
-    // Older cards have no bfloat16, and candle's kernels are compiled for this or for what the build asked for.
+    // Older cards have no bfloat16.
     const LEAST: (i32, i32) = (8, 0);
+    // What candle's kernels are compiled for: they run on cards of the same generation, from this one on.
     let built = option_env!("CUDA_COMPUTE_CAP").and_then(|cap| cap.parse::<i32>().ok());
-    let least = built.map_or(LEAST, |cap| LEAST.max((cap / 10, cap % 10)));
+    let least = built.map_or(LEAST, |cap| (cap / 10, cap % 10));
     let cards = match CudaContext::device_count() {
         Ok(cards) => usize::try_from(cards).unwrap_or(0),
         Err(e) => return unsupported!("device {spec:?}: the driver finds no card: {e}"),
@@ -65,13 +66,10 @@ fn card(spec: &str, n: usize) -> Result<Device> {
         number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
         number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
     );
-    if found < least {
+    if found < least.max(LEAST) || (built.is_some() && found.0 != least.0) {
+        let ((major, minor), (least, from)) = (found, least);
         return unsupported!(
-            "device {spec:?}: its compute capability is {}.{}; this build needs {}.{} or more",
-            found.0,
-            found.1,
-            least.0,
-            least.1
+            "device {spec:?}: its compute capability is {major}.{minor}; this build is for {least}.{from} and later {least}.x"
         );
     }
     Ok(device)

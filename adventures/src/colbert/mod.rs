@@ -83,14 +83,14 @@ impl ColBERT {
     ///
     /// Fails where it has no projection, where the tokenizer does not fit, or where an option is out of range.
     pub fn load(dir: impl AsRef<Path>, options: &ColBERTOptions) -> Result<Self> {
-        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let device = device::accelerator(&options.device)?;
         let pool = Arc::new(device::pool(device::threads(options.threads)?, "colbert")?);
         let root = dir.as_ref();
         let Source { checkpoint, projection, settings } = Source::open(root)?;
         let tokenizer = checkpoint.tokenizer()?;
         checkpoint.check_tokenizer(&tokenizer)?;
         let reader = Reader::new(tokenizer, &settings, root)?;
-        let encoder = encoder::load(&checkpoint, options.precision, Arc::clone(&pool))?;
+        let encoder = encoder::load(&checkpoint, options.precision, Arc::clone(&pool), device.as_ref())?;
         let dim = dense::outputs(&projection, encoder.hidden_size(), root)?;
         let context = encoder.context();
         let query_maxlen = options.query_maxlen.unwrap_or(settings.query_maxlen.min(context));

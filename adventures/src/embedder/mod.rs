@@ -126,7 +126,7 @@ impl Embedder {
     /// `llm2vec_config.json`. Fails where a module of `modules.json` is not supported, where the tokenizer does not fit the
     /// weights, or where an option is out of range.
     pub fn load(dir: impl AsRef<Path>, options: &EmbedderOptions) -> Result<Self> {
-        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let device = device::accelerator(&options.device)?;
         let pool = Arc::new(device::pool(device::threads(options.threads)?, "embedder")?);
         let root = dir.as_ref();
         if root.is_file() {
@@ -154,11 +154,12 @@ impl Embedder {
             let options = DecoderOptions {
                 adapters: options.adapters.clone(),
                 quantize: options.quantize,
+                device: device.clone(),
                 ..DecoderOptions::default()
             };
             decoder::bidirectional(Arc::clone(&checkpoint), &options, Arc::clone(&pool))?
         } else {
-            encoder::load(&checkpoint, options.precision, Arc::clone(&pool))?
+            encoder::load(&checkpoint, options.precision, Arc::clone(&pool), device.as_ref())?
         };
         let settings = checkpoint.json("sentence_bert_config.json")?.unwrap_or_default();
         let own = path.as_ref().map(|path| path.max);

@@ -45,13 +45,13 @@ struct Pair {
 impl CrossEncoder {
     /// Loads the checkpoint in `dir`, laid out as Hugging Face saves it.
     pub fn load(dir: impl AsRef<Path>, options: &RerankerOptions) -> Result<Self> {
-        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let device = device::accelerator(&options.device)?;
         let pool = Arc::new(device::pool(device::threads(options.threads)?, "reranker")?);
         let checkpoint = Checkpoint::open(dir)?;
         let tokenizer = checkpoint.tokenizer()?;
         checkpoint.check_tokenizer(&tokenizer)?;
         let activation = options.activation.map_or_else(|| Activation::stated(&checkpoint), Ok)?;
-        let classifier = Classifier::load(&checkpoint, options.precision, Arc::clone(&pool))?;
+        let classifier = Classifier::load(&checkpoint, options.precision, Arc::clone(&pool), device.as_ref())?;
         let context = classifier.context();
         let special = tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(true));
         let max_tokens = match options.max_tokens {

@@ -121,4 +121,8 @@ impl CausalLm for Decoder {
     fn step(&self, steps: &mut [Step<'_>]) -> Vec<Result<Vec<Vec<f32>>>> {
         run::step(&self.0, steps)
     }
+
+    fn step_best(&self, steps: &mut [Step<'_>], vocab: usize) -> Option<Vec<Result<Vec<u32>>>> {
+        Some(run::step_best(&self.0, steps, vocab))
+    }
 }

@@ -6,7 +6,7 @@ use super::pass::{self, Segment, Wanted};
 use crate::error::{Error, Result, invalid};
 use crate::models::tensors::MOST_SCORES;
 use crate::models::{Run, Step};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::any::Any;
 use std::sync::Arc;
 
@@ -90,6 +90,31 @@ impl Run for Reading {
 
 /// Reads the tokens of several runs of one model in one pass; see [`crate::models::CausalLm::step`].
 pub(super) fn step(model: &Arc<Model>, steps: &mut [Step<'_>]) -> Vec<Result<Vec<Vec<f32>>>> {
+    let rows = |logits: Tensor| -> Result<Vec<Result<Vec<f32>>>> {
+        let rows: Vec<Vec<f32>> = logits.to_vec2()?;
+        Ok(rows.into_iter().map(|row| check_finite(&row).map(|()| row)).collect())
+    };
+    together(model, steps, rows)
+}
+
+/// The same for the highest logits: two numbers of each row are copied from the device.
+pub(super) fn step_best(model: &Arc<Model>, steps: &mut [Step<'_>], vocab: usize) -> Vec<Result<Vec<u32>>> {
+    let rows = |logits: Tensor| -> Result<Vec<Result<u32>>> {
+        // Ids are whole in single precision, as vocabularies are below 2^24. A sum is no number where a logit is none.
+        let logits = logits.narrow(1, 0, vocab.min(logits.dim(1)?))?.contiguous()?;
+        let best = logits.argmax_keepdim(1)?.to_dtype(DType::F32)?;
+        let found: Vec<Vec<f32>> = Tensor::cat(&[best, logits.sum_keepdim(1)?], 1)?.to_vec2()?;
+        Ok(found.iter().map(|row| check_finite(row).map(|()| row[0] as u32)).collect())
+    };
+    together(model, steps, rows)
+}
+
+/// Reads the tokens of several runs of one model in one pass; returns what `rows` makes of the logits, a row for each token.
+fn together<T>(
+    model: &Arc<Model>,
+    steps: &mut [Step<'_>],
+    rows: impl FnOnce(Tensor) -> Result<Vec<Result<T>>>,
+) -> Vec<Result<Vec<T>>> {
     let mut ids = Vec::new();
     let mut runs: Vec<Result<(&mut Reading, usize)>> = Vec::with_capacity(steps.len());
     for step in steps {
@@ -103,15 +128,13 @@ pub(super) fn step(model: &Arc<Model>, steps: &mut [Step<'_>]) -> Vec<Result<Vec
         });
     }
     let segments: Vec<_> = runs.iter().flatten().map(|(run, tokens)| run.segment(run.len, *tokens)).collect();
-    let rows: Result<Vec<Vec<f32>>> = match segments.is_empty() {
-        true => Ok(Vec::new()),
-        false => pass::run(model, &ids, &segments, Wanted::Each).and_then(|logits| match logits {
-            Some(logits) => Ok(logits.to_vec2()?),
-            None => Ok(Vec::new()),
-        }),
+    let found = if segments.is_empty() {
+        Ok(Vec::new())
+    } else {
+        pass::run(model, &ids, &segments, Wanted::Each).and_then(|logits| logits.map_or_else(|| Ok(Vec::new()), rows))
     };
     drop(segments);
-    let mut rest = match rows {
+    let mut rest = match found {
         Ok(rows) => rows.into_iter(),
         Err(e) => {
             let problem = || Error::Model(candle_core::Error::Msg(e.to_string()));
@@ -120,8 +143,9 @@ pub(super) fn step(model: &Arc<Model>, steps: &mut [Step<'_>]) -> Vec<Result<Vec
     };
     let finish = |run: Result<(&mut Reading, usize)>| {
         let (run, tokens) = run?;
-        let own: Vec<Vec<f32>> = rest.by_ref().take(tokens).collect();
-        own.iter().try_for_each(|row| check_finite(row))?;
+        // All of its rows are taken, whichever of them fails.
+        let own: Vec<Result<T>> = rest.by_ref().take(tokens).collect();
+        let own = own.into_iter().collect::<Result<Vec<T>>>()?;
         run.len += tokens;
         Ok(own)
     };
