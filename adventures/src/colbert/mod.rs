@@ -76,6 +76,7 @@ pub struct ColBERT {
     doc_maxlen: usize,
     precision: Precision,
     pool: Arc<rayon::ThreadPool>,
+    device: String,
 }
 
 impl ColBERT {
@@ -96,7 +97,8 @@ impl ColBERT {
         let query_maxlen = options.query_maxlen.unwrap_or(settings.query_maxlen.min(context));
         let doc_maxlen = options.doc_maxlen.unwrap_or(settings.doc_maxlen.min(context));
         let precision = options.precision;
-        let model = Self { reader, encoder, projection, dim, query_maxlen, doc_maxlen, precision, pool };
+        let device = device::name(device.as_ref());
+        let model = Self { reader, encoder, projection, dim, query_maxlen, doc_maxlen, precision, pool, device };
         model.length("query_maxlen", query_maxlen)?;
         model.length("doc_maxlen", doc_maxlen)?;
         Ok(model)
@@ -134,6 +136,11 @@ impl ColBERT {
     /// Returns what products are rounded to.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Returns how many threads compute.

@@ -109,6 +109,7 @@ pub struct Embedder {
     query_prefix: String,
     passage_prefix: String,
     pool: Arc<rayon::ThreadPool>,
+    device: String,
 }
 
 /// The ids of one text as the encoder reads them.
@@ -195,6 +196,7 @@ impl Embedder {
             query_prefix: options.query_prefix.clone().or(prompts.query).unwrap_or_default(),
             passage_prefix: options.passage_prefix.clone().or(prompts.passage).unwrap_or_default(),
             pool,
+            device: device::name(device.as_ref()),
         };
         for kind in [Kind::Query, Kind::Passage] {
             let taken = embedder.count(&[""], kind)?[0];
@@ -228,6 +230,11 @@ impl Embedder {
     /// Returns how token vectors become one.
     pub fn pooling(&self) -> Pooling {
         self.pooling
+    }
+
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Returns how many threads compute.

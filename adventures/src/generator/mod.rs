@@ -108,6 +108,7 @@ pub struct Generator {
     template: Option<std::result::Result<Template, String>>,
     architecture: String,
     threads: usize,
+    device: String,
 }
 
 impl Generator {
@@ -115,6 +116,7 @@ impl Generator {
     pub fn load(path: impl AsRef<Path>, options: &GeneratorOptions) -> Result<Self> {
         let device = device::accelerator(&options.device)?;
         let path = path.as_ref();
+        let device_name = device::name(device.as_ref());
         let threads = device::threads(options.threads)?;
         let slots = match options.slots {
             None => SLOTS,
@@ -165,6 +167,7 @@ impl Generator {
             template,
             architecture,
             threads,
+            device: device_name,
         })
     }
 
@@ -191,6 +194,11 @@ impl Generator {
     /// Returns how many answers wait, are read and are written now.
     pub fn engine_load(&self) -> EngineLoad {
         self.engine.load()
+    }
+
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Returns how many threads compute.

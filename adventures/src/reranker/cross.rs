@@ -33,6 +33,7 @@ pub struct CrossEncoder {
     precision: Precision,
     activation: Activation,
     pool: Arc<rayon::ThreadPool>,
+    device: String,
 }
 
 /// A question with one document, as the model reads them.
@@ -69,7 +70,16 @@ impl CrossEncoder {
         if max_tokens < special + 2 {
             return invalid!("max_tokens={max_tokens}: special tokens alone take {special}");
         }
-        Ok(Self { tokenizer, classifier, max_tokens, special, precision: options.precision, activation, pool })
+        Ok(Self {
+            tokenizer,
+            classifier,
+            max_tokens,
+            special,
+            precision: options.precision,
+            activation,
+            pool,
+            device: device::name(device.as_ref()),
+        })
     }
 
     /// Returns how many tokens of a question and a document are read at most, special tokens included.
@@ -85,6 +95,11 @@ impl CrossEncoder {
     /// Returns what makes a score of the model's number.
     pub fn activation(&self) -> Activation {
         self.activation
+    }
+
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Returns how many threads compute.
