@@ -1,5 +1,6 @@
 //! How fast models of real shapes run on a device: `ADVENTURES_TEST_DEVICE=cuda … --ignored --nocapture`, which `tools/gpu.sh`
 //! does. Weights are random, so the text means nothing and the time is that of the real ones. Prints a line of JSON for each.
+#![allow(clippy::print_stdout, reason = "what it prints is what it is for")]
 
 use adventures::Precision;
 use adventures::checkpoint::Checkpoint;
@@ -149,7 +150,7 @@ impl Shape {
             table.extend(string(&format!("{name}.weight")));
             let dims: Vec<u64> = cols.iter().chain([rows]).map(|n| *n as u64).collect();
             table.extend((dims.len() as u32).to_le_bytes());
-            dims.iter().for_each(|n| table.extend(n.to_le_bytes()));
+            table.extend(dims.iter().flat_map(|n| n.to_le_bytes()));
             // Vectors are in single precision.
             table.extend(if cols.is_some() { 12_u32 } else { 0 }.to_le_bytes());
             table.extend((end as u64).to_le_bytes());

@@ -17,7 +17,10 @@ def load() -> None:
     global _missing
     if util.find_spec("adventures_cuda") is None:
         return
-    own, other = metadata.version("adventures"), metadata.version("adventures-cuda")
+    try:
+        own, other = metadata.version("adventures"), metadata.version("adventures-cuda")
+    except metadata.PackageNotFoundError:  # a directory of that name, and not what pip installed
+        return
     if own != other:
         _missing = f"adventures-cuda {other} is installed beside adventures {own}; pip install adventures-cuda=={own}"
         return
