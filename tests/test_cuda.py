@@ -46,19 +46,19 @@ def test_what_does_not_load_is_said_and_the_cpu_goes_on(tmp_path: Path) -> None:
     done = run("print(adv.Embedder('all-minilm-l6-v2', device='auto').device)", tmp_path)
     assert done.stdout == "cpu\n", done.stderr
     done = run("adv.Embedder('all-minilm-l6-v2', device='cuda')", tmp_path)
-    assert done.stderr.splitlines()[-1] == (
+    assert (
         'NotImplementedError: device "cuda": adventures-cuda is installed and does not load: '
-        "libcuda.so.1: cannot open shared object file"
-    )
+        "libcuda.so.1: cannot open shared object file\n"
+    ) in done.stderr
 
 
 def test_another_version_is_not_loaded(tmp_path: Path) -> None:
     (install(tmp_path, "0.0.1") / "_adventures.py").write_text("raise SystemExit('loaded')", encoding="utf-8")
     done = run("adv.Generator('smollm2-135m-instruct', device='cuda:1')", tmp_path)
-    assert done.stderr.splitlines()[-1] == (
+    assert (
         f'NotImplementedError: device "cuda:1": adventures-cuda 0.0.1 is installed beside adventures {VERSION}; '
-        f"pip install adventures-cuda=={VERSION}"
-    )
+        f"pip install adventures-cuda=={VERSION}\n"
+    ) in done.stderr
 
 
 def test_it_takes_the_place_of_the_other(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ loaded without a driver, which is why the package for CPUs does not hold it.
 from __future__ import annotations
 
 import sys
-from importlib import import_module, metadata, util
+from importlib import import_module, util
 
 _missing = 'this build of adventures has no CUDA; `pip install adventures-cuda` adds it, or use "cpu"'
 
@@ -17,6 +17,8 @@ def load() -> None:
     global _missing
     if util.find_spec("adventures_cuda") is None:
         return
+    from importlib import metadata  # a tenth of a second, for those alone who have it
+
     try:
         own, other = metadata.version("adventures"), metadata.version("adventures-cuda")
     except metadata.PackageNotFoundError:  # a directory of that name, and not what pip installed
