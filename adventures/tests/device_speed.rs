@@ -56,6 +56,26 @@ const MISTRAL_7B: Shape = Shape {
     tied: false,
 };
 
+/// A type of GGUF's.
+struct Blocks {
+    name: &'static str,
+    number: u32,
+    weights: usize,
+    bytes: usize,
+    /// Numbers in half precision that a block begins with.
+    scales: usize,
+}
+
+const Q4_K: Blocks = Blocks { name: "Q4_K", number: 12, weights: 256, bytes: 144, scales: 2 };
+/// Those that candle has and those that it has not.
+const TYPES: [Blocks; 5] = [
+    Q4_K,
+    Blocks { name: "Q4_0", number: 2, weights: 32, bytes: 18, scales: 1 },
+    Blocks { name: "Q8_0", number: 8, weights: 32, bytes: 34, scales: 1 },
+    Blocks { name: "IQ4_NL", number: 20, weights: 32, bytes: 18, scales: 1 },
+    Blocks { name: "IQ4_XS", number: 23, weights: 256, bytes: 136, scales: 1 },
+];
+
 /// A tensor: name, rows, and columns where it is a matrix.
 type Tensor = (String, usize, Option<usize>);
 
@@ -112,9 +132,9 @@ impl Shape {
         end - if self.tied { 0 } else { 2 * self.vocab * self.hidden }
     }
 
-    /// Writes a GGUF file whose matrices are of type `Q4_K`; returns how many bytes one token reads of it.
-    fn write_q4k(&self, path: &Path) -> usize {
-        const BLOCK: usize = 144;
+    /// Writes a GGUF file whose matrices are of one type; returns how many bytes one token reads of it.
+    fn write_gguf(&self, path: &Path, blocks: &Blocks) -> usize {
+        let Blocks { number, weights, bytes: block_bytes, scales, .. } = *blocks;
         let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
         let key = |name: &str, kind: u32, value: &[u8]| [&string(name)[..], &kind.to_le_bytes(), value].concat();
         let size = |name: &str, n: usize| key(&format!("llama.{name}"), 4, &(n as u32).to_le_bytes());
@@ -152,9 +172,9 @@ impl Shape {
             table.extend((dims.len() as u32).to_le_bytes());
             table.extend(dims.iter().flat_map(|n| n.to_le_bytes()));
             // Vectors are in single precision.
-            table.extend(if cols.is_some() { 12_u32 } else { 0 }.to_le_bytes());
+            table.extend(if cols.is_some() { number } else { 0 }.to_le_bytes());
             table.extend((end as u64).to_le_bytes());
-            let bytes = cols.map_or(4 * rows, |cols| rows * cols / 256 * BLOCK);
+            let bytes = cols.map_or(4 * rows, |cols| rows * cols / weights * block_bytes);
             read += if name == "token_embd" { 0 } else { bytes };
             end += bytes.next_multiple_of(32);
         }
@@ -163,16 +183,16 @@ impl Shape {
         start.resize(start.len().next_multiple_of(32), 0);
         let mut file = create(path);
         file.write_all(&start).expect("it is written");
-        let mut blocks: Vec<u8> = random(1 << 18).flat_map(u16::to_le_bytes).collect();
-        blocks.truncate(blocks.len() / BLOCK * BLOCK);
-        for block in blocks.chunks_exact_mut(BLOCK) {
+        let mut noise: Vec<u8> = random(1 << 18).flat_map(u16::to_le_bytes).collect();
+        noise.truncate(noise.len() / block_bytes * block_bytes);
+        for block in noise.chunks_exact_mut(block_bytes) {
             // Scales of some thousandths, in half precision.
-            block[..4].copy_from_slice(&[0x00, 0x10, 0x00, 0x10]);
+            block[..2 * scales].copy_from_slice(&[0x00, 0x10, 0x00, 0x10][..2 * scales]);
         }
         let ones: Vec<u8> = std::iter::repeat_n(1.0_f32.to_le_bytes(), self.hidden).flatten().collect();
         for (_, rows, cols) in &tensors {
             match cols {
-                Some(cols) => repeat(&mut file, &blocks, rows * cols / 256 * BLOCK),
+                Some(cols) => repeat(&mut file, &noise, rows * cols / weights * block_bytes),
                 None => file.write_all(&ones).expect("it is written"),
             }
         }
@@ -254,13 +274,13 @@ fn decoders() {
         decode(name, bytes, from_checkpoint(checkpoint, &options).expect("it loads").as_ref());
     }
     let path = dir.join("model.gguf");
-    let bytes = MISTRAL_7B.write_q4k(&path);
+    let bytes = MISTRAL_7B.write_gguf(&path, &Q4_K);
     let gguf = Arc::new(Gguf::open(&path).expect("it opens"));
     decode("Mistral-7B Q4_K", bytes, from_gguf(gguf, &options).expect("it loads").as_ref());
     std::fs::remove_dir_all(&dir).expect("it is removed");
 }
 
-/// The same on a shape that a CPU reads in no time, so that the files are known to be right.
+/// Shapes that a CPU reads in no time, so that the files are known to be right; and types as the kernels of this crate read them.
 #[test]
 fn a_small_shape_is_written_and_read() {
     let shape = Shape { hidden: 256, layers: 2, heads: 2, kv_heads: 1, inner: 512, vocab: 1024, ..MISTRAL_7B };
@@ -270,9 +290,20 @@ fn a_small_shape_is_written_and_read() {
     let checkpoint = Arc::new(Checkpoint::open(&dir).expect("it opens"));
     decode("small bf16", bytes, from_checkpoint(checkpoint, &options).expect("it loads").as_ref());
     let path = dir.join("model.gguf");
-    let bytes = shape.write_q4k(&path);
-    let gguf = Arc::new(Gguf::open(&path).expect("it opens"));
-    decode("small Q4_K", bytes, from_gguf(gguf, &options).expect("it loads").as_ref());
+    for blocks in &TYPES {
+        shape.write_gguf(&path, blocks);
+        let logits = |options: &DecoderOptions| -> Vec<f32> {
+            let gguf = Arc::new(Gguf::open(&path).expect("it opens"));
+            let lm = from_gguf(gguf, options).expect("it loads");
+            let ids: Vec<u32> = (0..20).map(|i| i * 37 % 1000).collect();
+            lm.start().read(&ids).expect("it reads").to_vec1().expect("f32")
+        };
+        let (ours, theirs) = (logits(&DecoderOptions::default()), logits(&options));
+        let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        let apart = length(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b)) / length(&mut ours.iter().copied());
+        println!("{}: {apart}", blocks.name);
+        assert!(apart < 0.05, "{}: {apart}", blocks.name);
+    }
     std::fs::remove_dir_all(&dir).expect("it is removed");
 }
 
