@@ -4,6 +4,7 @@
 # make lint | rust-test | python-test | format | mutants | perplexity | goldens | goldens-encoders | bench-generate
 #      bench-engine | bench-embed | bench-maxsim | bench-colbert | bench-server | bench-sync | bench-sync-rate
 #      bench-search | scale-model | ray-test | soak | wheel | clean
+#      cuda-check | cuda-build | cuda-tests | wheel-cuda
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -35,6 +36,7 @@ TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
 .PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-server bench-sync bench-sync-rate
 .PHONY: bench-search scale-model ray-test soak wheel clean
+.PHONY: cuda-check cuda-build cuda-tests wheel-cuda
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
 	$(BIN)/adventures demo
@@ -42,7 +44,7 @@ demo: $(VENV)/installed
 serve: $(VENV)/installed-server
 	$(BIN)/adventures serve --demo
 
-test: lint models rust-test python-test
+test: lint cuda-check models rust-test python-test
 
 lint: $(VENV)/installed-dev $(BIN)/protoc
 	cargo fmt --all --check
@@ -153,6 +155,36 @@ bench-colbert: models
 
 wheel: $(VENV)/installed
 	$(BIN)/maturin build --profile dist --out dist
+
+# What the card is: 80 for A100, 86 for RTX 30, 89 for RTX 40, 90 for H100 and H200.
+export CUDA_COMPUTE_CAP ?= 90
+CUDA := $(CACHE)/cuda-13.0
+# A target of its own: features would have everything else built anew each time. The libraries lie beside the wheel's module.
+CUDA_ENV = PATH=$(CUDA)/cuda/bin:$$PATH CUDA_HOME=$(CUDA)/cuda NVCC=$(CUDA)/cuda/bin/nvcc \
+	CARGO_TARGET_DIR=$(CACHE)/target-cuda RUSTFLAGS='-C link-arg=-Wl,-rpath,$$ORIGIN/../nvidia/cu13/lib'
+
+# The Rust code of the CUDA build, checked without nvcc and without its kernels.
+cuda-check: $(BIN)/maturin
+	mkdir -p $(CACHE)/no-nvcc && ln -sf $(CURDIR)/tools/no_nvcc.sh $(CACHE)/no-nvcc/nvcc
+	PATH=$(CACHE)/no-nvcc:$$PATH NVCC=$(CACHE)/no-nvcc/nvcc CARGO_TARGET_DIR=$(CACHE)/target-cuda-check \
+		cargo clippy --locked --quiet -p adventures -p adventures-py --features adventures-py/cuda -- -D warnings
+
+$(CUDA)/cuda: tools/cuda_toolkit.sh
+	PYTHON=$(PYTHON) tools/cuda_toolkit.sh $(CUDA)
+	touch -h $@
+
+# Candle's kernels take some ten minutes of processor time to compile, once.
+cuda-build: $(CUDA)/cuda $(BIN)/maturin
+	$(CUDA_ENV) cargo build --release --locked -p adventures -p adventures-py --features adventures-py/cuda
+
+# The tests as programs, for `tools/gpu.sh dist/cuda-tests` on a machine that has a card.
+cuda-tests: $(CUDA)/cuda $(BIN)/maturin
+	mkdir -p dist/cuda-tests
+	$(CUDA_ENV) cargo test --release --locked -p adventures --features adventures/cuda --no-run --message-format json \
+		--test device --test device_encoder --test device_speed | $(BIN)/python tools/cuda_tests.py dist/cuda-tests
+
+wheel-cuda: $(CUDA)/cuda $(VENV)/installed
+	cd adventures-cuda && $(CUDA_ENV) $(BIN)/maturin build --release --locked --auditwheel skip --out ../dist
 
 clean:
 	rm -rf $(VENV) dist data

@@ -101,9 +101,8 @@ impl ColBERT {
     }
 
     #[getter]
-    #[allow(clippy::unused_self, reason = "a property in Python")]
-    fn device(&self) -> &'static str {
-        "cpu"
+    fn device(&self) -> &str {
+        self.inner.device()
     }
 
     #[pyo3(signature = (query, *, query_maxlen=None))]
@@ -235,11 +234,12 @@ impl ColBERT {
 
     fn __repr__(&self) -> String {
         format!(
-            "ColBERT({:?}, dim={}, query_maxlen={}, doc_maxlen={}, device=\"cpu\")",
+            "ColBERT({:?}, dim={}, query_maxlen={}, doc_maxlen={}, device={:?})",
             self.name,
             self.inner.dim(),
             self.inner.query_maxlen(),
-            self.inner.doc_maxlen()
+            self.inner.doc_maxlen(),
+            self.inner.device()
         )
     }
 }

@@ -118,9 +118,8 @@ impl Embedder {
     }
 
     #[getter]
-    #[allow(clippy::unused_self, reason = "a property in Python")]
-    fn device(&self) -> &'static str {
-        "cpu"
+    fn device(&self) -> &str {
+        self.inner.device()
     }
 
     #[getter]
@@ -219,10 +218,11 @@ impl Embedder {
 
     fn __repr__(&self) -> String {
         format!(
-            "Embedder({:?}, dim={}, max_tokens={}, device=\"cpu\")",
+            "Embedder({:?}, dim={}, max_tokens={}, device={:?})",
             self.name,
             self.inner.dim(),
-            self.inner.max_tokens()
+            self.inner.max_tokens(),
+            self.inner.device()
         )
     }
 }

@@ -146,9 +146,8 @@ impl Generator {
     }
 
     #[getter]
-    #[allow(clippy::unused_self, reason = "a property in Python")]
-    fn device(&self) -> &'static str {
-        "cpu"
+    fn device(&self) -> &str {
+        self.inner.device()
     }
 
     #[pyo3(signature = (messages, *, max_tokens=512, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_window=64, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None, stop=None, logprobs=None, prompt_lookup=true, prefix="", schema=None, pattern=None, choices=None))]
@@ -284,8 +283,8 @@ impl Generator {
     }
 
     fn __repr__(&self) -> String {
-        let (architecture, context) = (self.inner.architecture(), self.inner.context());
-        format!("Generator({:?}, architecture={architecture:?}, context={context}, device=\"cpu\")", self.name)
+        let (architecture, context, device) = (self.inner.architecture(), self.inner.context(), self.inner.device());
+        format!("Generator({:?}, architecture={architecture:?}, context={context}, device={device:?})", self.name)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::convert::{shown, type_name};
 use adventures::Quantize;
-use pyo3::exceptions::{PyOverflowError, PyRecursionError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyNotImplementedError, PyOverflowError, PyRecursionError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyDict, PyMapping, PyString};
 use std::collections::BTreeMap;
@@ -58,8 +58,15 @@ pub(crate) fn revision<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a s
     text_or_none("revision", value)
 }
 
+/// Returns the name of a device; fails where it is that of a card and this build has no CUDA.
 pub(crate) fn device<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
-    text("device", value)
+    let name = text("device", value)?;
+    if !cfg!(feature = "cuda") && name.starts_with("cuda") {
+        // What the package found when it looked for the build that has.
+        let missing: String = value.py().import("adventures.cuda")?.call_method0("missing")?.extract()?;
+        return Err(PyNotImplementedError::new_err(format!("device {name:?}: {missing}")));
+    }
+    Ok(name)
 }
 
 pub(crate) fn system<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str>> {

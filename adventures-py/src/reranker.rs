@@ -96,9 +96,8 @@ impl Reranker {
     }
 
     #[getter]
-    #[allow(clippy::unused_self, reason = "a property in Python")]
-    fn device(&self) -> &'static str {
-        "cpu"
+    fn device(&self) -> &str {
+        self.inner.device()
     }
 
     fn score(&self, py: Python<'_>, query: &Bound<'_, PyAny>, doc: &Bound<'_, PyAny>) -> PyResult<f32> {
@@ -149,8 +148,9 @@ impl Reranker {
     }
 
     fn __repr__(&self) -> String {
-        let (tokens, activation) = (self.inner.max_tokens(), self.inner.activation().name());
-        format!("Reranker({:?}, max_tokens={tokens}, activation={activation:?}, device=\"cpu\")", self.name)
+        let (tokens, activation, device) =
+            (self.inner.max_tokens(), self.inner.activation().name(), self.inner.device());
+        format!("Reranker({:?}, max_tokens={tokens}, activation={activation:?}, device={device:?})", self.name)
     }
 }
 

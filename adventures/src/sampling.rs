@@ -127,6 +127,14 @@ impl Sampler {
         self.constraint.as_ref().is_some_and(Constraint::is_done)
     }
 
+    /// Returns whether the next token is that of the highest logit, whatever the others are.
+    #[allow(clippy::float_cmp, reason = "these numbers themselves are what changes nothing")]
+    pub(crate) fn is_plain(&self) -> bool {
+        let SamplingOptions { temperature, repeat_penalty, frequency_penalty, presence_penalty, .. } = self.options;
+        let penalized = repeat_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0;
+        temperature == 0.0 && !penalized && self.options.logit_bias.is_empty() && self.constraint.is_none()
+    }
+
     pub(crate) fn seed(&self) -> u64 {
         self.seed
     }

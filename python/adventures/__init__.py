@@ -17,7 +17,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from adventures._adventures import (
+from adventures import cuda
+
+cuda.load()  # before the Rust part is imported
+
+from adventures._adventures import (  # noqa: E402
     AdventuresError,
     BusyError,
     ColBERT,

@@ -87,8 +87,8 @@ class Embedder:
             `tokenizer.json` and safetensors. A directory or id with `adapter_config.json` is a LoRA adapter of PEFT's;
             the model that it names, a path or an id, is found with it. `model+adapter` is a model and its `adapter`.
         revision: The branch, tag or commit of a Hugging Face id.
-        device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on
-            the CPU.
+        device: `"auto"`, which is the CPU, `"cpu"`, `"cuda"` or `"cuda:N"`, where `adventures-cuda` is installed. What
+            this build or machine lacks is an error, never a silent run on the CPU.
         threads: How many threads compute; all that the container grants by default.
         max_tokens: The longest text in tokens, prefix and special tokens included; what the checkpoint states by
             default.
@@ -222,7 +222,7 @@ class Reranker:
         model: A name of the catalogue, a Hugging Face id, or a directory with `config.json`, `tokenizer.json` and
             safetensors.
         revision: The branch, tag or commit of a Hugging Face id.
-        device: `"auto"`, `"cpu"` or `"cuda:N"`.
+        device: `"auto"`, which is the CPU, `"cpu"`, `"cuda"` or `"cuda:N"`, where `adventures-cuda` is installed.
         threads: How many threads compute; all that the container grants by default.
         max_tokens: The longest query and document together, in tokens, special tokens included; what the checkpoint
             states by default.
@@ -357,7 +357,7 @@ class ColBERT:
     Args:
         model: A Hugging Face id, or a directory with `config.json`, `tokenizer.json` and safetensors.
         revision: The branch, tag or commit of a Hugging Face id.
-        device: `"auto"` or `"cpu"`.
+        device: `"auto"`, which is the CPU, `"cpu"`, `"cuda"` or `"cuda:N"`, where `adventures-cuda` is installed.
         threads: How many threads compute; all that the container grants by default.
         query_maxlen: How many tokens a query has, mark and special tokens included; what the checkpoint states by
             default, else 32.
@@ -594,8 +594,8 @@ class Generator:
         model: A name of the catalogue (`adventures models list`), a Hugging Face id, a `.gguf` file, or a directory
             with `config.json`, `tokenizer.json` and safetensors.
         revision: The branch, tag or commit of a Hugging Face id.
-        device: `"auto"`, `"cpu"` or `"cuda:N"`. What this build or machine lacks is an error, never a silent run on
-            the CPU.
+        device: `"auto"`, which is the CPU, `"cpu"`, `"cuda"` or `"cuda:N"`, where `adventures-cuda` is installed. What
+            this build or machine lacks is an error, never a silent run on the CPU.
         threads: How many threads compute; all that the container grants by default.
         context: The most tokens of prompt and answer together; what the model was trained for by default.
         slots: How many answers are computed side by side, from 1 to 64; others wait for their turn.

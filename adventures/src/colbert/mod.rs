@@ -76,6 +76,7 @@ pub struct ColBERT {
     doc_maxlen: usize,
     precision: Precision,
     pool: Arc<rayon::ThreadPool>,
+    device: String,
 }
 
 impl ColBERT {
@@ -83,20 +84,21 @@ impl ColBERT {
     ///
     /// Fails where it has no projection, where the tokenizer does not fit, or where an option is out of range.
     pub fn load(dir: impl AsRef<Path>, options: &ColBERTOptions) -> Result<Self> {
-        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let device = device::accelerator(&options.device)?;
         let pool = Arc::new(device::pool(device::threads(options.threads)?, "colbert")?);
         let root = dir.as_ref();
         let Source { checkpoint, projection, settings } = Source::open(root)?;
         let tokenizer = checkpoint.tokenizer()?;
         checkpoint.check_tokenizer(&tokenizer)?;
         let reader = Reader::new(tokenizer, &settings, root)?;
-        let encoder = encoder::load(&checkpoint, options.precision, Arc::clone(&pool))?;
+        let encoder = encoder::load(&checkpoint, options.precision, Arc::clone(&pool), device.as_ref())?;
         let dim = dense::outputs(&projection, encoder.hidden_size(), root)?;
         let context = encoder.context();
         let query_maxlen = options.query_maxlen.unwrap_or(settings.query_maxlen.min(context));
         let doc_maxlen = options.doc_maxlen.unwrap_or(settings.doc_maxlen.min(context));
         let precision = options.precision;
-        let model = Self { reader, encoder, projection, dim, query_maxlen, doc_maxlen, precision, pool };
+        let device = device::name(device.as_ref());
+        let model = Self { reader, encoder, projection, dim, query_maxlen, doc_maxlen, precision, pool, device };
         model.length("query_maxlen", query_maxlen)?;
         model.length("doc_maxlen", doc_maxlen)?;
         Ok(model)
@@ -134,6 +136,11 @@ impl ColBERT {
     /// Returns what products are rounded to.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Returns how many threads compute.

@@ -109,6 +109,7 @@ pub struct Embedder {
     query_prefix: String,
     passage_prefix: String,
     pool: Arc<rayon::ThreadPool>,
+    device: String,
 }
 
 /// The ids of one text as the encoder reads them.
@@ -126,7 +127,7 @@ impl Embedder {
     /// `llm2vec_config.json`. Fails where a module of `modules.json` is not supported, where the tokenizer does not fit the
     /// weights, or where an option is out of range.
     pub fn load(dir: impl AsRef<Path>, options: &EmbedderOptions) -> Result<Self> {
-        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let device = device::accelerator(&options.device)?;
         let pool = Arc::new(device::pool(device::threads(options.threads)?, "embedder")?);
         let root = dir.as_ref();
         if root.is_file() {
@@ -154,11 +155,12 @@ impl Embedder {
             let options = DecoderOptions {
                 adapters: options.adapters.clone(),
                 quantize: options.quantize,
+                device: device.clone(),
                 ..DecoderOptions::default()
             };
             decoder::bidirectional(Arc::clone(&checkpoint), &options, Arc::clone(&pool))?
         } else {
-            encoder::load(&checkpoint, options.precision, Arc::clone(&pool))?
+            encoder::load(&checkpoint, options.precision, Arc::clone(&pool), device.as_ref())?
         };
         let settings = checkpoint.json("sentence_bert_config.json")?.unwrap_or_default();
         let own = path.as_ref().map(|path| path.max);
@@ -194,6 +196,7 @@ impl Embedder {
             query_prefix: options.query_prefix.clone().or(prompts.query).unwrap_or_default(),
             passage_prefix: options.passage_prefix.clone().or(prompts.passage).unwrap_or_default(),
             pool,
+            device: device::name(device.as_ref()),
         };
         for kind in [Kind::Query, Kind::Passage] {
             let taken = embedder.count(&[""], kind)?[0];
@@ -227,6 +230,11 @@ impl Embedder {
     /// Returns how token vectors become one.
     pub fn pooling(&self) -> Pooling {
         self.pooling
+    }
+
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Returns how many threads compute.

@@ -12,6 +12,14 @@ use crate::sampling::Sampler;
 use crate::tokenizer::{TextStream, Tokenizer};
 use std::sync::Arc;
 
+/// What the next token is chosen from.
+pub(super) enum Choice {
+    /// The logit of each.
+    Logits(Vec<f32>),
+    /// The highest, of which the model alone knows how high it is.
+    Best(u32),
+}
+
 /// How many tokens of a prompt are read between two looks at whether to go on; whole fours, as [`CausalLm`] asks for.
 const PIECE: usize = 128;
 
@@ -121,7 +129,7 @@ impl Answer {
         if self.sampler.is_done() {
             return Ok(Some(Finish::Stop));
         }
-        let finish = self.write(logits.to_vec1()?)?;
+        let finish = self.write(Choice::Logits(logits.to_vec1()?))?;
         Ok(finish.or_else(|| self.full(lm)))
     }
 
@@ -138,14 +146,24 @@ impl Answer {
         Some(Step { run: run.as_mut(), ids: &self.next })
     }
 
-    /// Writes what follows from the logits after each of the tokens of [`Self::step`].
-    pub(super) fn follow(&mut self, lm: &dyn CausalLm, logits: Vec<Vec<f32>>) -> Result<Option<Finish>> {
+    /// Returns whether the model may choose: the highest logit is the next token, and nothing else is told of it.
+    pub(super) fn is_plain(&self) -> bool {
+        self.logprobs.is_none() && self.sampler.is_plain()
+    }
+
+    /// Returns how many tokens there are to choose from.
+    pub(super) fn vocab_size(&self) -> usize {
+        self.tokenizer.vocab_size()
+    }
+
+    /// Writes what follows from the choices after each of the tokens of [`Self::step`].
+    pub(super) fn follow(&mut self, lm: &dyn CausalLm, choices: Vec<Choice>) -> Result<Option<Finish>> {
         let read = std::mem::take(&mut self.next);
         let before = self.run.as_ref().map_or(0, |run| run.len()) - read.len();
         let (guesses, mut right) = (&read[1..], 0);
         let mut finish = None;
-        for (i, logits) in logits.into_iter().enumerate() {
-            finish = self.write(logits)?;
+        for (i, choice) in choices.into_iter().enumerate() {
+            finish = self.write(choice)?;
             let certain = self.history.last().copied();
             if finish.is_some() || guesses.get(i).copied() != certain {
                 break;
@@ -168,11 +186,16 @@ impl Answer {
     }
 
     /// Chooses a token and sends its text; returns why the answer ends, where it does.
-    fn write(&mut self, mut logits: Vec<f32>) -> Result<Option<Finish>> {
-        // A table that is padded to a round number has more rows than there are tokens; what they say means nothing.
-        logits.truncate(self.tokenizer.vocab_size());
-        let said = self.logprobs.map(|n| (n, Logits::new(&logits)));
-        let id = self.sampler.sample(&mut logits, &self.history, self.prompt_tokens)?;
+    fn write(&mut self, choice: Choice) -> Result<Option<Finish>> {
+        let (id, said) = match choice {
+            Choice::Best(id) => (id, None),
+            Choice::Logits(mut logits) => {
+                // A table that is padded to a round number has more rows than there are tokens; what they say means nothing.
+                logits.truncate(self.tokenizer.vocab_size());
+                let said = self.logprobs.map(|n| (n, Logits::new(&logits)));
+                (self.sampler.sample(&mut logits, &self.history, self.prompt_tokens)?, said)
+            }
+        };
         if self.tokenizer.is_end(id) {
             return Ok(Some(self.flush(Finish::Stop)));
         }

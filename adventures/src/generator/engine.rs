@@ -4,7 +4,7 @@
 //! <https://www.usenix.org/conference/osdi22/presentation/yu>): weights are unpacked once for all of them. An answer is the same
 //! to the last bit whatever is computed beside it, as [`CausalLm::step`] promises.
 
-use super::answer::{self, Answer};
+use super::answer::{self, Answer, Choice};
 use super::generation::{Finish, Generation};
 use super::load::{Counts, EngineLoad, Phase, Place};
 use super::stream::{Bell, Stream};
@@ -148,14 +148,14 @@ impl Worker {
         if chosen.is_empty() {
             return false;
         }
-        let mut logits = self.compute(&chosen, (ROWS / chosen.len()).saturating_sub(1)).into_iter();
+        let mut choices = self.compute(&chosen, (ROWS / chosen.len()).saturating_sub(1)).into_iter();
         let mut results: Vec<Result<Option<Finish>>> = chosen.iter().map(|_| Ok(None)).collect();
         let answers = self.answers.iter_mut().enumerate().filter(|(i, _)| chosen.contains(i));
         // Choosing from a large vocabulary takes as long as a layer does: not one answer after the other.
-        let jobs = answers.zip(&mut logits).zip(&mut results).map(|(((_, answer), logits), result)| -> Job<'_> {
+        let jobs = answers.zip(&mut choices).zip(&mut results).map(|(((_, answer), choices), result)| -> Job<'_> {
             answer.stepped = self.turns;
             let lm = lm.as_ref();
-            Box::new(move || *result = logits.and_then(|logits| guard(|| answer.follow(lm, logits))))
+            Box::new(move || *result = choices.and_then(|choices| guard(|| answer.follow(lm, choices))))
         });
         lm.spread(jobs.collect());
         // From the last on: an answer that ends is taken out.
@@ -165,12 +165,21 @@ impl Worker {
         true
     }
 
-    /// The logits after what the `chosen` answers read next, with at most `guesses` beside the token that is certain.
-    fn compute(&mut self, chosen: &[usize], guesses: usize) -> Vec<Result<Vec<Vec<f32>>>> {
+    /// What follows each of what the `chosen` answers read next, with at most `guesses` beside the token that is certain.
+    fn compute(&mut self, chosen: &[usize], guesses: usize) -> Vec<Result<Vec<Choice>>> {
         let lm = self.lm.as_ref();
+        let plain = chosen.iter().all(|i| self.answers[*i].is_plain());
+        let vocab = chosen.first().map_or(0, |i| self.answers[*i].vocab_size());
         let answers = self.answers.iter_mut().enumerate().filter(|(i, _)| chosen.contains(i));
         let mut steps: Vec<Step<'_>> = answers.filter_map(|(_, answer)| answer.step(lm, guesses)).collect();
-        let results = catch_unwind(AssertUnwindSafe(|| lm.step(&mut steps)));
+        let results = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(best) = plain.then(|| lm.step_best(&mut steps, vocab)).flatten() {
+                let choices = |ids: Vec<u32>| ids.into_iter().map(Choice::Best).collect();
+                return best.into_iter().map(|ids| ids.map(choices)).collect::<Vec<Result<Vec<Choice>>>>();
+            }
+            let choices = |rows: Vec<Vec<f32>>| rows.into_iter().map(Choice::Logits).collect();
+            lm.step(&mut steps).into_iter().map(|rows| rows.map(choices)).collect()
+        }));
         match results {
             // A guess that leads to what is no number must not end an answer that would never have come there.
             Ok(results) if guesses > 0 && results.iter().any(Result::is_err) => {
@@ -178,7 +187,7 @@ impl Worker {
                 let mut again = Vec::with_capacity(chosen.len());
                 for (i, result) in chosen.iter().zip(results) {
                     again.push(match result {
-                        Ok(logits) => Ok(logits),
+                        Ok(choices) => Ok(choices),
                         Err(_) => self.compute(&[*i], 0).pop().unwrap_or_else(|| Err(internal("no step was made"))),
                     });
                 }

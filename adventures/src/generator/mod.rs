@@ -108,13 +108,15 @@ pub struct Generator {
     template: Option<std::result::Result<Template, String>>,
     architecture: String,
     threads: usize,
+    device: String,
 }
 
 impl Generator {
     /// Loads a `.gguf` file, or a directory with `config.json`, `tokenizer.json` and safetensors.
     pub fn load(path: impl AsRef<Path>, options: &GeneratorOptions) -> Result<Self> {
-        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let device = device::accelerator(&options.device)?;
         let path = path.as_ref();
+        let device_name = device::name(device.as_ref());
         let threads = device::threads(options.threads)?;
         let slots = match options.slots {
             None => SLOTS,
@@ -127,6 +129,7 @@ impl Generator {
             prefix_bytes: options.prefix_bytes,
             adapters: options.adapters.clone(),
             quantize: options.quantize,
+            device,
         };
         let (lm, tokenizer, source, architecture) = if path.is_dir() {
             let checkpoint = Arc::new(Checkpoint::open(path)?);
@@ -164,6 +167,7 @@ impl Generator {
             template,
             architecture,
             threads,
+            device: device_name,
         })
     }
 
@@ -190,6 +194,11 @@ impl Generator {
     /// Returns how many answers wait, are read and are written now.
     pub fn engine_load(&self) -> EngineLoad {
         self.engine.load()
+    }
+
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Returns how many threads compute.

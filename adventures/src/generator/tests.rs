@@ -100,6 +100,7 @@ fn generator(text: &str, context: usize, pause: Duration) -> Option<(Generator, 
         template: None,
         architecture: "script".into(),
         threads: 1,
+        device: "cpu".into(),
     };
     Some((generator, reads))
 }

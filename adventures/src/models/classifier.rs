@@ -6,6 +6,7 @@ use crate::error::{Result, invalid, unsupported};
 use crate::kernels::math::{LayerNorm, accumulate, layer_norm};
 use crate::kernels::panels::{Kernel, Linear, Precision, Rounded, Then, Threads};
 use crate::kernels::vector::Level;
+use candle_core::Device;
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,8 +29,13 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// Loads the model; it computes on `pool`.
-    pub fn load(checkpoint: &Checkpoint, precision: Precision, pool: Arc<rayon::ThreadPool>) -> Result<Self> {
+    /// Loads the model; it computes on `pool`, and its layers on `device` where there is one.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        precision: Precision,
+        pool: Arc<rayon::ThreadPool>,
+        device: Option<&Device>,
+    ) -> Result<Self> {
         let (place, config) = (checkpoint.dir().display(), checkpoint.config());
         let text = |field: &str| config.get(field).and_then(Value::as_str);
         let weight_of = |name: &str| format!("{name}.weight");
@@ -57,7 +63,7 @@ impl Classifier {
         if let Some(other) = text("classifier_activation").filter(|name| modern && *name != "gelu") {
             return unsupported!("{place}: classifier_activation {other:?}; only \"gelu\" is supported");
         }
-        let encoder = encoder::load(checkpoint, precision, pool)?;
+        let encoder = encoder::load(checkpoint, precision, pool, device)?;
         let width = encoder.hidden_size();
         let vector = |name: &str, zeros: bool| {
             if zeros && !checkpoint.has(name) { Ok(vec![0.0; width]) } else { checkpoint.tensor(name, &[width]) }

@@ -33,6 +33,7 @@ pub struct CrossEncoder {
     precision: Precision,
     activation: Activation,
     pool: Arc<rayon::ThreadPool>,
+    device: String,
 }
 
 /// A question with one document, as the model reads them.
@@ -45,13 +46,13 @@ struct Pair {
 impl CrossEncoder {
     /// Loads the checkpoint in `dir`, laid out as Hugging Face saves it.
     pub fn load(dir: impl AsRef<Path>, options: &RerankerOptions) -> Result<Self> {
-        device::device(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let device = device::accelerator(&options.device)?;
         let pool = Arc::new(device::pool(device::threads(options.threads)?, "reranker")?);
         let checkpoint = Checkpoint::open(dir)?;
         let tokenizer = checkpoint.tokenizer()?;
         checkpoint.check_tokenizer(&tokenizer)?;
         let activation = options.activation.map_or_else(|| Activation::stated(&checkpoint), Ok)?;
-        let classifier = Classifier::load(&checkpoint, options.precision, Arc::clone(&pool))?;
+        let classifier = Classifier::load(&checkpoint, options.precision, Arc::clone(&pool), device.as_ref())?;
         let context = classifier.context();
         let special = tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(true));
         let max_tokens = match options.max_tokens {
@@ -69,7 +70,16 @@ impl CrossEncoder {
         if max_tokens < special + 2 {
             return invalid!("max_tokens={max_tokens}: special tokens alone take {special}");
         }
-        Ok(Self { tokenizer, classifier, max_tokens, special, precision: options.precision, activation, pool })
+        Ok(Self {
+            tokenizer,
+            classifier,
+            max_tokens,
+            special,
+            precision: options.precision,
+            activation,
+            pool,
+            device: device::name(device.as_ref()),
+        })
     }
 
     /// Returns how many tokens of a question and a document are read at most, special tokens included.
@@ -85,6 +95,11 @@ impl CrossEncoder {
     /// Returns what makes a score of the model's number.
     pub fn activation(&self) -> Activation {
         self.activation
+    }
+
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Returns how many threads compute.

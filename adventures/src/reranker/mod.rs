@@ -200,6 +200,14 @@ impl Reranker {
         }
     }
 
+    /// Returns what computes: `"cpu"` or `"cuda:N"`.
+    pub fn device(&self) -> &str {
+        match self {
+            Self::Cross(model) => model.device(),
+            Self::Late(model) => model.device(),
+        }
+    }
+
     /// Returns how many threads compute.
     pub fn threads(&self) -> usize {
         match self {

@@ -5,7 +5,7 @@
 //! multiplies them into a mask of zeros.
 
 use super::Model;
-use super::config::Activation;
+use super::config::{Activation, Config};
 use super::pass::{ROWS, add_bias, add_normed, embed, norm_rows, place};
 use super::weights::{Layer, Weight};
 use crate::error::{Result, invalid, unsupported};
@@ -34,25 +34,32 @@ impl Encoder for Bidirectional {
 
     fn encode(&self, batch: &Batch) -> Result<Tensor> {
         let Model { config, context, pool, .. } = &self.0;
+        check(batch, config, *context)?;
         let count = batch.ids.len();
-        if batch.lengths.iter().sum::<usize>() != count || batch.lengths.contains(&0) {
-            return invalid!("lengths {:?} of {count} tokens", batch.lengths);
-        }
-        if !batch.attended.is_empty() {
-            return unsupported!("a decoder without its mask attends to all tokens");
-        }
-        if let Some(length) = batch.lengths.iter().find(|length| *length > context) {
-            return invalid!("{length} tokens do not fit the context of {context} tokens");
-        }
-        if let Some(id) = batch.ids.iter().find(|id| **id as usize >= config.vocab) {
-            return invalid!("token {id} is outside of the vocabulary of {}", config.vocab);
-        }
         let hidden = pool.install(|| Pass::new(&self.0, batch).run());
         if let Some(x) = hidden.iter().find(|x| !x.is_finite()) {
             return invalid!("the model computed {x} for a hidden state: its weights are damaged, or too large for it");
         }
         Ok(Tensor::from_vec(hidden, (count, config.hidden), &Device::Cpu)?)
     }
+}
+
+/// Fails where `batch` cannot be read.
+pub(super) fn check(batch: &Batch, config: &Config, context: usize) -> Result<()> {
+    let count = batch.ids.len();
+    if batch.lengths.iter().sum::<usize>() != count || batch.lengths.contains(&0) {
+        return invalid!("lengths {:?} of {count} tokens", batch.lengths);
+    }
+    if !batch.attended.is_empty() {
+        return unsupported!("a decoder without its mask attends to all tokens");
+    }
+    if let Some(length) = batch.lengths.iter().find(|length| **length > context) {
+        return invalid!("{length} tokens do not fit the context of {context} tokens");
+    }
+    if let Some(id) = batch.ids.iter().find(|id| **id as usize >= config.vocab) {
+        return invalid!("token {id} is outside of the vocabulary of {}", config.vocab);
+    }
+    Ok(())
 }
 
 /// One batch's way through the layers.

@@ -2,7 +2,8 @@
 //!
 //! A [`config::Config`] says what differs between them: norms, activation, rotary positions, windows, caps. Weights stay in
 //! their mapped files ([`weights`]), but for those that are changed when they are loaded ([`changes`]); each run owns its
-//! cache ([`cache`]) and its scratch space ([`run`]). [`bidirectional`] is the same decoder as an encoder.
+//! cache ([`cache`]) and its scratch space ([`run`]). [`bidirectional`] is the same decoder as an encoder, and [`device`] is
+//! both of them on an accelerator.
 
 mod adapter;
 mod attend;
@@ -10,6 +11,7 @@ mod bidirectional;
 mod cache;
 mod changes;
 mod config;
+mod device;
 mod from_checkpoint;
 mod from_gguf;
 mod pass;
@@ -26,6 +28,7 @@ use crate::error::{Result, invalid, unsupported};
 use crate::gguf::Gguf;
 use crate::kernels::paged::Number;
 use cache::Shape;
+use candle_core::Device;
 use changes::Changes;
 use config::Config;
 use half::f16;
@@ -52,6 +55,10 @@ pub struct DecoderOptions {
     pub adapters: Vec<PathBuf>,
     /// What the matrices are rounded to; as they are in the checkpoint where it is `None`.
     pub quantize: Option<Quantize>,
+    /// What computes, on candle's tensors, with the weights copied to it; `None` is this crate's own kernels on the CPU.
+    ///
+    /// Not all options reach it: it keeps no prompts, and `threads` do no more than load.
+    pub device: Option<Device>,
 }
 
 const PREFIX_BYTES: usize = 256 << 20;
@@ -106,7 +113,13 @@ pub fn bidirectional(
     pool: Arc<rayon::ThreadPool>,
 ) -> Result<Box<dyn Encoder>> {
     let (config, _) = from_checkpoint::config(&checkpoint)?;
-    let model = Model::new(&Source::Checkpoint(checkpoint), config, Head::None, options, pool)?;
+    let source = Source::Checkpoint(checkpoint);
+    if let Some(device) = &options.device {
+        let context = context(&config, options)?;
+        let weights = weights(&source, &config, Head::None, options, &pool)?;
+        return device::encoder(config, &weights, device, context);
+    }
+    let model = Model::new(&source, config, Head::None, options, pool)?;
     Ok(Box::new(bidirectional::Bidirectional(model)))
 }
 
@@ -129,10 +142,37 @@ struct Model {
 
 fn load(source: &Source, config: Config, head: Head, options: &DecoderOptions) -> Result<Arc<dyn CausalLm>> {
     let pool = Arc::new(crate::device::pool(crate::device::threads(options.threads)?, "decoder")?);
+    if let Some(device) = &options.device {
+        let context = context(&config, options)?;
+        let weights = weights(source, &config, head, options, &pool)?;
+        return device::decoder(config, &weights, device, context);
+    }
     let half = config.half;
     let model = Arc::new(Model::new(source, config, head, options, pool)?);
     let budget = options.prefix_bytes.unwrap_or(PREFIX_BYTES);
     Ok(if half { Arc::new(Decoder::<f16>::new(model, budget)) } else { Arc::new(Decoder::<f32>::new(model, budget)) })
+}
+
+/// Returns how many positions one run may read.
+fn context(config: &Config, options: &DecoderOptions) -> Result<usize> {
+    match options.context {
+        None => Ok(config.context),
+        Some(0) => invalid!("context=0: at least one position is needed"),
+        Some(n) if n > config.context => invalid!("context={n}: the model was made for {} positions", config.context),
+        Some(n) => Ok(n),
+    }
+}
+
+/// Returns the tensors, changed as `options` ask for.
+fn weights(
+    source: &Source,
+    config: &Config,
+    head: Head,
+    options: &DecoderOptions,
+    pool: &rayon::ThreadPool,
+) -> Result<Weights> {
+    let changes = Changes::open(&options.adapters, options.quantize)?;
+    pool.install(|| Weights::find(source, config, head, &changes))
 }
 
 impl Model {
@@ -143,16 +183,8 @@ impl Model {
         options: &DecoderOptions,
         pool: Arc<rayon::ThreadPool>,
     ) -> Result<Self> {
-        let context = match options.context {
-            None => config.context,
-            Some(0) => return invalid!("context=0: at least one position is needed"),
-            Some(n) if n > config.context => {
-                return invalid!("context={n}: the model was made for {} positions", config.context);
-            }
-            Some(n) => n,
-        };
-        let changes = Changes::open(&options.adapters, options.quantize)?;
-        let weights = pool.install(|| Weights::find(source, &config, head, &changes))?;
+        let context = context(&config, options)?;
+        let weights = weights(source, &config, head, options, &pool)?;
         let ropes = [Rope::new(&config, &config.global), Rope::new(&config, &config.local)];
         let shape = config.cache_shape();
         Ok(Self { config, shape, weights, ropes, pool, context })

@@ -37,17 +37,7 @@ impl<N: Number> Reading<N> {
 
     /// Fails where `ids` cannot be read.
     fn check(&self, ids: &[u32]) -> Result<()> {
-        let (vocab, context) = (self.model.config.vocab, self.model.context);
-        if ids.is_empty() {
-            return invalid!("no tokens to read");
-        }
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
-            return invalid!("token {id} is outside of the vocabulary of {vocab}");
-        }
-        if ids.len() > context - self.len {
-            return invalid!("{} tokens after {} do not fit the context of {context} tokens", ids.len(), self.len);
-        }
-        Ok(())
+        check(ids, self.len, self.model.config.vocab, self.model.context)
     }
 
     /// Adds pages for `tokens` more; returns where they go.
@@ -96,6 +86,20 @@ impl<N: Number> Reading<N> {
         cache::forget(&self.model.shape, &mut self.pages, self.len);
         Ok(())
     }
+}
+
+/// Fails where `ids` cannot be read after `len` tokens.
+pub(super) fn check(ids: &[u32], len: usize, vocab: usize, context: usize) -> Result<()> {
+    if ids.is_empty() {
+        return invalid!("no tokens to read");
+    }
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
+        return invalid!("token {id} is outside of the vocabulary of {vocab}");
+    }
+    if ids.len() > context - len {
+        return invalid!("{} tokens after {len} do not fit the context of {context} tokens", ids.len());
+    }
+    Ok(())
 }
 
 impl<N: Number> Run for Reading<N> {

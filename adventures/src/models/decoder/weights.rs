@@ -89,7 +89,7 @@ pub(super) struct Weight {
     place: Place,
     dtype: GgmlType,
     pub(super) rows: usize,
-    cols: usize,
+    pub(super) cols: usize,
 }
 
 /// Where a matrix is.
@@ -103,15 +103,21 @@ enum Place {
 impl Weight {
     /// Returns the matrix where it lies.
     pub(super) fn matrix(&self) -> Matrix<'_> {
-        let (data, gguf) = match &self.place {
-            Place::Mapped { source, name } => {
-                let view = source.find(name).expect("the tensor was there when the model was loaded; this is a bug");
-                (view.data, matches!(source, Source::Gguf(_)))
-            }
-            Place::Owned(data) => (&data[..], false),
-        };
-        let matrix = Matrix::new(self.dtype, self.rows, self.cols, data);
+        let (dtype, data) = self.stored();
+        let matrix = Matrix::new(dtype, self.rows, self.cols, data);
+        let gguf = matches!(&self.place, Place::Mapped { source: Source::Gguf(_), .. });
         if gguf { matrix.as_ggml() } else { matrix }
+    }
+
+    /// Returns how the numbers are stored, and their bytes, row by row.
+    pub(super) fn stored(&self) -> (GgmlType, &[u8]) {
+        let data = match &self.place {
+            Place::Mapped { source, name } => {
+                source.find(name).expect("the tensor was there when the model was loaded; this is a bug").data
+            }
+            Place::Owned(data) => data,
+        };
+        (self.dtype, data)
     }
 
     /// Returns the matrix with `changes` made to it.

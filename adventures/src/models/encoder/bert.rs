@@ -2,7 +2,7 @@
 //! it has learned of distances to its scores.
 
 use super::positions::distances;
-use super::source::{Size, Source, activation, config};
+use super::source::{Pack, Size, Source, activation, config};
 use super::transformer::{Activation, Embeddings, Layer, Positions, Transformer};
 use super::{Options, heads};
 use crate::checkpoint::Checkpoint;
@@ -63,7 +63,7 @@ const MPNET: Names = Names {
     attention_norm: "attention.LayerNorm",
 };
 
-pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer> {
+pub(super) fn load<L: Pack>(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer<L>> {
     let place = checkpoint.dir().display();
     let config: Config = config(checkpoint)?;
     let mpnet = config.model_type == "mpnet";
@@ -117,7 +117,7 @@ pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transfo
     })
 }
 
-impl Layer {
+impl<L: Pack> Layer<L> {
     fn load(source: &Source<'_>, config: &Config, names: &Names, then: Then, options: &Options) -> Result<Self> {
         let (hidden, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let size = |outputs, inputs| Size { outputs, inputs, bias: true };

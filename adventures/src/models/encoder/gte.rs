@@ -2,7 +2,7 @@
 //! positions and a gated network.
 
 use super::positions::Rotary;
-use super::source::{Size, Source, config};
+use super::source::{Pack, Size, Source, config};
 use super::transformer::{Activation, Embeddings, Gate, Layer, Transformer};
 use super::{Options, heads};
 use crate::checkpoint::Checkpoint;
@@ -65,7 +65,7 @@ fn default_packed() -> bool {
     true
 }
 
-pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer> {
+pub(super) fn load<L: Pack>(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer<L>> {
     let place = checkpoint.dir().display();
     let config: Config = config(checkpoint)?;
     let stated = |name: &str, value: &Option<String>, known: &str| match value.as_deref() {
@@ -142,7 +142,13 @@ impl Config {
         }
     }
 
-    fn layer(&self, source: &Source<'_>, rotary: &Arc<Rotary>, gate: Gate, options: &Options) -> Result<Layer> {
+    fn layer<L: Pack>(
+        &self,
+        source: &Source<'_>,
+        rotary: &Arc<Rotary>,
+        gate: Gate,
+        options: &Options,
+    ) -> Result<Layer<L>> {
         let (hidden, inner, eps) = (self.hidden_size, self.intermediate_size, self.layer_norm_eps);
         let size = |outputs, inputs, bias| Size { outputs, inputs, bias };
         let [finer, kernel] = options.kernels();

@@ -1,9 +1,10 @@
 //! Encoders over packed batches: sequences are never padded.
 //!
 //! Linear layers run over the tokens of many sequences at once, attention over each sequence alone, so a vector does not depend on
-//! what is in the batch beside it.
+//! what is in the batch beside it. [`device`] is the same on an accelerator, where that holds but for rounding.
 
 mod bert;
+mod device;
 mod gte;
 mod modern;
 mod nomic;
@@ -13,29 +14,34 @@ mod transformer;
 
 use super::Encoder;
 use crate::checkpoint::Checkpoint;
+use crate::device::name;
 use crate::error::{Result, invalid, unsupported};
 use crate::kernels::attention::Heads;
-use crate::kernels::panels::{Kernel, Precision};
+use crate::kernels::panels::{Kernel, Linear, Precision};
+use candle_core::{DType, Device};
 use rayon::prelude::*;
 use serde_json::Value;
+use source::Pack;
 use std::sync::Arc;
 use transformer::{Layer, Transformer};
 
 /// What reads the weights of one architecture.
-type Load = fn(&Checkpoint, &Options) -> Result<Transformer>;
+type Load<L> = fn(&Checkpoint, &Options) -> Result<Transformer<L>>;
 
 /// The architectures by `model_type` of `config.json`.
-const ARCHITECTURES: [(&str, Load); 9] = [
-    ("bert", bert::load),
-    ("camembert", bert::load),
-    ("gte", gte::load),
-    ("modernbert", modern::load),
-    ("mpnet", bert::load),
-    ("new", gte::load),
-    ("nomic_bert", nomic::load),
-    ("roberta", bert::load),
-    ("xlm-roberta", bert::load),
-];
+fn architectures<L: Pack>() -> [(&'static str, Load<L>); 9] {
+    [
+        ("bert", bert::load),
+        ("camembert", bert::load),
+        ("gte", gte::load),
+        ("modernbert", modern::load),
+        ("mpnet", bert::load),
+        ("new", gte::load),
+        ("nomic_bert", nomic::load),
+        ("roberta", bert::load),
+        ("xlm-roberta", bert::load),
+    ]
+}
 
 /// How an encoder is to compute.
 struct Options {
@@ -43,15 +49,44 @@ struct Options {
     pool: Arc<rayon::ThreadPool>,
 }
 
-/// Returns the encoder that the checkpoint's `model_type` names; it computes on `pool`.
-pub fn load(checkpoint: &Checkpoint, precision: Precision, pool: Arc<rayon::ThreadPool>) -> Result<Box<dyn Encoder>> {
+/// Returns the encoder that the checkpoint's `model_type` names.
+///
+/// It computes on `pool`, or, where there is one, on `device`, which has no products of bytes.
+pub fn load(
+    checkpoint: &Checkpoint,
+    precision: Precision,
+    pool: Arc<rayon::ThreadPool>,
+    device: Option<&Device>,
+) -> Result<Box<dyn Encoder>> {
+    let options = Options { precision, pool };
+    match device {
+        None => Ok(Box::new(read::<Linear>(checkpoint, &options)?)),
+        Some(device) => {
+            let dtype = match precision {
+                Precision::F32 => DType::F32,
+                Precision::Bf16 => DType::BF16,
+                Precision::Int8 => {
+                    return unsupported!(
+                        "precision=\"int8\": on {} \"f32\" and \"bf16\" are supported",
+                        name(Some(device))
+                    );
+                }
+            };
+            Ok(Box::new(device::OnDevice::new(read(checkpoint, &options)?, dtype, device)?))
+        }
+    }
+}
+
+/// Reads the weights of the architecture that `model_type` names.
+fn read<L: Pack>(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer<L>> {
     let kind = checkpoint.config().get("model_type").and_then(Value::as_str).unwrap_or("none");
-    let Some((_, load)) = ARCHITECTURES.iter().find(|(name, _)| *name == kind) else {
-        let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+    let known = architectures::<L>();
+    let Some((_, load)) = known.iter().find(|(name, _)| *name == kind) else {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
         let place = checkpoint.dir().display();
         return unsupported!("{place}: model_type {kind:?}; supported encoders are {}", names.join(", "));
     };
-    Ok(Box::new(load(checkpoint, &Options { precision, pool })?))
+    load(checkpoint, options)
 }
 
 impl Options {
@@ -63,7 +98,11 @@ impl Options {
     }
 
     /// Returns the layers that `load` reads by their number.
-    fn layers(&self, count: usize, load: impl Fn(usize) -> Result<Layer> + Send + Sync) -> Result<Vec<Layer>> {
+    fn layers<L: Pack>(
+        &self,
+        count: usize,
+        load: impl Fn(usize) -> Result<Layer<L>> + Send + Sync,
+    ) -> Result<Vec<Layer<L>>> {
         let together: Result<_> = self.pool.install(|| (0..count).into_par_iter().map(&load).collect());
         // Which of several bad layers a thread finds first is chance; the error is of the first one.
         together.or_else(|_| (0..count).map(load).collect())

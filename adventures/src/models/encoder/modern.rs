@@ -2,7 +2,7 @@
 //! three layers.
 
 use super::positions::Rotary;
-use super::source::{Size, Source, config};
+use super::source::{Pack, Size, Source, config};
 use super::transformer::{Activation, Embeddings, Gate, Layer, Transformer};
 use super::{Options, heads};
 use crate::checkpoint::Checkpoint;
@@ -78,7 +78,7 @@ fn default_every() -> usize {
     3
 }
 
-pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer> {
+pub(super) fn load<L: Pack>(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer<L>> {
     let place = checkpoint.dir().display();
     let config: Config = config(checkpoint)?;
     let (hidden, context) = (config.hidden_size, config.max_position_embeddings);
@@ -154,14 +154,14 @@ impl Config {
         source.scale(name, self.hidden_size, self.norm_eps)
     }
 
-    fn layer(
+    fn layer<L: Pack>(
         &self,
         source: &Source<'_>,
         i: usize,
         rotary: &[Arc<Rotary>; 2],
         gate: Gate,
         options: &Options,
-    ) -> Result<Layer> {
+    ) -> Result<Layer<L>> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let attention = |outputs| Size { outputs, inputs: hidden, bias: self.attention_bias };
         let network = |outputs, inputs| Size { outputs, inputs, bias: self.mlp_bias };

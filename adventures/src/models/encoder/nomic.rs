@@ -2,7 +2,7 @@
 //! biases.
 
 use super::positions::Rotary;
-use super::source::{Size, Source, config};
+use super::source::{Pack, Size, Source, config};
 use super::transformer::{Activation, Embeddings, Gate, Layer, Transformer};
 use super::{Options, heads};
 use crate::checkpoint::Checkpoint;
@@ -72,7 +72,7 @@ struct Shape {
     gate: Gate,
 }
 
-pub(super) fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer> {
+pub(super) fn load<L: Pack>(checkpoint: &Checkpoint, options: &Options) -> Result<Transformer<L>> {
     let config: Config = config(checkpoint)?;
     let shape = config.shape(checkpoint)?;
     let Shape { hidden, layers, context, eps, base, .. } = shape;
@@ -152,7 +152,13 @@ impl Config {
         })
     }
 
-    fn layer(&self, source: &Source<'_>, shape: &Shape, rotary: &Arc<Rotary>, options: &Options) -> Result<Layer> {
+    fn layer<L: Pack>(
+        &self,
+        source: &Source<'_>,
+        shape: &Shape,
+        rotary: &Arc<Rotary>,
+        options: &Options,
+    ) -> Result<Layer<L>> {
         let (hidden, eps) = (shape.hidden, shape.eps);
         let size = |outputs, inputs, bias| Size { outputs, inputs, bias };
         let [finer, kernel] = options.kernels();

@@ -48,6 +48,12 @@ impl Rotary {
         Ok(Self { turns: turns.collect(), pairs: dim / 2 })
     }
 
+    /// Returns the cosines and the sines, `(context, pairs)` each, and the pairs.
+    pub(super) fn tables(&self) -> (Vec<f32>, Vec<f32>, usize) {
+        let (cos, sin) = self.turns.iter().copied().unzip();
+        (cos, sin, self.pairs)
+    }
+
     /// Turns the queries and keys of one sequence; `qkv` is `(tokens, 3 * width)`.
     pub(super) fn apply(&self, qkv: &mut [f32], width: usize, threads: Threads) {
         let turn = |(rows, turns): (&mut [f32], &[(f32, f32)])| {

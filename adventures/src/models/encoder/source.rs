@@ -3,13 +3,25 @@
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid, unsupported};
 use crate::kernels::math::LayerNorm;
-use crate::kernels::panels::{Kernel, Linear, Then};
+use crate::kernels::panels::{self, Kernel, Then};
 use serde::Deserialize;
 
 /// Reads tensors below a prefix.
 pub(super) struct Source<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     prefix: String,
+}
+
+/// A linear layer, as what computes it has it.
+pub(super) trait Pack: Sized + Send {
+    /// Returns the layer `x wᵀ + b`: `weight` is `(outputs, inputs)`, `bias` may be empty.
+    fn pack(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, kernel: Kernel) -> Result<Self>;
+}
+
+impl Pack for panels::Linear {
+    fn pack(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, kernel: Kernel) -> Result<Self> {
+        Self::pack(&weight, &bias, inputs, kernel)
+    }
 }
 
 /// The size of a linear layer, and whether it has a bias.
@@ -45,7 +57,7 @@ impl<'a> Source<'a> {
     }
 
     /// Returns the layer whose outputs are those of the layers `names`, one behind the other.
-    pub(super) fn linear(&self, names: &[&str], size: Size, kernel: Kernel) -> Result<Linear> {
+    pub(super) fn linear<L: Pack>(&self, names: &[&str], size: Size, kernel: Kernel) -> Result<L> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for name in names {
             let at = self.at(name);
@@ -54,17 +66,17 @@ impl<'a> Source<'a> {
                 bias.extend(at.tensor("bias", &[size.outputs])?);
             }
         }
-        Linear::pack(&weight, &bias, size.inputs, kernel)
+        L::pack(weight, bias, size.inputs, kernel)
     }
 
     /// Returns the two layers whose outputs are those of the layer `name`, each of `size`.
-    pub(super) fn halves(&self, name: &str, size: Size, kernel: Kernel) -> Result<[Linear; 2]> {
+    pub(super) fn halves<L: Pack>(&self, name: &str, size: Size, kernel: Kernel) -> Result<[L; 2]> {
         let (at, Size { outputs, inputs, .. }) = (self.at(name), size);
         let weight = at.tensor("weight", &[outputs.saturating_mul(2), inputs])?;
         let bias = if size.bias { at.tensor("bias", &[outputs.saturating_mul(2)])? } else { Vec::new() };
         let half = |i: usize| {
-            let bias = if size.bias { &bias[i * outputs..(i + 1) * outputs] } else { &[] };
-            Linear::pack(&weight[i * outputs * inputs..(i + 1) * outputs * inputs], bias, inputs, kernel)
+            let bias = if size.bias { bias[i * outputs..(i + 1) * outputs].to_vec() } else { Vec::new() };
+            L::pack(weight[i * outputs * inputs..(i + 1) * outputs * inputs].to_vec(), bias, inputs, kernel)
         };
         Ok([half(0)?, half(1)?])
     }

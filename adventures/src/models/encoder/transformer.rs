@@ -20,14 +20,14 @@ const BLOCK_TOKENS: usize = 256;
 const LONG_CHUNK_ROWS: usize = 1024;
 
 /// A bidirectional transformer, as its architecture's file describes it.
-pub(super) struct Transformer {
+pub(super) struct Transformer<L> {
     pub(super) heads: Heads,
     pub(super) level: Level,
     pub(super) context: usize,
     pub(super) embeddings: Embeddings,
     /// What is added to the scores of all layers by distance.
     pub(super) distances: Option<Distances>,
-    pub(super) layers: Vec<Layer>,
+    pub(super) layers: Vec<Layer<L>>,
     /// Where norms stand before attention and network, the one behind all layers; otherwise they stand behind both.
     pub(super) last_norm: Option<LayerNorm>,
     pub(super) pool: Arc<rayon::ThreadPool>,
@@ -52,15 +52,15 @@ pub(super) struct Positions {
 }
 
 /// One layer.
-pub(super) struct Layer {
+pub(super) struct Layer<L> {
     /// Queries, keys and values as one product: `(3 * hidden, hidden)`.
-    pub(super) qkv: Linear,
-    pub(super) attention_out: Linear,
+    pub(super) qkv: L,
+    pub(super) attention_out: L,
     /// None stands before the first layer's attention in ModernBERT, whose embeddings have a norm.
     pub(super) attention_norm: Option<LayerNorm>,
-    pub(super) up: Linear,
-    pub(super) activation: Activation,
-    pub(super) down: Linear,
+    pub(super) up: L,
+    pub(super) activation: Activation<L>,
+    pub(super) down: L,
     pub(super) out_norm: LayerNorm,
     pub(super) rotary: Option<Arc<Rotary>>,
     /// How many tokens away a key may be.
@@ -68,10 +68,10 @@ pub(super) struct Layer {
 }
 
 /// What stands between the products of a feed-forward network.
-pub(super) enum Activation {
+pub(super) enum Activation<L> {
     Plain(Then),
     /// A function of a second product, times the first (Shazeer 2020).
-    Gated(Gate, Linear),
+    Gated(Gate, L),
 }
 
 /// The function of a gate.
@@ -113,7 +113,7 @@ struct Task<'a> {
 }
 
 impl Embeddings {
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.norm.weight.len()
     }
 
@@ -122,23 +122,31 @@ impl Embeddings {
         let width = self.width();
         let row = |i: usize| -> Range<usize> { i * width..(i + 1) * width };
         let padding = self.positions.as_ref().and_then(|positions| positions.padding);
-        let mut next = padding.map_or(0, |padding| padding + 1);
-        for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(width)).enumerate() {
+        let positions = Positions::count(ids, padding);
+        for (i, ((&id, out), position)) in ids.iter().zip(out.chunks_exact_mut(width)).zip(positions).enumerate() {
             out.copy_from_slice(&self.words[row(id as usize)]);
             if !self.types.is_empty() {
                 accumulate(out, &self.types[row(types.get(i).map_or(0, |kind| usize::from(*kind)))]);
             }
             if let Some(positions) = &self.positions {
-                let position = if Some(id) == padding {
-                    id
-                } else {
-                    next += 1;
-                    next - 1
-                };
                 accumulate(out, &positions.table[row(position as usize)]);
             }
         }
         layer_norm(level, out, &self.norm);
+    }
+}
+
+impl Positions {
+    /// Returns the position of each of a sequence's tokens.
+    pub(super) fn count(ids: &[u32], padding: Option<u32>) -> impl Iterator<Item = u32> {
+        let mut next = padding.map_or(0, |padding| padding + 1);
+        ids.iter().map(move |id| {
+            if Some(*id) == padding {
+                return *id;
+            }
+            next += 1;
+            next - 1
+        })
     }
 }
 
@@ -150,9 +158,20 @@ fn fit(space: &mut Vec<f32>, numbers: usize) -> &mut [f32] {
     &mut space[..numbers]
 }
 
-impl Transformer {
+/// What a model can read.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    pub(super) context: usize,
+    pub(super) vocabulary: usize,
+    /// How many types of tokens it tells apart.
+    pub(super) types: usize,
+    /// How far the layer that sees least sees.
+    pub(super) window: usize,
+}
+
+impl Limits {
     /// Fails where this model cannot read `batch`.
-    fn check(&self, batch: &Batch) -> Result<()> {
+    pub(super) fn check(&self, batch: &Batch) -> Result<()> {
         let total: usize = batch.lengths.iter().sum();
         if total != batch.ids.len() {
             return invalid!("the lengths of a batch add up to {total}, but it has {} ids", batch.ids.len());
@@ -164,11 +183,10 @@ impl Transformer {
             return invalid!("a batch of {total} ids has {} token types", batch.types.len());
         }
         self.check_attended(batch)?;
-        let types = self.token_types();
-        if let Some(kind) = batch.types.iter().find(|kind| usize::from(**kind) >= types) {
-            return invalid!("token type {kind}: this model has {types}; its tokenizer does not fit");
+        if let Some(kind) = batch.types.iter().find(|kind| usize::from(**kind) >= self.types) {
+            return invalid!("token type {kind}: this model has {}; its tokenizer does not fit", self.types);
         }
-        let vocabulary = self.embeddings.words.len() / self.hidden_size();
+        let vocabulary = self.vocabulary;
         if let Some(id) = batch.ids.iter().find(|id| **id as usize >= vocabulary) {
             return invalid!(
                 "token id {id}: this model's vocabulary has {vocabulary} entries; its tokenizer does not fit"
@@ -182,7 +200,7 @@ impl Transformer {
         if !attended.is_empty() && attended.len() != lengths.len() {
             return invalid!("a batch of {} sequences says of {} what is attended to", lengths.len(), attended.len());
         }
-        let window = self.layers.iter().filter_map(|layer| layer.window).min().unwrap_or(self.context);
+        let window = self.window;
         for (length, attended) in lengths.iter().zip(attended) {
             if !(1..=*length).contains(attended) || *length > attended + window {
                 return invalid!(
@@ -192,7 +210,22 @@ impl Transformer {
         }
         Ok(())
     }
+}
 
+impl<L> Transformer<L> {
+    /// Returns what this model can read.
+    pub(super) fn limits(&self) -> Limits {
+        let (width, embeddings) = (self.embeddings.width(), &self.embeddings);
+        Limits {
+            context: self.context,
+            vocabulary: embeddings.words.len() / width,
+            types: (embeddings.types.len() / width).max(1),
+            window: self.layers.iter().filter_map(|layer| layer.window).min().unwrap_or(self.context),
+        }
+    }
+}
+
+impl Transformer<Linear> {
     /// Runs whole sequences through all layers, in place in `block.hidden`; leaves it anyhow where `cancel` is set.
     fn run(&self, block: Block<'_>, task: &Task<'_>, scratch: &mut Scratch) {
         let Block { ids, types, lengths, attended, mut hidden } = block;
@@ -273,7 +306,7 @@ impl Transformer {
     }
 }
 
-impl Layer {
+impl Layer<Linear> {
     /// Writes what the second product of the feed-forward network reads to `wide`.
     fn widen(&self, x: &[f32], wide: &mut [f32], ups: &mut Vec<f32>, threads: Threads, rounded: &mut Rounded) {
         match &self.activation {
@@ -292,7 +325,7 @@ impl Layer {
     }
 }
 
-impl Encoder for Transformer {
+impl Encoder for Transformer<Linear> {
     fn hidden_size(&self) -> usize {
         self.embeddings.width()
     }
@@ -302,7 +335,7 @@ impl Encoder for Transformer {
     }
 
     fn token_types(&self) -> usize {
-        (self.embeddings.types.len() / self.hidden_size()).max(1)
+        self.limits().types
     }
 
     fn encode(&self, batch: &Batch) -> Result<Tensor> {
@@ -310,7 +343,7 @@ impl Encoder for Transformer {
     }
 
     fn encode_rows(&self, batch: &Batch, rows: Rows, cancel: &AtomicBool) -> Result<Tensor> {
-        self.check(batch)?;
+        self.limits().check(batch)?;
         let (total, width) = (batch.ids.len(), self.hidden_size());
         let mut hidden = vec![0.0; total * width];
         let mut blocks = Vec::new();
