@@ -36,7 +36,7 @@ pub(crate) struct IndexWriter {
 #[pymethods]
 impl MultiVectorIndex {
     #[staticmethod]
-    #[pyo3(signature = (path, *, dim=None, nbits=4, seed=42, threads=None))]
+    #[pyo3(signature = (path, *, dim=None, nbits=4, seed=42, threads=None, model=None))]
     fn create(
         py: Python<'_>,
         path: PathBuf,
@@ -44,8 +44,9 @@ impl MultiVectorIndex {
         #[pyo3(from_py_with = option::nbits)] nbits: usize,
         #[pyo3(from_py_with = option::index_seed)] seed: u64,
         #[pyo3(from_py_with = option::threads)] threads: Option<usize>,
+        model: Option<String>,
     ) -> PyResult<(Self, IndexWriter)> {
-        let options = IndexOptions { nbits, seed, dim: dim.unwrap_or(0), threads };
+        let options = IndexOptions { nbits, seed, dim: dim.unwrap_or(0), threads, model };
         let (inner, writer) = run(py, |_| adventures::Index::create(&path, &options))?;
         let process = Process::current();
         Ok((Self { inner, process }, IndexWriter { inner: Mutex::new(Some(writer)), process }))
@@ -119,6 +120,7 @@ impl MultiVectorIndex {
         of.set_item("segments", info.segments)?;
         of.set_item("bytes", info.bytes)?;
         of.set_item("seed", info.seed)?;
+        of.set_item("model", info.model)?;
         Ok(of)
     }
 

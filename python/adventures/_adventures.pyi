@@ -877,6 +877,8 @@ class IndexInfo(TypedDict):
     segments: int
     bytes: int
     seed: int
+    model: str | None
+    """What it was said at `create` to be made with."""
 
 @final
 class MultiVectorIndex:
@@ -890,6 +892,7 @@ class MultiVectorIndex:
         nbits: int = 4,
         seed: int = 42,
         threads: int | None = None,
+        model: str | None = None,
     ) -> tuple[MultiVectorIndex, IndexWriter]:
         """Begins an index in an empty directory, which is made if it is not there; it is one once the writer commits.
 

@@ -8,6 +8,8 @@ mod file;
 mod kmeans;
 mod lists;
 mod manifest;
+mod product;
+mod scalar;
 mod search;
 mod segment;
 mod snapshot;
@@ -31,7 +33,7 @@ pub use writer::{Documents, Progress, Writer};
 const MAX_DIM: usize = 4096;
 
 /// How an index is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexOptions {
     /// Bits of a dimension: 1, 2 or 4; 32 keeps the vectors as they are.
     pub nbits: usize,
@@ -41,16 +43,18 @@ pub struct IndexOptions {
     pub dim: usize,
     /// Threads, all where it is `None`.
     pub threads: Option<usize>,
+    /// What the vectors are made with, in words of who makes them; [`IndexInfo`] tells it to who asks.
+    pub model: Option<String>,
 }
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { nbits: 4, seed: 42, dim: 0, threads: None }
+        Self { nbits: 4, seed: 42, dim: 0, threads: None, model: None }
     }
 }
 
 /// What an index is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexInfo {
     /// Commits before this one.
     pub generation: u64,
@@ -72,6 +76,8 @@ pub struct IndexInfo {
     pub bytes: u64,
     /// What it was made with.
     pub seed: u64,
+    /// As of [`IndexOptions`].
+    pub model: Option<String>,
 }
 
 /// What an index and its writer share.
@@ -147,7 +153,7 @@ impl Index {
                 return invalid!("{}: not empty; an index is made in a directory of its own", dir.display());
             }
         }
-        let base = Arc::new(Snapshot::empty(Manifest::new(options.dim, nbits, options.seed)));
+        let base = Arc::new(Snapshot::empty(Manifest::new(options)));
         let index = Self::with(dir, base.clone(), options.threads)?;
         let writer = Writer::new(index.shared.clone(), base, lock, false);
         Ok((index, writer))
@@ -279,6 +285,7 @@ impl Index {
             segments: manifest.segments.len(),
             bytes: manifest.bytes(),
             seed: manifest.seed,
+            model: manifest.model.clone(),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(super) const MAGIC: &[u8; 8] = b"ADVINDEX";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const ALIGN: usize = 64;
 
 /// What the sections hold, in their order. A column has where its values end, then the values.
@@ -47,6 +47,8 @@ pub(crate) struct Segment {
     dim: usize,
     /// Bytes of a compressed token; 0 of an index without a codec.
     row: usize,
+    /// Whether scales are beside the rows.
+    scaled: bool,
     centroids: usize,
     sections: [Range<usize>; SECTIONS],
     /// Where the file has none.
@@ -61,7 +63,8 @@ impl Segment {
         let bad = |e: Error| Error::Invalid(format!("{name}: not a segment of this index: {e}"));
         let (documents, tokens, sections) = read_header(file.bytes()).map_err(bad)?;
         let (row, centroids) = codec.map_or((0, 0), |codec| (codec.layout.row, codec.count()));
-        let mut segment = Self { file, documents, tokens, dim, row, centroids, sections, lists: None };
+        let scaled = codec.is_some_and(|codec| codec.layout.scaled());
+        let mut segment = Self { file, documents, tokens, dim, row, scaled, centroids, sections, lists: None };
         segment.check().map_err(bad)?;
         if centroids > 0 && segment.section(LIST_ENDS).is_empty() {
             segment.lists = Some(lists::make((0..documents).map(|i| segment.tokens(i).centroids), centroids));
@@ -75,7 +78,7 @@ impl Segment {
             count if narrow(count) => 2,
             _ => 4,
         };
-        let scale = if self.centroids == 0 { 0 } else { 2 };
+        let scale = if self.scaled { 2 } else { 0 };
         let listed = if self.section(LIST_ENDS).is_empty() { 0 } else { self.centroids + 1 };
         for (section, size, count) in [
             (TOKEN_ENDS, 8, self.documents + 1),
@@ -181,7 +184,7 @@ impl Segment {
             Centroids::Narrow(all) => Centroids::Narrow(&all[range.clone()]),
             Centroids::Wide(all) => Centroids::Wide(&all[range.clone()]),
         };
-        let scales = &self.numbers(SCALES)[range.clone()];
+        let scales = if self.scaled { &self.numbers(SCALES)[range.clone()] } else { &[] };
         Tokens { centroids, scales, rows: &self.section(ROWS)[range.start * self.row..range.end * self.row] }
     }
 
