@@ -70,12 +70,34 @@ def make(data: Path, model: Path, out: Path) -> None:
                 found[i] = row[: int(mask.sum())]
         return found
 
+    def documents() -> list[Any]:
+        return encode([f"{row['title']} {row['text']}".strip() for row in rows[:DOCUMENTS]], 180)
+
+    def queries() -> list[Any]:
+        others = encode([row["text"] for row in rows[DOCUMENTS : DOCUMENTS + 2 * QUERIES]], TOKENS)
+        return [one for one in others if len(one) == TOKENS][:QUERIES]
+
+    def judged() -> list[Any]:
+        names = {row["_id"]: str(i) for i, row in enumerate(rows[:DOCUMENTS])}
+        judgements: dict[str, dict[str, int]] = {}
+        for split in ("dev", "test"):
+            for line in lines(f"qrels/{split}.tsv")[1:]:
+                query, document, grade = line.split()
+                if document in names:
+                    judgements.setdefault(query, {})[names[document]] = int(grade)
+        asked = [row for row in map(json.loads, lines("queries.jsonl")) if row["_id"] in judgements]
+        (out / "judgements.json").write_text(json.dumps([judgements[row["_id"]] for row in asked]))
+        return encode([row["text"] for row in asked], TOKENS)
+
     with zipfile.ZipFile(data) as archive:
-        rows = [json.loads(line) for line in archive.open("nfcorpus/corpus.jsonl")]
-    documents = encode([f"{row['title']} {row['text']}".strip() for row in rows[:DOCUMENTS]], 180)
-    others = encode([row["text"] for row in rows[DOCUMENTS : DOCUMENTS + 2 * QUERIES]], TOKENS)
-    queries = [one for one in others if len(one) == TOKENS][:QUERIES]
-    for name, arrays in (("documents", documents), ("queries", queries)):
+
+        def lines(name: str) -> list[str]:
+            return archive.read(f"nfcorpus/{name}").decode().splitlines()
+
+        rows = [json.loads(line) for line in lines("corpus.jsonl")]
+        made = {made.__name__: made for made in (documents, queries, judged)}
+        parts = {name: make() for name, make in made.items() if not (out / f"{name}.ends").exists()}
+    for name, arrays in parts.items():
         np.concatenate(arrays).astype("<f4").tofile(out / f"{name}.f32")
         np.cumsum([len(one) for one in arrays]).astype("<u8").tofile(out / f"{name}.ends")
 
@@ -92,13 +114,17 @@ def exact(path: Path) -> dict[str, Any]:
     documents, queries = ragged(path, "documents"), ragged(path, "queries")
     flat = torch.from_numpy(np.concatenate(documents))
     own = torch.repeat_interleave(torch.tensor([len(one) for one in documents]))
-    hits, start = [], time.perf_counter()
-    for query in queries:
+
+    def search(query: Any) -> list[int]:
         products = flat @ torch.from_numpy(query).T
         best = torch.full((len(documents), len(query)), -torch.inf)
         best.scatter_reduce_(0, own[:, None].expand_as(products), products, "amax")
-        hits.append(best.sum(1).topk(K).indices.tolist())
-    return {"rate": len(queries) / (time.perf_counter() - start), "hits": hits}
+        return best.sum(1).topk(K).indices.tolist()
+
+    start = time.perf_counter()
+    hits = [search(query) for query in queries]
+    rate = len(queries) / (time.perf_counter() - start)
+    return {"rate": rate, "hits": hits, "judged": [search(query) for query in ragged(path, "judged")]}
 
 
 def ours(path: Path, nbits: int) -> dict[str, Any]:
@@ -118,12 +144,13 @@ def ours(path: Path, nbits: int) -> dict[str, Any]:
         found = index.search_batch(queries, K)
         rates.append(len(queries) / (time.perf_counter() - start))
     single = timed(lambda query: index.search(query, K), queries)
+    judged = [[int(hit.id) for hit in one] for one in index.search_batch(ragged(path, "judged"), K)]
     start = time.perf_counter()
     index.delete(names[:1000])
     delete = time.perf_counter() - start
     hits = [[int(hit.id) for hit in one] for one in found]
     figures = {"build": build, "bytes": size, "rate": max(rates), "single": single}
-    return {**figures, "delete": delete, "durable": delete, "hits": hits}
+    return {**figures, "delete": delete, "durable": delete, "hits": hits, "judged": judged}
 
 
 def timed(search: Callable[[Any], object], queries: list[Any]) -> list[float]:
@@ -195,7 +222,7 @@ def main() -> None:
         return print(json.dumps({"ours": ours, "fast": fast_plaid}[engine](args.vectors, int(nbits))))
     self = ["tools/bench_colbert.py", "--data", str(args.data), "--vectors", str(args.vectors), "--part"]
     args.vectors.mkdir(parents=True, exist_ok=True)
-    if not (args.vectors / "queries.ends").exists():
+    if not (args.vectors / "judged.ends").exists():
         subprocess.run([args.theirs, *self, "make"], check=True)
     engines = {"torch, exact": [args.theirs, *self, "torch"], "ours, exact": [sys.executable, *self, "ours-32"]}
     for nbits in (4, 2):
@@ -207,6 +234,10 @@ def main() -> None:
     rounds = [{name: child(command) for name, command in engines.items()} for _ in range(args.rounds)]
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
     print(f"{cpu.split(':')[-1].strip() or platform.machine()}, {os.cpu_count()} threads, {args.rounds} rounds")
+    # The interpreters of the peers do not have it.
+    from adventures.evaluate import mean, measure
+
+    judgements = json.loads((args.vectors / "judgements.json").read_text())
     right = [set(one) for one in rounds[0]["torch, exact"]["hits"]]
     for name in engines:
         row = [f"{name:20}"]
@@ -215,6 +246,10 @@ def main() -> None:
             row.append(f"{figure} {statistics.median(values):9.3f} {unit}" if values else "")
         hits = rounds[0][name]["hits"]
         found = statistics.mean(len(best & set(one)) / K for best, one in zip(right, hits, strict=True))
+        if "judged" in rounds[0][name]:
+            found_of = zip(rounds[0][name]["judged"], judgements, strict=True)
+            ndcg = mean([measure([str(i) for i in hits], own) for hits, own in found_of]).ndcg
+            row.append(f"nDCG@{K} of {len(judgements)} judged queries {ndcg:.4f}")
         print("  ".join(row), f" recall@{K} {found:.4f}")
     peers = [(f"ours, {n} bits", f"{peer}, {n} bits") for n in (4, 2) for peer in ("next-plaid", "fast-plaid")]
     for a, b in [*peers, ("ours, exact", "torch, exact")]:

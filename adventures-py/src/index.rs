@@ -93,10 +93,14 @@ impl MultiVectorIndex {
             let found = self.inner.search(&queries.vectors, dim, &queries.ends, &options, ids, cancel)?;
             let hit = |one| {
                 let owned = |text: Option<&str>| text.map(str::to_owned);
-                (found.id(one).to_owned(), owned(found.text(one)), one.score, owned(found.metadata(one)))
+                Ok((found.id(one).to_owned(), owned(found.text(one)?), one.score, owned(found.metadata(one)?)))
             };
-            Ok(found.queries.iter().map(|hits| hits.iter().map(hit).collect()).collect())
+            found.queries.iter().map(|hits| hits.iter().map(hit).collect()).collect()
         })
+    }
+
+    fn verify(&self, py: Python<'_>) -> PyResult<()> {
+        run(py, |_| self.inner.verify())
     }
 
     fn refresh(&self, py: Python<'_>) -> PyResult<bool> {

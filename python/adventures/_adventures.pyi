@@ -902,7 +902,7 @@ class MultiVectorIndex:
         """
     @staticmethod
     def open(path: str | PathLike[str], *, threads: int | None = None) -> MultiVectorIndex:
-        """Opens the last commit; all files are read once and checked.
+        """Opens the last commit; files are memory-mapped, and read when they are used.
 
         Raises:
             FileNotFoundError: There is no index.
@@ -925,6 +925,12 @@ class MultiVectorIndex:
         exhaustive: bool = False,
     ) -> list[list[tuple[str, str | None, float, str | None]]]:
         """Returns id, text, score and the JSON of the metadata of what is nearest to each query, the best first."""
+    def verify(self) -> None:
+        """Reads all files.
+
+        Raises:
+            ValueError: One is not what was written.
+        """
     def refresh(self) -> bool:
         """Reads what others have committed; returns whether there is any."""
     def ids(self) -> list[str]:

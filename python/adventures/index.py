@@ -121,7 +121,9 @@ class ColbertIndex:
 
     @classmethod
     def open(cls, path: str | PathLike[str], model: Model | None = None, *, threads: int | None = None) -> Self:
-        """Opens the last commit of an index; its files are read once and checked.
+        """Opens the last commit of an index.
+
+        Its files are memory-mapped, so that processes share them, and read when they are used; `verify` reads them all.
 
         Raises:
             FileNotFoundError: There is none.
@@ -179,6 +181,14 @@ class ColbertIndex:
     def compact(self) -> None:
         """Gives the room of deleted documents back, and merges small files."""
         self._index.writer().compact()
+
+    def verify(self) -> None:
+        """Reads all files.
+
+        Raises:
+            ValueError: One is not what was written.
+        """
+        self._index.verify()
 
     def refresh(self) -> bool:
         """Reads what other processes have committed; returns whether there is any."""

@@ -24,6 +24,13 @@ pub(crate) struct Record<'a> {
     pub(crate) metadata: Option<&'a str>,
 }
 
+impl<'a> Record<'a> {
+    pub(super) fn of(segment: &'a Segment, document: usize) -> Result<Self> {
+        let (text, metadata) = (segment.text(document)?, segment.metadata(document)?);
+        Ok(Self { id: segment.id(document), text, metadata })
+    }
+}
+
 /// A segment that is being made.
 #[derive(Default)]
 pub(super) struct Builder {
@@ -100,16 +107,25 @@ impl Builder {
     }
 
     /// Adds a document of another segment of the same index as it is.
-    pub(super) fn copy(&mut self, segment: &Segment, document: usize, codec: Option<&Codec>, dim: usize) {
-        let record =
-            Record { id: segment.id(document), text: segment.text(document), metadata: segment.metadata(document) };
-        let Some(codec) = codec else { return self.push(record, segment.vectors(segment.range(document)), dim) };
+    pub(super) fn copy(
+        &mut self,
+        segment: &Segment,
+        document: usize,
+        codec: Option<&Codec>,
+        dim: usize,
+    ) -> Result<()> {
+        let record = Record::of(segment, document)?;
+        let Some(codec) = codec else {
+            self.push(record, segment.vectors(segment.range(document)), dim);
+            return Ok(());
+        };
         let tokens = segment.tokens(document);
         for (i, row) in tokens.rows.chunks_exact(codec.layout.row).enumerate() {
             let scale = tokens.scales.get(i).copied();
             self.put(&Coded { centroid: tokens.centroids.get(i) as u32, scale, row });
         }
         self.end(record, dim);
+        Ok(())
     }
 
     /// Writes the segment, and begins a new one.

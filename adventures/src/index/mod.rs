@@ -125,13 +125,13 @@ impl Results {
         self.snapshot.id(found.document)
     }
 
-    /// Returns the text of a document, if it has one.
-    pub fn text(&self, found: &Found) -> Option<&str> {
+    /// Returns the text of a document, if it has one; fails where it is broken.
+    pub fn text(&self, found: &Found) -> Result<Option<&str>> {
         self.snapshot.text(found.document)
     }
 
-    /// Returns the JSON of a document's metadata, if it has any.
-    pub fn metadata(&self, found: &Found) -> Option<&str> {
+    /// Returns the JSON of a document's metadata, if it has any; fails where it is broken.
+    pub fn metadata(&self, found: &Found) -> Result<Option<&str>> {
         self.snapshot.metadata(found.document)
     }
 }
@@ -159,7 +159,8 @@ impl Index {
         Ok((index, writer))
     }
 
-    /// Opens the last commit of the index in `dir`; all of it is read once, and checked.
+    /// Opens the last commit of the index in `dir`. Its files are memory-mapped, so that processes share them: what lies where is
+    /// checked, and the rest is read when it is used. [`Self::verify`] reads it all.
     pub fn open(dir: impl AsRef<Path>, threads: Option<usize>) -> Result<Self> {
         let snapshot = Snapshot::open(dir.as_ref(), None)?;
         Self::with(dir.as_ref(), Arc::new(snapshot), threads)
@@ -169,6 +170,11 @@ impl Index {
         let dir = std::path::absolute(dir).map_err(|e| Error::io(format!("finding {}", dir.display()), e))?;
         let (current, threads) = (Mutex::new(snapshot), device::threads(threads)?);
         Ok(Self { shared: Arc::new(Shared { dir, current, threads, pool: OnceLock::new() }) })
+    }
+
+    /// Reads all files, and fails where one is not what was written.
+    pub fn verify(&self) -> Result<()> {
+        self.shared.snapshot().parts.iter().try_for_each(|part| part.segment.verify())
     }
 
     /// Reads what others have committed; returns whether there is any.

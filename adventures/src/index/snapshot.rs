@@ -193,13 +193,13 @@ impl Snapshot {
         part.segment.id(i)
     }
 
-    pub(crate) fn text(&self, document: usize) -> Option<&str> {
+    pub(crate) fn text(&self, document: usize) -> Result<Option<&str>> {
         let (part, i) = self.place(document);
         part.segment.text(i)
     }
 
     /// JSON.
-    pub(crate) fn metadata(&self, document: usize) -> Option<&str> {
+    pub(crate) fn metadata(&self, document: usize) -> Result<Option<&str>> {
         let (part, i) = self.place(document);
         part.segment.metadata(i)
     }
@@ -221,6 +221,7 @@ impl Snapshot {
 
 fn open_codec(dir: &Path, file: &FileRef, manifest: &Manifest) -> Result<Codec> {
     let mapped = Mapped::open(dir, file)?;
+    mapped.verify()?;
     let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", mapped.path().display()));
     let codec = Codec::from_bytes(mapped.bytes()).map_err(|e| bad(&e))?;
     if (codec.dim, codec.layout.nbits) != (manifest.dim, manifest.nbits) {

@@ -5,7 +5,6 @@ use super::codec::Codec;
 use super::file;
 use super::kmeans;
 use super::manifest::{Lock, Manifest, SUFFIX, SegmentRef};
-use super::segment::Segment;
 use super::snapshot::{Bits, Snapshot};
 use super::{MAX_DIM, Shared};
 use crate::error::{Error, Result, invalid};
@@ -265,11 +264,12 @@ impl Writer {
         let mut done = 0;
         for part in &whole.parts {
             let (segment, mut document) = (&part.segment, 0);
+            segment.verify()?;
             while document < segment.documents() {
                 let (mut records, mut vectors, mut ends) = (Vec::new(), Vec::new(), Vec::new());
                 while document < segment.documents() && vectors.len() < CHUNK * dim {
                     if !part.deleted.has(document) {
-                        records.push(record(segment, document));
+                        records.push(Record::of(segment, document)?);
                         vectors.extend_from_slice(segment.vectors(segment.range(document)));
                         ends.push(vectors.len() / dim);
                     }
@@ -302,11 +302,13 @@ impl Writer {
                 self.manifest.segments.push(segment);
                 continue;
             }
+            // What is broken must not get a checksum that is right.
+            part.segment.verify()?;
             for document in (0..segment.documents).filter(|document| !part.deleted.has(*document)) {
                 if cancel.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
-                self.builder.copy(&part.segment, document, whole.codec.as_deref(), whole.manifest.dim);
+                self.builder.copy(&part.segment, document, whole.codec.as_deref(), whole.manifest.dim)?;
                 if self.builder.is_full() {
                     self.flush(whole.codec.as_deref())?;
                 }
@@ -328,10 +330,6 @@ impl Drop for Writer {
             Err(_) => {}
         }
     }
-}
-
-fn record(segment: &Segment, document: usize) -> Record<'_> {
-    Record { id: segment.id(document), text: segment.text(document), metadata: segment.metadata(document) }
 }
 
 /// Fails where vectors of `dim` dimensions do not fit an index of `known`, if those are known.
