@@ -177,6 +177,11 @@ impl IndexWriter {
         self.with(py, |writer, _| Ok(writer.delete(&id)))
     }
 
+    fn delete_all(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+        let ids = names(keys)?;
+        self.with(py, |writer, _| Ok(ids.iter().find(|id| !writer.delete(id)).map(ToString::to_string)))
+    }
+
     #[pyo3(signature = (progress=None))]
     fn commit(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<usize> {
         let writer = self.take()?;

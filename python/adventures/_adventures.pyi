@@ -959,6 +959,8 @@ class IndexWriter:
         """
     def delete(self, key: str) -> bool:
         """Deletes a document of the commit before; returns whether it is there."""
+    def delete_all(self, keys: Iterable[str]) -> str | None:
+        """Deletes documents of the commit before up to the first that is not there, and returns that."""
     def commit(self, progress: Callable[[str, int, int], object] | None = None) -> int:
         """Makes all this the index and returns how many documents it has; `progress` is told `(stage, done, total)`."""
     def compact(self) -> int:

@@ -96,7 +96,7 @@ class ColbertIndex:
             metadata: What JSON can hold, one for each document.
             model: What makes vectors of texts, here and in later calls. The index keeps its name, revision and lengths
                 (`info`), and `open` refuses another.
-            nbits: 1, 2 or 4 bits a dimension; 32 keeps the vectors as they are.
+            nbits: 1, 2 (two and a half, to be exact) or 4 bits a dimension; 32 keeps the vectors as they are.
             seed: The same vectors and seed give the same index.
             threads: How many to use; all where it is `None`.
             progress: Is told `(stage, done, total)`; `total` is 0 where it is not known.
@@ -168,15 +168,14 @@ class ColbertIndex:
             raise TypeError(f"ids={ids!r}: expected an iterable of str, not str")
         writer = self._index.writer()
         try:
-            gone = set()
-            for name in ids:
-                if not writer.delete(name):
-                    raise ValueError(f"id {name!r} is not in the index")
-                gone.add(name)
+            gone = list(ids)
+            unknown = writer.delete_all(gone)
+            if unknown is not None:
+                raise ValueError(f"id {unknown!r} is not in the index")
             writer.commit()
         finally:
             writer.abandon()
-        return len(gone)
+        return len(set(gone))
 
     def compact(self) -> None:
         """Gives the room of deleted documents back, and merges small files."""

@@ -107,13 +107,7 @@ impl Builder {
     }
 
     /// Adds a document of another segment of the same index as it is.
-    pub(super) fn copy(
-        &mut self,
-        segment: &Segment,
-        document: usize,
-        codec: Option<&Codec>,
-        dim: usize,
-    ) -> Result<()> {
+    pub(super) fn copy(&mut self, segment: &Segment, document: usize, codec: Option<&Codec>, dim: usize) -> Result<()> {
         let record = Record::of(segment, document)?;
         let Some(codec) = codec else {
             self.push(record, segment.vectors(segment.range(document)), dim);

@@ -9,9 +9,9 @@ use super::kmeans;
 use super::product::{self, Product};
 use super::scalar::{self, Scalar};
 use crate::error::{Result, invalid};
+use crate::kernels::late::{Layout, Levels, codebooks::CODES};
 #[cfg(test)]
 use crate::kernels::late::{ZERO, bf16, codebooks};
-use crate::kernels::late::{Layout, Levels, codebooks::CODES};
 use rand_chacha::ChaCha8Rng;
 use std::sync::atomic::AtomicBool;
 
@@ -229,9 +229,8 @@ impl Codec {
             return invalid!("{} bytes for {count} centroids of {dim} dimensions", rest.len());
         }
         let (scales, rest) = rest.split_at(count * 4);
-        let floats = |bytes: &[u8]| -> Vec<f32> {
-            bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-        };
+        let floats =
+            |bytes: &[u8]| -> Vec<f32> { bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect() };
         let (scales, numbers) = (floats(scales), floats(&header[40..48]));
         if let Some(scale) = scales.iter().chain(&numbers).find(|scale| !scale.is_finite()) {
             return invalid!("a scale of {scale}");

@@ -35,7 +35,7 @@ const MAX_DIM: usize = 4096;
 /// How an index is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexOptions {
-    /// Bits of a dimension: 1, 2 or 4; 32 keeps the vectors as they are.
+    /// Bits of a dimension: 1, 2 (two and a half, to be exact) or 4; 32 keeps the vectors as they are.
     pub nbits: usize,
     /// What the same vectors are compressed the same with.
     pub seed: u64,

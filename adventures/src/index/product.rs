@@ -71,8 +71,7 @@ impl Product {
         let books = starts.windows(2).map(|pair| {
             let size = pair[1] - pair[0];
             let own = &levels[pair[0] * CODES..pair[1] * CODES];
-            let entries: Vec<f32> =
-                (0..size * CODES).map(|i| f32::from(own[i % CODES * size + i / CODES])).collect();
+            let entries: Vec<f32> = (0..size * CODES).map(|i| f32::from(own[i % CODES * size + i / CODES])).collect();
             Book { from: pair[0], to: pair[1], squares: squares(&entries), entries }
         });
         let books = books.collect();

@@ -238,7 +238,8 @@ impl Writer {
         let (dim, nbits, seed) = (self.manifest.dim, self.manifest.nbits, self.manifest.seed);
         let whole = Snapshot::of(&self.shared.dir, self.manifest.clone(), Some(&self.base))?;
         progress("train", 0, tokens)?;
-        let wanted = (kmeans::count(tokens as u64, usize::MAX / 4, nbits) * kmeans::PER_CENTROID).min(SAMPLE).min(tokens);
+        let wanted =
+            (kmeans::count(tokens as u64, usize::MAX / 4, nbits) * kmeans::PER_CENTROID).min(SAMPLE).min(tokens);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut sample = Vec::with_capacity(wanted * dim);
         let mut before = 0;

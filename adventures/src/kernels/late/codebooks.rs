@@ -40,7 +40,11 @@ impl Codebooks {
                 entries.push(u32::from_le_bytes(bytes));
             }
         }
-        Self { starts, entries, scales: std::array::from_fn(|i| half::bf16::from_f32(scale(largest, i as u8)).to_bits()) }
+        Self {
+            starts,
+            entries,
+            scales: std::array::from_fn(|i| half::bf16::from_f32(scale(largest, i as u8)).to_bits()),
+        }
     }
 
     /// Puts the levels of `rows` into `levels`, `width` for each and [`DIMS`] more, and their scales into `scales`.

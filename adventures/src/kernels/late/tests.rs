@@ -16,11 +16,7 @@ fn books(dim: usize) -> Vec<i8> {
 
 /// What codes of `nbits` stand for.
 fn levels(dim: usize, nbits: usize) -> Levels {
-    if nbits == 2 {
-        Levels::Product(Codebooks::new(dim, &books(dim), 1.0 / 64.0))
-    } else {
-        Levels::Scalar(SCALAR)
-    }
+    if nbits == 2 { Levels::Product(Codebooks::new(dim, &books(dim), 1.0 / 64.0)) } else { Levels::Scalar(SCALAR) }
 }
 
 #[test]
