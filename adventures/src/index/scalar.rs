@@ -85,7 +85,9 @@ pub(super) fn levels(residuals: Vec<f32>, dim: usize, count: usize) -> Vec<u8> {
     let mut numbers = residuals;
     for row in numbers.chunks_exact_mut(dim) {
         let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-        row.iter_mut().for_each(|x| *x = if length > 0.0 { *x / length } else { 0.0 });
+        for x in row {
+            *x = if length > 0.0 { *x / length } else { 0.0 };
+        }
     }
     let step = (numbers.len() / SAMPLE).max(1);
     numbers = numbers.into_iter().step_by(step).collect();

@@ -238,7 +238,9 @@ mod tests {
     fn bits_are_read_as_they_were_written() {
         for gone in [&[][..], &[0], &[3, 8, 64, 99], &[99]] {
             let mut bits = Bits::default();
-            gone.iter().for_each(|i| bits.insert(*i));
+            for i in gone {
+                bits.insert(*i);
+            }
             let read = Bits::from_hex(&bits.to_hex(), 100).expect("they are read");
             assert_eq!((0..200).filter(|i| read.has(*i)).collect::<Vec<_>>(), gone);
         }

@@ -16,7 +16,7 @@ pub(crate) struct Codebooks {
     /// Book, code: a level for each dimension, the first in the lowest byte, with [`ZERO`] added.
     entries: Vec<u32>,
     /// The bfloat16 of each byte of a scale.
-    scales: [u16; CODES],
+    scales: Box<[u16; CODES]>,
 }
 
 /// Returns how many books vectors of `dim` dimensions have: two and a half bits a dimension, 30 books of 96.
@@ -40,11 +40,8 @@ impl Codebooks {
                 entries.push(u32::from_le_bytes(bytes));
             }
         }
-        Self {
-            starts,
-            entries,
-            scales: std::array::from_fn(|i| half::bf16::from_f32(scale(largest, i as u8)).to_bits()),
-        }
+        let scales = Box::new(std::array::from_fn(|i| half::bf16::from_f32(scale(largest, i as u8)).to_bits()));
+        Self { starts, entries, scales }
     }
 
     /// Puts the levels of `rows` into `levels`, `width` for each and [`DIMS`] more, and their scales into `scales`.
