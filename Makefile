@@ -2,8 +2,8 @@
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
 # make lint | rust-test | python-test | format | mutants | perplexity | goldens | goldens-encoders | bench-generate
-#      bench-engine | bench-embed | bench-maxsim | bench-colbert | bench-server | bench-sync | bench-sync-rate
-#      bench-search | scale-model | ray-test | soak | wheel | clean
+#      bench-engine | bench-embed | bench-maxsim | bench-colbert | bench-colbert-scale | bench-server | bench-sync
+#      bench-sync-rate | bench-search | scale-model | ray-test | soak | wheel | clean
 #      cuda-check | cuda-build | cuda-tests | wheel-cuda
 
 SHELL := bash
@@ -34,8 +34,8 @@ DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
-.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-server bench-sync bench-sync-rate
-.PHONY: bench-search scale-model ray-test soak wheel clean
+.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-colbert-scale bench-server bench-sync
+.PHONY: bench-sync-rate bench-search scale-model ray-test soak wheel clean
 .PHONY: cuda-check cuda-build cuda-tests wheel-cuda
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
@@ -152,6 +152,10 @@ bench-colbert: models
 	cargo build --release --manifest-path tools/next_plaid/Cargo.toml --target-dir $(CACHE)/next-plaid
 	$(BIN)/python tools/bench_colbert.py --theirs $(CACHE)/goldens/bin/python \
 		--next-plaid $(CACHE)/next-plaid/release/bench-next-plaid $(BENCH)
+
+# ColbertIndex as it grows. BENCH="--passages 10000 100000" leaves out the million, which takes the better part of an hour.
+bench-colbert-scale: $(VENV)/installed
+	$(BIN)/python tools/bench_colbert_scale.py $(BENCH)
 
 wheel: $(VENV)/installed
 	$(BIN)/maturin build --profile dist --out dist

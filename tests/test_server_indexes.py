@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -254,6 +255,18 @@ class TestProblems:
             assert server.get("/ready").status == 200
         finally:
             (root / "broken" / "manifest.json").unlink()
+
+    def test_another_model_is_refused(self, server: Server, root: Path, model: Path, tmp_path: Path) -> None:
+        create(server, "ours", documents(2))
+        made = adv.ColbertIndex.open(root / "ours", adv.ColBERT(model)).info()["model"]
+        assert made is not None
+        assert json.loads(made)["name"].rpartition("/")[2] == model.name
+        assert json.loads(made)["doc_maxlen"] == adv.ColBERT(model).doc_maxlen
+        other = tiny_colbert.colbert(tmp_path / "another", "stanford")
+        adv.ColbertIndex.create(root / "of-another", ["a rope"], model=adv.ColBERT(other))
+        reply = server.post("/query?index_name=of-another", {"text": "a rope"})
+        assert reply.status == 400
+        assert "another" in reply.json()["error"]["message"]
 
     def test_links_lead_nowhere(self, server: Server, root: Path, tmp_path: Path, model: Path) -> None:
         adv.ColbertIndex.create(tmp_path / "secret", ["a secret"], model=adv.ColBERT(model))

@@ -3,10 +3,11 @@
 The vectors are the last hidden states of all-MiniLM-L6-v2, turned to 96 dimensions by a fixed orthogonal matrix and
 scaled to length 1: of 1,500 documents of BEIR's NFCorpus (at most 180 tokens each), and of the first 32 tokens of 200
 others, which are the queries. The interpreter given as --theirs, which has torch and transformers, makes them once.
-Queries are searched in one batch on all threads, the best of three; recall is the share of the ten best by exact MaxSim
-in f32 that are found. `delete` is of 1,000 documents. Peer's figures are the median of the rounds.
+`rate` is of all queries in one batch on all threads, the best of three; `single` of one after the other, each on all
+threads; recall is the share of the ten best by exact MaxSim in f32 that are found. `delete` is of 1,000 documents:
+ours is on the disk then, `durable` is until theirs is, too. Figures are the median of the rounds.
 
-    python tools/bench_colbert.py --theirs PYTHON --next-plaid PROGRAM [--data nfcorpus.zip] [--rounds 3]
+    python tools/bench_colbert.py --theirs PYTHON [--next-plaid PROGRAM] [--fast-plaid PYTHON] [--data nfcorpus.zip]
 """
 
 from __future__ import annotations
@@ -23,14 +24,27 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CACHE = Path.home() / ".cache" / "adventures"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "beir-nfcorpus" / "nfcorpus.zip"
-UNITS = {"build": "s", "bytes": "bytes/token", "rate": "q/s", "delete": "s", "peak": "MiB"}
+UNITS = {
+    "build": "s",
+    "bytes": "bytes/token",
+    "rate": "q/s",
+    "single": "q/s",
+    "delete": "s",
+    "durable": "s",
+    "peak": "MiB",
+}
 DOCUMENTS, QUERIES, DIM, TOKENS, K = 1500, 200, 96, 32, 10
+# Queries one after the other of an engine that takes a good part of a second for each.
+SLOW = 20
 
 
 def make(data: Path, model: Path, out: Path) -> None:
@@ -56,12 +70,34 @@ def make(data: Path, model: Path, out: Path) -> None:
                 found[i] = row[: int(mask.sum())]
         return found
 
+    def documents() -> list[Any]:
+        return encode([f"{row['title']} {row['text']}".strip() for row in rows[:DOCUMENTS]], 180)
+
+    def queries() -> list[Any]:
+        others = encode([row["text"] for row in rows[DOCUMENTS : DOCUMENTS + 2 * QUERIES]], TOKENS)
+        return [one for one in others if len(one) == TOKENS][:QUERIES]
+
+    def judged() -> list[Any]:
+        names = {row["_id"]: str(i) for i, row in enumerate(rows[:DOCUMENTS])}
+        judgements: dict[str, dict[str, int]] = {}
+        for split in ("dev", "test"):
+            for line in lines(f"qrels/{split}.tsv")[1:]:
+                query, document, grade = line.split()
+                if document in names:
+                    judgements.setdefault(query, {})[names[document]] = int(grade)
+        asked = [row for row in map(json.loads, lines("queries.jsonl")) if row["_id"] in judgements]
+        (out / "judgements.json").write_text(json.dumps([judgements[row["_id"]] for row in asked]))
+        return encode([row["text"] for row in asked], TOKENS)
+
     with zipfile.ZipFile(data) as archive:
-        rows = [json.loads(line) for line in archive.open("nfcorpus/corpus.jsonl")]
-    documents = encode([f"{row['title']} {row['text']}".strip() for row in rows[:DOCUMENTS]], 180)
-    others = encode([row["text"] for row in rows[DOCUMENTS : DOCUMENTS + 2 * QUERIES]], TOKENS)
-    queries = [one for one in others if len(one) == TOKENS][:QUERIES]
-    for name, arrays in (("documents", documents), ("queries", queries)):
+
+        def lines(name: str) -> list[str]:
+            return archive.read(f"nfcorpus/{name}").decode().splitlines()
+
+        rows = [json.loads(line) for line in lines("corpus.jsonl")]
+        made = {made.__name__: made for made in (documents, queries, judged)}
+        parts = {name: make() for name, make in made.items() if not (out / f"{name}.ends").exists()}
+    for name, arrays in parts.items():
         np.concatenate(arrays).astype("<f4").tofile(out / f"{name}.f32")
         np.cumsum([len(one) for one in arrays]).astype("<u8").tofile(out / f"{name}.ends")
 
@@ -78,13 +114,17 @@ def exact(path: Path) -> dict[str, Any]:
     documents, queries = ragged(path, "documents"), ragged(path, "queries")
     flat = torch.from_numpy(np.concatenate(documents))
     own = torch.repeat_interleave(torch.tensor([len(one) for one in documents]))
-    hits, start = [], time.perf_counter()
-    for query in queries:
+
+    def search(query: Any) -> list[int]:
         products = flat @ torch.from_numpy(query).T
         best = torch.full((len(documents), len(query)), -torch.inf)
         best.scatter_reduce_(0, own[:, None].expand_as(products), products, "amax")
-        hits.append(best.sum(1).topk(K).indices.tolist())
-    return {"rate": len(queries) / (time.perf_counter() - start), "hits": hits}
+        return best.sum(1).topk(K).indices.tolist()
+
+    start = time.perf_counter()
+    hits = [search(query) for query in queries]
+    rate = len(queries) / (time.perf_counter() - start)
+    return {"rate": rate, "hits": hits, "judged": [search(query) for query in ragged(path, "judged")]}
 
 
 def ours(path: Path, nbits: int) -> dict[str, Any]:
@@ -103,11 +143,50 @@ def ours(path: Path, nbits: int) -> dict[str, Any]:
         start = time.perf_counter()
         found = index.search_batch(queries, K)
         rates.append(len(queries) / (time.perf_counter() - start))
+    single = timed(lambda query: index.search(query, K), queries)
+    judged = [[int(hit.id) for hit in one] for one in index.search_batch(ragged(path, "judged"), K)]
     start = time.perf_counter()
     index.delete(names[:1000])
     delete = time.perf_counter() - start
     hits = [[int(hit.id) for hit in one] for one in found]
-    return {"build": build, "bytes": size, "rate": max(rates), "delete": delete, "hits": hits}
+    figures = {"build": build, "bytes": size, "rate": max(rates), "single": single}
+    return {**figures, "delete": delete, "durable": delete, "hits": hits, "judged": judged}
+
+
+def timed(search: Callable[[Any], object], queries: list[Any]) -> list[float]:
+    """How long each of some queries takes, one after the other."""
+    seconds = []
+    for query in queries:
+        start = time.perf_counter()
+        search(query)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def fast_plaid(path: Path, nbits: int) -> dict[str, Any]:
+    """fast-plaid on the CPU; runs where it is."""
+    import torch
+    from fast_plaid.search import FastPlaid
+
+    documents = [torch.from_numpy(one) for one in ragged(path, "documents")]
+    queries = [torch.from_numpy(one) for one in ragged(path, "queries")]
+    where = path / f"fast-plaid-{nbits}"
+    shutil.rmtree(where, ignore_errors=True)
+    start = time.perf_counter()
+    index = FastPlaid(str(where), device="cpu")
+    index.create(documents_embeddings=documents, nbits=nbits)
+    build = time.perf_counter() - start
+    tokens = sum(len(one) for one in documents)
+    size = sum(file.stat().st_size for file in where.rglob("*") if file.is_file()) / tokens
+    start = time.perf_counter()
+    found = index.search(torch.stack(queries), top_k=K)
+    rate = len(queries) / (time.perf_counter() - start)
+    single = timed(lambda query: index.search(query[None], top_k=K), queries[:SLOW])
+    start = time.perf_counter()
+    index.delete(list(range(1000)))
+    delete = time.perf_counter() - start
+    hits = [[number for number, _ in one] for one in found]
+    return {"build": build, "bytes": size, "rate": rate, "single": single, "delete": delete, "hits": hits}
 
 
 def child(command: list[str]) -> dict[str, Any]:
@@ -118,13 +197,17 @@ def child(command: list[str]) -> dict[str, Any]:
         if status:
             raise SystemExit(f"{command[0]} failed")
         out.seek(0)
-        return {**json.loads(out.read().splitlines()[-1]), "peak": usage.ru_maxrss / 1024}
+        figures = json.loads(out.read().splitlines()[-1])
+    if "single" in figures:
+        figures["single"] = 1 / statistics.mean(figures["single"])
+    return {**figures, "peak": usage.ru_maxrss / 1024}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--theirs", default=sys.executable)
     parser.add_argument("--next-plaid")
+    parser.add_argument("--fast-plaid")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vectors", type=Path, default=CACHE / "bench" / "colbert")
@@ -133,20 +216,28 @@ def main() -> None:
     if args.part == "make":
         return make(args.data, CACHE / "models" / "all-minilm-l6-v2", args.vectors)
     if args.part is not None:
-        figures = exact(args.vectors) if args.part == "torch" else ours(args.vectors, int(args.part))
-        return print(json.dumps(figures))
+        engine, _, nbits = args.part.partition("-")
+        if engine == "torch":
+            return print(json.dumps(exact(args.vectors)))
+        return print(json.dumps({"ours": ours, "fast": fast_plaid}[engine](args.vectors, int(nbits))))
     self = ["tools/bench_colbert.py", "--data", str(args.data), "--vectors", str(args.vectors), "--part"]
     args.vectors.mkdir(parents=True, exist_ok=True)
-    if not (args.vectors / "queries.ends").exists():
+    if not (args.vectors / "judged.ends").exists():
         subprocess.run([args.theirs, *self, "make"], check=True)
-    engines = {"torch, exact": [args.theirs, *self, "torch"], "ours, exact": [sys.executable, *self, "32"]}
+    engines = {"torch, exact": [args.theirs, *self, "torch"], "ours, exact": [sys.executable, *self, "ours-32"]}
     for nbits in (4, 2):
-        engines[f"ours, {nbits} bits"] = [sys.executable, *self, str(nbits)]
+        engines[f"ours, {nbits} bits"] = [sys.executable, *self, f"ours-{nbits}"]
         if args.next_plaid:
             engines[f"next-plaid, {nbits} bits"] = [args.next_plaid, str(args.vectors), str(DIM), str(nbits), str(K)]
+        if args.fast_plaid:
+            engines[f"fast-plaid, {nbits} bits"] = [args.fast_plaid, *self, f"fast-{nbits}"]
     rounds = [{name: child(command) for name, command in engines.items()} for _ in range(args.rounds)]
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
     print(f"{cpu.split(':')[-1].strip() or platform.machine()}, {os.cpu_count()} threads, {args.rounds} rounds")
+    # The interpreters of the peers do not have it.
+    from adventures.evaluate import mean, measure
+
+    judgements = json.loads((args.vectors / "judgements.json").read_text())
     right = [set(one) for one in rounds[0]["torch, exact"]["hits"]]
     for name in engines:
         row = [f"{name:20}"]
@@ -155,8 +246,13 @@ def main() -> None:
             row.append(f"{figure} {statistics.median(values):9.3f} {unit}" if values else "")
         hits = rounds[0][name]["hits"]
         found = statistics.mean(len(best & set(one)) / K for best, one in zip(right, hits, strict=True))
+        if "judged" in rounds[0][name]:
+            found_of = zip(rounds[0][name]["judged"], judgements, strict=True)
+            ndcg = mean([measure([str(i) for i in hits], own) for hits, own in found_of]).ndcg
+            row.append(f"nDCG@{K} of {len(judgements)} judged queries {ndcg:.4f}")
         print("  ".join(row), f" recall@{K} {found:.4f}")
-    for a, b in [(f"ours, {n} bits", f"next-plaid, {n} bits") for n in (4, 2)] + [("ours, exact", "torch, exact")]:
+    peers = [(f"ours, {n} bits", f"{peer}, {n} bits") for n in (4, 2) for peer in ("next-plaid", "fast-plaid")]
+    for a, b in [*peers, ("ours, exact", "torch, exact")]:
         if a in engines and b in engines:
             both = [figure for figure in UNITS if figure in rounds[0][a] and figure in rounds[0][b]]
             ratios = {figure: statistics.median([one[a][figure] / one[b][figure] for one in rounds]) for figure in both}

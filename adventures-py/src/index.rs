@@ -36,7 +36,7 @@ pub(crate) struct IndexWriter {
 #[pymethods]
 impl MultiVectorIndex {
     #[staticmethod]
-    #[pyo3(signature = (path, *, dim=None, nbits=4, seed=42, threads=None))]
+    #[pyo3(signature = (path, *, dim=None, nbits=4, seed=42, threads=None, model=None))]
     fn create(
         py: Python<'_>,
         path: PathBuf,
@@ -44,8 +44,9 @@ impl MultiVectorIndex {
         #[pyo3(from_py_with = option::nbits)] nbits: usize,
         #[pyo3(from_py_with = option::index_seed)] seed: u64,
         #[pyo3(from_py_with = option::threads)] threads: Option<usize>,
+        model: Option<String>,
     ) -> PyResult<(Self, IndexWriter)> {
-        let options = IndexOptions { nbits, seed, dim: dim.unwrap_or(0), threads };
+        let options = IndexOptions { nbits, seed, dim: dim.unwrap_or(0), threads, model };
         let (inner, writer) = run(py, |_| adventures::Index::create(&path, &options))?;
         let process = Process::current();
         Ok((Self { inner, process }, IndexWriter { inner: Mutex::new(Some(writer)), process }))
@@ -92,10 +93,14 @@ impl MultiVectorIndex {
             let found = self.inner.search(&queries.vectors, dim, &queries.ends, &options, ids, cancel)?;
             let hit = |one| {
                 let owned = |text: Option<&str>| text.map(str::to_owned);
-                (found.id(one).to_owned(), owned(found.text(one)), one.score, owned(found.metadata(one)))
+                Ok((found.id(one).to_owned(), owned(found.text(one)?), one.score, owned(found.metadata(one)?)))
             };
-            Ok(found.queries.iter().map(|hits| hits.iter().map(hit).collect()).collect())
+            found.queries.iter().map(|hits| hits.iter().map(hit).collect()).collect()
         })
+    }
+
+    fn verify(&self, py: Python<'_>) -> PyResult<()> {
+        run(py, |_| self.inner.verify())
     }
 
     fn refresh(&self, py: Python<'_>) -> PyResult<bool> {
@@ -119,6 +124,7 @@ impl MultiVectorIndex {
         of.set_item("segments", info.segments)?;
         of.set_item("bytes", info.bytes)?;
         of.set_item("seed", info.seed)?;
+        of.set_item("model", info.model)?;
         Ok(of)
     }
 
@@ -169,6 +175,11 @@ impl IndexWriter {
     fn delete(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> PyResult<bool> {
         let id = text(key, "an id")?;
         self.with(py, |writer, _| Ok(writer.delete(&id)))
+    }
+
+    fn delete_all(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+        let ids = names(keys)?;
+        self.with(py, |writer, _| Ok(ids.iter().find(|id| !writer.delete(id)).map(ToString::to_string)))
     }
 
     #[pyo3(signature = (progress=None))]

@@ -90,8 +90,8 @@ impl Service {
         let indexes = options.indexes.clone().map(|root| {
             let (spec, threads, handle) = (options.colbert.clone(), options.threads, runtime.clone());
             runtime.spawn_blocking(move || {
-                let Located { path, name, .. } = models::locate(&spec)?;
-                Indexes::load(&root, &path, name, threads, handle).with_context(|| format!("the indexes' model {spec}"))
+                Indexes::load(&root, models::locate(&spec)?, threads, handle)
+                    .with_context(|| format!("the indexes' model {spec}"))
             })
         });
         let library = match &options.library {

@@ -877,6 +877,8 @@ class IndexInfo(TypedDict):
     segments: int
     bytes: int
     seed: int
+    model: str | None
+    """What it was said at `create` to be made with."""
 
 @final
 class MultiVectorIndex:
@@ -890,6 +892,7 @@ class MultiVectorIndex:
         nbits: int = 4,
         seed: int = 42,
         threads: int | None = None,
+        model: str | None = None,
     ) -> tuple[MultiVectorIndex, IndexWriter]:
         """Begins an index in an empty directory, which is made if it is not there; it is one once the writer commits.
 
@@ -899,7 +902,7 @@ class MultiVectorIndex:
         """
     @staticmethod
     def open(path: str | PathLike[str], *, threads: int | None = None) -> MultiVectorIndex:
-        """Opens the last commit; all files are read once and checked.
+        """Opens the last commit; files are memory-mapped, and read when they are used.
 
         Raises:
             FileNotFoundError: There is no index.
@@ -922,6 +925,12 @@ class MultiVectorIndex:
         exhaustive: bool = False,
     ) -> list[list[tuple[str, str | None, float, str | None]]]:
         """Returns id, text, score and the JSON of the metadata of what is nearest to each query, the best first."""
+    def verify(self) -> None:
+        """Reads all files.
+
+        Raises:
+            ValueError: One is not what was written.
+        """
     def refresh(self) -> bool:
         """Reads what others have committed; returns whether there is any."""
     def ids(self) -> list[str]:
@@ -950,6 +959,8 @@ class IndexWriter:
         """
     def delete(self, key: str) -> bool:
         """Deletes a document of the commit before; returns whether it is there."""
+    def delete_all(self, keys: Iterable[str]) -> str | None:
+        """Deletes documents of the commit before up to the first that is not there, and returns that."""
     def commit(self, progress: Callable[[str, int, int], object] | None = None) -> int:
         """Makes all this the index and returns how many documents it has; `progress` is told `(stage, done, total)`."""
     def compact(self) -> int:

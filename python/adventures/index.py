@@ -67,6 +67,8 @@ class ColbertIndex:
     def __init__(self, index: MultiVectorIndex, model: Model | None = None) -> None:
         self._index = index
         self._model = model
+        if model is not None:
+            _check(index.info(), model)
 
     @classmethod
     def create(
@@ -92,8 +94,9 @@ class ColbertIndex:
                 they come: an iterator needs no room for all.
             ids: One for each document, not empty, all different; made up where they are not given.
             metadata: What JSON can hold, one for each document.
-            model: What makes vectors of texts, here and in later calls.
-            nbits: 1, 2 or 4 bits a dimension; 32 keeps the vectors as they are.
+            model: What makes vectors of texts, here and in later calls. The index keeps its name, revision and lengths
+                (`info`), and `open` refuses another.
+            nbits: 1, 2 (two and a half, to be exact) or 4 bits a dimension; 32 keeps the vectors as they are.
             seed: The same vectors and seed give the same index.
             threads: How many to use; all where it is `None`.
             progress: Is told `(stage, done, total)`; `total` is 0 where it is not known.
@@ -103,7 +106,12 @@ class ColbertIndex:
             BusyError: Another one is making it.
         """
         index, writer = MultiVectorIndex.create(
-            path, dim=None if model is None else model.dim, nbits=nbits, seed=seed, threads=threads
+            path,
+            dim=None if model is None else model.dim,
+            nbits=nbits,
+            seed=seed,
+            threads=threads,
+            model=None if model is None else json.dumps(_described(model)),
         )
         self = cls(index, model)
         if documents is None and vectors is None:
@@ -113,11 +121,13 @@ class ColbertIndex:
 
     @classmethod
     def open(cls, path: str | PathLike[str], model: Model | None = None, *, threads: int | None = None) -> Self:
-        """Opens the last commit of an index; its files are read once and checked.
+        """Opens the last commit of an index.
+
+        Its files are memory-mapped, so that processes share them, and read when they are used; `verify` reads them all.
 
         Raises:
             FileNotFoundError: There is none.
-            ValueError: It is broken, or of another version.
+            ValueError: It is broken, of another version, or made with another model.
         """
         return cls(MultiVectorIndex.open(path, threads=threads), model)
 
@@ -177,6 +187,14 @@ class ColbertIndex:
     def compact(self) -> None:
         """Gives the room of deleted documents back, and merges small files."""
         self._index.writer().compact()
+
+    def verify(self) -> None:
+        """Reads all files.
+
+        Raises:
+            ValueError: One is not what was written.
+        """
+        self._index.verify()
 
     def refresh(self) -> bool:
         """Reads what other processes have committed; returns whether there is any."""
@@ -284,12 +302,11 @@ class ColbertIndex:
 
 
 def _delete(writer: IndexWriter, ids: Iterable[str]) -> int:
-    gone = set()
-    for name in ids:
-        if not writer.delete(name):
-            raise ValueError(f"id {name!r} is not in the index")
-        gone.add(name)
-    return len(gone)
+    gone = list(ids)
+    unknown = writer.delete_all(gone)
+    if unknown is not None:
+        raise ValueError(f"id {unknown!r} is not in the index")
+    return len(set(gone))
 
 
 _Batch = tuple[list[str] | None, list[Any] | None, list[str] | None, list[Any] | None]
@@ -311,6 +328,30 @@ def _batches(**columns: Iterable[Any] | None) -> Iterator[_Batch]:
         if not any(lengths.values()):
             return
         yield rows.get("documents"), rows.get("vectors"), rows.get("ids"), rows.get("metadata")
+
+
+def _described(model: Model) -> dict[str, Any]:
+    """What an index keeps of the model that it is made with: those of these that the model tells."""
+    told = {name: getattr(model, name, None) for name in ("name", "revision", "dim", "query_maxlen", "doc_maxlen")}
+    return {name: value for name, value in told.items() if isinstance(value, (str, int)) and value != ""}
+
+
+def _check(info: IndexInfo, model: Model) -> None:
+    """Fails where an index was made with another model; one that was given vectors does not know."""
+    if info["dim"] not in (0, model.dim):
+        raise ValueError(f"{info['path']}: the index has {info['dim']} dimensions, the model {model.dim}")
+    if info["model"] is None:
+        return
+    made, own = json.loads(info["model"]), _described(model)
+    # How products are rounded is no other model; a directory that was moved is none either.
+    revisions = [str(one["revision"]).partition("+")[0] for one in (made, own) if "revision" in one]
+    names = [str(one["name"]).rpartition("/")[2] for one in (made, own) if "name" in one]
+    differ = [pair for pair in (revisions, names) if len(pair) == 2 and all(pair)]
+    if differ and len(set(differ[0])) > 1:
+        raise ValueError(
+            f"{info['path']}: the index was made with {made.get('name')!r} {made.get('revision', '')!r}, "
+            f"not with {own.get('name')!r} {own.get('revision', '')!r}"
+        )
 
 
 def _json(metadata: Mapping[str, Any]) -> str:

@@ -32,6 +32,16 @@ class Reader:
         self.truncated = 0
 
     @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.model.name
+
+    @property
+    def revision(self) -> str:
+        """Of the model."""
+        return self.model.revision
+
+    @property
     def dim(self) -> int:
         """Of the vectors."""
         return self.model.dim

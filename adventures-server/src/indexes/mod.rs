@@ -6,10 +6,11 @@ mod name;
 pub use jobs::{Job, Kind, Status};
 pub use name::{IndexName, NotAName};
 
+use crate::models::Located;
 use crate::turns::{Ends, Turns};
 use adventures::{ColBERT, ColBERTOptions, Documents, Error, Index, IndexInfo, IndexOptions, SearchOptions, Writer};
 use jobs::Board;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -112,6 +113,7 @@ type Queue = VecDeque<(String, Kind, Option<Change>)>;
 pub struct Indexes {
     root: PathBuf,
     name: String,
+    revision: String,
     model: Arc<ColBERT>,
     threads: Option<usize>,
     turns: Turns,
@@ -133,15 +135,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Indexes {
-    /// Loads the model at `path`, called `name`; `root` is made where it is not there.
-    pub fn load(
-        root: &Path,
-        path: &Path,
-        name: String,
-        threads: Option<usize>,
-        runtime: Handle,
-    ) -> Result<Arc<Self>, Error> {
-        let model = ColBERT::load(path, &ColBERTOptions { threads, ..ColBERTOptions::default() })?;
+    /// Loads the model that was located; `root` is made where it is not there.
+    pub fn load(root: &Path, model: Located, threads: Option<usize>, runtime: Handle) -> Result<Arc<Self>, Error> {
+        let Located { path, name, revision, .. } = model;
+        let model = ColBERT::load(&path, &ColBERTOptions { threads, ..ColBERTOptions::default() })?;
         let fail = |e| Error::io(format!("the folder of indexes {}", root.display()), e);
         fs::create_dir_all(root).map_err(fail)?;
         let root = root.canonicalize().map_err(fail)?;
@@ -154,6 +151,7 @@ impl Indexes {
         Ok(Arc::new(Self {
             root,
             name,
+            revision,
             model: Arc::new(model),
             threads,
             turns: Turns::default(),
@@ -275,8 +273,8 @@ impl Indexes {
         }
         match change {
             Change::Create(documents, nbits) => {
-                let options =
-                    IndexOptions { nbits, dim: self.model.dim(), threads: self.threads, ..IndexOptions::default() };
+                let (dim, threads, model) = (self.model.dim(), self.threads, Some(self.described()));
+                let options = IndexOptions { nbits, dim, threads, model, ..IndexOptions::default() };
                 let dir = self.dir(name);
                 let (index, writer) = Index::create(&dir, &options)?;
                 if let Err(problem) = self.fill(writer, job, &documents) {
@@ -349,7 +347,41 @@ impl Indexes {
             return Ok(index);
         }
         let index = Index::open(self.dir(name), self.threads)?;
+        self.check_model(name, index.info().model.as_deref())?;
         Ok(locked(&self.open).entry(name.clone()).or_insert(index).clone())
+    }
+
+    /// What an index keeps of its model; the Python package writes and reads the same.
+    fn described(&self) -> String {
+        let (dim, query_maxlen, doc_maxlen) = (self.model.dim(), self.model.query_maxlen(), self.model.doc_maxlen());
+        let mut told = json!({"name": self.name, "dim": dim, "query_maxlen": query_maxlen, "doc_maxlen": doc_maxlen});
+        if !self.revision.is_empty() {
+            told["revision"] = json!(self.revision);
+        }
+        told.to_string()
+    }
+
+    /// Fails where an index was made with another model; one that was given vectors does not know.
+    fn check_model(&self, name: &IndexName, made: Option<&str>) -> Result<(), Error> {
+        let Some(made) = made.and_then(|made| serde_json::from_str::<Value>(made).ok()) else { return Ok(()) };
+        let of = |key: &str| made.get(key).and_then(Value::as_str).unwrap_or_default();
+        // How products are rounded is no other model; a directory that was moved is none either.
+        let plain = |revision: &str| revision.split('+').next().unwrap_or_default().to_owned();
+        let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
+        let (theirs, ours) = (plain(of("revision")), plain(&self.revision));
+        let (their_name, our_name) = (last(of("name")), last(&self.name));
+        let known = !theirs.is_empty() && !ours.is_empty();
+        let differs = if known { theirs != ours } else { !their_name.is_empty() && their_name != our_name };
+        if differs {
+            return Err(Error::Invalid(format!(
+                "the index {name} was made with {:?} {:?}, not with {:?} {:?}",
+                of("name"),
+                of("revision"),
+                self.name,
+                self.revision
+            )));
+        }
+        Ok(())
     }
 
     /// What an index is made of.

@@ -24,6 +24,13 @@ pub(crate) struct Record<'a> {
     pub(crate) metadata: Option<&'a str>,
 }
 
+impl<'a> Record<'a> {
+    pub(super) fn of(segment: &'a Segment, document: usize) -> Result<Self> {
+        let (text, metadata) = (segment.text(document)?, segment.metadata(document)?);
+        Ok(Self { id: segment.id(document), text, metadata })
+    }
+}
+
 /// A segment that is being made.
 #[derive(Default)]
 pub(super) struct Builder {
@@ -41,13 +48,13 @@ impl Builder {
     }
 
     fn tokens(&self, dim: usize) -> usize {
-        self.scales.len() + self.vectors.len() / dim.max(1)
+        self.centroids.len() + self.vectors.len() / dim.max(1)
     }
 
     /// Whether it is time to write it.
     pub(super) fn is_full(&self) -> bool {
         let text: usize = self.columns.iter().map(|(_, values)| values.len()).sum();
-        text + 4 * self.vectors.len() + 6 * self.scales.len() + self.rows.len() >= MOST
+        text + 4 * (self.vectors.len() + self.centroids.len()) + 2 * self.scales.len() + self.rows.len() >= MOST
     }
 
     /// Ends a document whose tokens were just put in.
@@ -95,21 +102,24 @@ impl Builder {
 
     fn put(&mut self, coded: &Coded<'_>) {
         self.centroids.push(coded.centroid);
-        self.scales.push(coded.scale);
+        self.scales.extend(coded.scale);
         self.rows.extend_from_slice(coded.row);
     }
 
     /// Adds a document of another segment of the same index as it is.
-    pub(super) fn copy(&mut self, segment: &Segment, document: usize, codec: Option<&Codec>, dim: usize) {
-        let record =
-            Record { id: segment.id(document), text: segment.text(document), metadata: segment.metadata(document) };
-        let Some(codec) = codec else { return self.push(record, segment.vectors(segment.range(document)), dim) };
+    pub(super) fn copy(&mut self, segment: &Segment, document: usize, codec: Option<&Codec>, dim: usize) -> Result<()> {
+        let record = Record::of(segment, document)?;
+        let Some(codec) = codec else {
+            self.push(record, segment.vectors(segment.range(document)), dim);
+            return Ok(());
+        };
         let tokens = segment.tokens(document);
-        let rows = tokens.rows.chunks_exact(codec.layout.row).zip(tokens.scales).enumerate();
-        for (i, (row, scale)) in rows {
-            self.put(&Coded { centroid: tokens.centroids.get(i) as u32, scale: *scale, row });
+        for (i, row) in tokens.rows.chunks_exact(codec.layout.row).enumerate() {
+            let scale = tokens.scales.get(i).copied();
+            self.put(&Coded { centroid: tokens.centroids.get(i) as u32, scale, row });
         }
         self.end(record, dim);
+        Ok(())
     }
 
     /// Writes the segment, and begins a new one.

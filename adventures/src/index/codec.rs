@@ -1,26 +1,29 @@
-//! Residual compression: a token is its centroid, a scale, and a level of a few bits for each dimension.
+//! Residual compression: a token is its centroid, a scale, and a level for each dimension.
 //!
-//! As in PLAID (<https://arxiv.org/abs/2205.09707>), but for two things: each token has a scale of its own, so that the levels
-//! suit near and far tokens, and the levels are those of the least squared error (Lloyd's), not quantiles.
+//! As in PLAID (<https://arxiv.org/abs/2205.09707>), but for three things: each token has a scale of its own, so that the levels
+//! suit near and far tokens; the levels are those of the least squared error (Lloyd's), not quantiles; and codes are chosen so
+//! that little of the error lies along the vector itself, where the queries that find it lie (anisotropic quantization,
+//! <https://arxiv.org/abs/1908.10396>).
 
 use super::kmeans;
+use super::product::{self, Product};
+use super::scalar::{self, Scalar};
 use crate::error::{Result, invalid};
+use crate::kernels::late::{Layout, Levels, codebooks::CODES};
 #[cfg(test)]
-use crate::kernels::late::bf16;
-use crate::kernels::late::{Layout, ZERO, quantize};
+use crate::kernels::late::{ZERO, bf16, codebooks};
 use rand_chacha::ChaCha8Rng;
 use std::sync::atomic::AtomicBool;
 
-/// The largest level.
-const LARGEST: f32 = (ZERO - 1) as f32;
 const MAGIC: &[u8; 8] = b"ADVCODEC";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The bytes before the scales of the centroids.
-const HEADER: usize = 8 + 4 * 4 + 16;
-/// The numbers that levels are made from.
-const SAMPLE: usize = 1 << 18;
+const HEADER: usize = 8 + 4 * 4 + 16 + 2 * 4;
 /// The most centroids; a code has 32 bits.
 const MAX_CENTROIDS: usize = 1 << 24;
+/// How much more an error counts along the vector than across it, for each dimension: a query's token that is near has about
+/// this share of its square along it.
+const ALONG: f32 = 0.2;
 
 /// What compresses and restores vectors.
 pub(crate) struct Codec {
@@ -31,19 +34,62 @@ pub(crate) struct Codec {
     /// The bytes and scales of the centroids, as they are stored.
     packed: Vec<i8>,
     scales: Vec<f32>,
-    /// With [`ZERO`] added, rising; as many as `nbits` tell apart.
-    pub(crate) levels: [u8; 16],
-    /// Between the levels.
-    bounds: Vec<f32>,
+    pub(crate) levels: Levels,
+    coder: Coder,
     searched: kmeans::Nearest,
+}
+
+enum Coder {
+    /// With its levels as they are stored.
+    Scalar(Scalar, [u8; 16]),
+    Product(Product),
 }
 
 /// A compressed token.
 pub(crate) struct Coded<'a> {
     pub(crate) centroid: u32,
-    /// bfloat16.
-    pub(crate) scale: u16,
+    /// bfloat16, where the row has none.
+    pub(crate) scale: Option<u16>,
     pub(crate) row: &'a [u8],
+}
+
+/// What codes are to come near to.
+pub(super) struct Toward<'a> {
+    pub(super) vector: &'a [f32],
+    /// What it lacks to its centroid.
+    pub(super) residual: &'a [f32],
+    /// How much more an error counts along the vector.
+    pub(super) weight: f32,
+}
+
+impl Toward<'_> {
+    /// The scale of the least error for these levels, where an error along the vector counts `weight` more.
+    pub(super) fn scale(&self, levels: impl Iterator<Item = f32>, weight: f32) -> f32 {
+        let (mut across, mut square, mut along, mut left) = (0.0, 0.0, 0.0, 0.0);
+        for ((z, x), level) in self.residual.iter().zip(self.vector).zip(levels) {
+            across += z * level;
+            square += level * level;
+            along += x * level;
+            left += x * z;
+        }
+        let (over, under) = (across + weight * along * left, square + weight * along * along);
+        if under > 0.0 { (over / under).max(0.0) } else { 0.0 }
+    }
+}
+
+impl Coder {
+    fn levels(&self) -> Levels {
+        match self {
+            Self::Scalar(_, levels) => Levels::Scalar(*levels),
+            Self::Product(product) => Levels::Product(product.codebooks()),
+        }
+    }
+}
+
+fn scalar(layout: Layout, levels: &[u8]) -> Coder {
+    let mut stored = [0; 16];
+    stored[..levels.len()].copy_from_slice(levels);
+    Coder::Scalar(Scalar::new(layout, levels), stored)
 }
 
 impl Codec {
@@ -56,7 +102,7 @@ impl Codec {
         rng: &mut ChaCha8Rng,
         cancel: &AtomicBool,
     ) -> Result<Self> {
-        let centroids = kmeans::train(sample, dim, kmeans::count(tokens, sample.len() / dim), rng, cancel)?;
+        let centroids = kmeans::train(sample, dim, kmeans::count(tokens, sample.len() / dim, nbits), rng, cancel)?;
         let (mut packed, mut scales) = (Vec::with_capacity(centroids.len()), Vec::new());
         for row in centroids.chunks_exact(dim) {
             let largest = row.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
@@ -65,38 +111,24 @@ impl Codec {
             scales.push(scale);
         }
         let layout = Layout::new(dim, nbits);
-        let any: Vec<u8> = (0..1 << nbits).map(|i| (i as u8) * 7 + 1).collect();
-        let mut codec = Self::new(dim, layout, packed, scales, &any)?;
         // The levels are for residuals from the centroids as they are stored.
-        let step = (sample.len() / SAMPLE).max(1);
-        let rows: Vec<f32> = sample.chunks_exact(dim).step_by(step).flatten().copied().collect();
-        let nearest = codec.searched.of(&rows, cancel)?;
-        let mut numbers = Vec::with_capacity(rows.len());
-        for (row, centroid) in rows.chunks_exact(dim).zip(nearest) {
-            let residual: Vec<f32> = row.iter().zip(codec.centroid(centroid as usize)).map(|(x, c)| x - c).collect();
-            let length = residual.iter().map(|x| x * x).sum::<f32>().sqrt();
-            if length > 0.0 {
-                numbers.extend(residual.iter().map(|x| x / length));
-            }
-        }
-        codec.set_levels(&levels(numbers, 1 << nbits));
-        Ok(codec)
-    }
-
-    fn new(dim: usize, layout: Layout, packed: Vec<i8>, scales: Vec<f32>, levels: &[u8]) -> Result<Self> {
-        let rows = packed.chunks_exact(dim).zip(&scales);
-        let centroids: Vec<f32> = rows.flat_map(|(row, s)| row.iter().map(move |x| f32::from(*x) * s)).collect();
+        let centroids = restored(&packed, &scales, dim);
         let searched = kmeans::Nearest::new(&centroids, dim)?;
-        let mut codec = Self { dim, layout, centroids, packed, scales, levels: [0; 16], bounds: Vec::new(), searched };
-        codec.set_levels(levels);
-        Ok(codec)
-    }
-
-    fn set_levels(&mut self, levels: &[u8]) {
-        self.levels = [ZERO as u8; 16];
-        self.levels[..levels.len()].copy_from_slice(levels);
-        let centered = |level: u8| f32::from(level) - ZERO as f32;
-        self.bounds = levels.windows(2).map(|pair| f32::midpoint(centered(pair[0]), centered(pair[1]))).collect();
+        let rows = if nbits == 2 { product::SAMPLE } else { scalar::SAMPLE / dim };
+        let step = (sample.len() / dim / rows.max(1)).max(1);
+        let rows: Vec<f32> = sample.chunks_exact(dim).step_by(step).flatten().copied().collect();
+        let nearest = searched.of(&rows, cancel)?;
+        let mut residuals = rows;
+        for (row, centroid) in residuals.chunks_exact_mut(dim).zip(nearest) {
+            let centroid = &centroids[centroid as usize * dim..][..dim];
+            row.iter_mut().zip(centroid).for_each(|(x, c)| *x -= c);
+        }
+        let coder = if nbits == 2 {
+            Coder::Product(Product::train(&residuals, dim, rng, cancel)?)
+        } else {
+            scalar(layout, &scalar::levels(residuals, dim, 1 << nbits))
+        };
+        Ok(Self { dim, layout, centroids, packed, scales, levels: coder.levels(), coder, searched })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -110,10 +142,10 @@ impl Codec {
     /// Compresses `(n, dim)` vectors one after the other. Runs on the rayon pool it is called in.
     pub(crate) fn encode(&self, vectors: &[f32], cancel: &AtomicBool, mut put: impl FnMut(&Coded<'_>)) -> Result<()> {
         let nearest = self.searched.of(vectors, cancel)?;
-        let coded: Vec<(u16, Vec<u8>)> = {
+        let coded: Vec<(Option<u16>, Vec<u8>)> = {
             use rayon::prelude::*;
             let rows = vectors.par_chunks_exact(self.dim).zip(nearest.par_iter()).with_min_len(64);
-            rows.map(|(x, c)| self.residual(x, *c as usize)).collect()
+            rows.map(|(x, c)| self.code(x, *c as usize)).collect()
         };
         for (centroid, (scale, row)) in nearest.iter().zip(&coded) {
             put(&Coded { centroid: *centroid, scale: *scale, row });
@@ -121,51 +153,44 @@ impl Codec {
         Ok(())
     }
 
-    fn residual(&self, vector: &[f32], centroid: usize) -> (u16, Vec<u8>) {
+    fn code(&self, vector: &[f32], centroid: usize) -> (Option<u16>, Vec<u8>) {
         let residual: Vec<f32> = vector.iter().zip(self.centroid(centroid)).map(|(x, c)| x - c).collect();
-        let length = residual.iter().map(|x| x * x).sum::<f32>().sqrt();
-        let mut codes = vec![0; self.dim];
+        let square = vector.iter().map(|x| x * x).sum::<f32>();
+        let weight = if square > 0.0 { ALONG * self.dim as f32 / square } else { 0.0 };
+        let toward = Toward { vector, residual: &residual, weight };
         let mut row = vec![0; self.layout.row];
-        // The levels were made for residuals of length 1, times what made the largest of them `LARGEST`.
-        let mut scale = length / self.unit();
-        for _ in 0..ROUNDS {
-            let factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            quantize(&residual, factor, &self.bounds, &mut codes);
-            let (mut across, mut square) = (0.0, 0.0);
-            for (x, code) in residual.iter().zip(&codes) {
-                let level = f32::from(self.levels[*code as usize]) - ZERO as f32;
-                across += x * level;
-                square += level * level;
+        let scale = match &self.coder {
+            Coder::Scalar(scalar, _) => Some(scalar.encode(&toward, &mut row)),
+            Coder::Product(product) => {
+                product.encode(&toward, &mut row);
+                None
             }
-            // The scale of the least squared error for these codes.
-            scale = if square > 0.0 { (across / square).max(0.0) } else { 0.0 };
-        }
-        self.layout.pack(&codes, &mut row);
-        (to_bf16(scale), row)
-    }
-
-    /// The length of a residual that a scale of 1 suits: the widest level, over what it is of normal numbers of variance 1 (Lloyd,
-    /// Max), for each dimension.
-    fn unit(&self) -> f32 {
-        let used = &self.levels[..1 << self.layout.nbits];
-        let widest = used.iter().map(|l| (f32::from(*l) - ZERO as f32).abs()).fold(0.0, f32::max);
-        let normal = match self.layout.nbits {
-            1 => 0.798,
-            2 => 1.510,
-            _ => 2.733,
         };
-        widest / normal * (self.dim as f32).sqrt()
+        (scale, row)
     }
 
     /// Appends the vector of a compressed token to `out`.
     #[cfg(test)]
     pub(super) fn decode(&self, coded: &Coded<'_>, out: &mut Vec<f32>) {
-        let mask = (1 << self.layout.nbits) - 1;
-        let scale = bf16(coded.scale);
-        let centroid = (coded.centroid as usize).min(self.count() - 1);
-        for (d, c) in self.centroid(centroid).iter().enumerate() {
-            let code = coded.row[d % self.layout.row] >> (d / self.layout.row * self.layout.nbits) & mask;
-            out.push(c + (f32::from(self.levels[code as usize]) - ZERO as f32) * scale);
+        let centroid = self.centroid((coded.centroid as usize).min(self.count() - 1));
+        match &self.coder {
+            Coder::Scalar(_, levels) => {
+                let mask = (1 << self.layout.nbits) - 1;
+                let scale = bf16(coded.scale.expect("a scale"));
+                for (d, c) in centroid.iter().enumerate() {
+                    let code = coded.row[d % self.layout.row] >> (d / self.layout.row * self.layout.nbits) & mask;
+                    out.push(c + (f32::from(levels[code as usize]) - ZERO as f32) * scale);
+                }
+            }
+            Coder::Product(product) => {
+                let scale = codebooks::scale(product.largest, coded.row[0]);
+                let starts = codebooks::starts(self.dim);
+                for (pair, code) in starts.windows(2).zip(&coded.row[1..]) {
+                    let size = pair[1] - pair[0];
+                    let entry = &product.levels[pair[0] * CODES + *code as usize * size..][..size];
+                    out.extend(entry.iter().zip(&centroid[pair[0]..]).map(|(x, c)| c + f32::from(*x) * scale));
+                }
+            }
         }
     }
 
@@ -175,9 +200,13 @@ impl Codec {
         for number in [VERSION, self.dim as u32, self.layout.nbits as u32, self.count() as u32] {
             out.extend(number.to_le_bytes());
         }
-        out.extend(self.levels);
-        out.extend(self.scales.iter().flat_map(|scale| scale.to_le_bytes()));
-        out.extend(self.packed.iter().map(|x| *x as u8));
+        let (levels, numbers, books): ([u8; 16], [f32; 2], &[i8]) = match &self.coder {
+            Coder::Scalar(_, levels) => (*levels, [0.0; 2], &[]),
+            Coder::Product(product) => ([0; 16], [product.step, product.largest], &product.levels),
+        };
+        out.extend(levels);
+        out.extend(numbers.iter().chain(&self.scales).flat_map(|number| number.to_le_bytes()));
+        out.extend(self.packed.iter().chain(books).map(|x| *x as u8));
         out
     }
 
@@ -195,64 +224,37 @@ impl Codec {
         {
             return invalid!("a codec of {count} centroids of {dim} dimensions with {nbits} bits");
         }
-        if rest.len() != count * (4 + dim) {
+        let books = if nbits == 2 { CODES * dim } else { 0 };
+        if rest.len() != count * (4 + dim) + books {
             return invalid!("{} bytes for {count} centroids of {dim} dimensions", rest.len());
         }
-        let levels = &header[24..24 + (1 << nbits)];
-        if !levels.is_sorted_by(|a, b| a < b) || levels[0] == 0 || levels[levels.len() - 1] > 127 {
-            return invalid!("levels {levels:?}");
-        }
-        let (scales, packed) = rest.split_at(count * 4);
-        let scales: Vec<f32> = scales.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        if let Some(scale) = scales.iter().find(|scale| !scale.is_finite()) {
+        let (scales, rest) = rest.split_at(count * 4);
+        let floats =
+            |bytes: &[u8]| -> Vec<f32> { bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect() };
+        let (scales, numbers) = (floats(scales), floats(&header[40..48]));
+        if let Some(scale) = scales.iter().chain(&numbers).find(|scale| !scale.is_finite()) {
             return invalid!("a scale of {scale}");
         }
-        let packed = packed.iter().map(|b| *b as i8).collect();
-        Self::new(dim, Layout::new(dim, nbits), packed, scales, levels)
-    }
-}
-
-/// How often codes and scale are fitted to each other.
-const ROUNDS: usize = 3;
-
-/// The nearest bfloat16 of a number that is not negative.
-fn to_bf16(x: f32) -> u16 {
-    half::bf16::from_f32(x).to_bits()
-}
-
-/// Returns the `count` levels of the least squared error for `numbers`, the largest 63, with [`ZERO`] added.
-fn levels(mut numbers: Vec<f32>, count: usize) -> Vec<u8> {
-    let step = (numbers.len() / SAMPLE).max(1);
-    numbers = numbers.into_iter().step_by(step).collect();
-    numbers.sort_unstable_by(f32::total_cmp);
-    if numbers.is_empty() {
-        numbers = vec![-1.0, 1.0];
-    }
-    let mut sums = vec![0.0_f64];
-    sums.extend(numbers.iter().scan(0.0, |sum, x| {
-        *sum += f64::from(*x);
-        Some(*sum)
-    }));
-    let at = |i: usize| f64::from(numbers[((i as f64 + 0.5) / count as f64 * numbers.len() as f64) as usize]);
-    let mut means: Vec<f64> = (0..count).map(at).collect();
-    for _ in 0..100 {
-        let mut from = 0;
-        for i in 0..count {
-            let bound = means.get(i + 1).map_or(f64::INFINITY, |next| f64::midpoint(means[i], *next));
-            let to = numbers.partition_point(|x| f64::from(*x) < bound).max(from);
-            if to > from {
-                means[i] = (sums[to] - sums[from]) / (to - from) as f64;
+        let mut packed: Vec<i8> = rest.iter().map(|b| *b as i8).collect();
+        let books = packed.split_off(count * dim);
+        let layout = Layout::new(dim, nbits);
+        let coder = if nbits == 2 {
+            Coder::Product(Product::new(dim, books, numbers[0], numbers[1]))
+        } else {
+            let levels = &header[24..24 + (1 << nbits)];
+            if !levels.is_sorted_by(|a, b| a < b) || levels[0] == 0 || levels[levels.len() - 1] > 127 {
+                return invalid!("levels {levels:?}");
             }
-            from = to;
-        }
+            scalar(layout, levels)
+        };
+        let centroids = restored(&packed, &scales, dim);
+        let searched = kmeans::Nearest::new(&centroids, dim)?;
+        Ok(Self { dim, layout, centroids, packed, scales, levels: coder.levels(), coder, searched })
     }
-    let widest = means.iter().fold(0.0_f64, |a, b| a.max(b.abs())).max(f64::MIN_POSITIVE);
-    let mut out: Vec<u8> = Vec::with_capacity(count);
-    for (i, mean) in means.iter().enumerate() {
-        let level = (mean / widest * f64::from(LARGEST)).round() as i32 + ZERO;
-        // Numbers that are all alike still have levels that rise.
-        let least = out.last().map_or(1, |last| i32::from(*last) + 1);
-        out.push(level.clamp(least, 127 - (count - 1 - i) as i32) as u8);
-    }
-    out
+}
+
+/// The centroids that bytes and scales stand for.
+fn restored(packed: &[i8], scales: &[f32], dim: usize) -> Vec<f32> {
+    let rows = packed.chunks_exact(dim).zip(scales);
+    rows.flat_map(|(row, scale)| row.iter().map(move |x| f32::from(*x) * scale)).collect()
 }

@@ -1,4 +1,4 @@
-//! Files that are checked before use: a name, a length, a checksum; written whole, then made durable.
+//! Files of a name, a length and a checksum; written whole, then made durable.
 
 use crate::error::{Error, Result, invalid};
 use memmap2::Mmap;
@@ -46,12 +46,13 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Mapped {
     path: PathBuf,
+    checksum: String,
     /// An empty file cannot be mapped.
     map: Option<Mmap>,
 }
 
 impl Mapped {
-    /// Maps the file; reads it once to check it.
+    /// Maps the file, which must have the length that it was written with; what it holds is read when it is used.
     pub(super) fn open(dir: &Path, file: &FileRef) -> Result<Self> {
         // A path would let a manifest read any file.
         if Path::new(&file.file).file_name().is_none_or(|name| name != file.file.as_str()) {
@@ -76,13 +77,15 @@ impl Mapped {
             let map = unsafe { Mmap::map(&handle) }.map_err(fail)?;
             Some(map)
         };
-        let mapped = Self { path, map };
-        let mut hash = Hash::new();
-        hash.update(mapped.bytes());
-        if format!("{:016x}", hash.finish()) != file.checksum {
-            return invalid!("{}: corrupt: its checksum is not that of the index", mapped.path.display());
+        Ok(Self { path, checksum: file.checksum.clone(), map })
+    }
+
+    /// Reads all of the file, and fails where it is not what was written.
+    pub(super) fn verify(&self) -> Result<()> {
+        if format!("{:016x}", hash(self.bytes())) != self.checksum {
+            return invalid!("{}: corrupt: its checksum is not that of the index", self.path.display());
         }
-        Ok(mapped)
+        Ok(())
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

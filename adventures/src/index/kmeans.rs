@@ -16,9 +16,10 @@ const COLUMNS: usize = 1024;
 pub(super) const PER_CENTROID: usize = 24;
 const ROUNDS: usize = 5;
 
-/// Returns how many centroids an index of `tokens` has, of which `sampled` are at hand: PLAID's 16 √n, a power of two below.
-pub(super) fn count(tokens: u64, sampled: usize) -> usize {
-    let wanted = (16.0 * (tokens as f64).sqrt()).max(1.0).log2().floor();
+/// Returns how many centroids an index of `tokens` has, of which `sampled` are at hand: PLAID's 16 √n, a power of two below; half
+/// as many with 2 bits or fewer, where what a centroid takes is better spent on codes.
+pub(super) fn count(tokens: u64, sampled: usize, nbits: usize) -> usize {
+    let wanted = (if nbits > 2 { 16.0 } else { 8.0 } * (tokens as f64).sqrt()).max(1.0).log2().floor();
     (1 << wanted as u32).min(sampled.max(1).next_power_of_two() / 8).max(1)
 }
 

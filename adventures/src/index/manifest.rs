@@ -1,5 +1,6 @@
 //! The manifest: which files are the index. A commit replaces it by renaming, and nothing else is ever replaced.
 
+use super::IndexOptions;
 use super::file::{self, FileRef};
 use crate::error::{Error, Result, cut, invalid};
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use std::path::Path;
 pub(super) const NAME: &str = "manifest.json";
 const NEXT: &str = "manifest.next";
 const LOCK: &str = "write.lock";
-const FORMAT: &str = "adventures-colbert-index-1";
+const FORMAT: &str = "adventures-colbert-index-2";
 const MAX_BYTES: u64 = 64 << 20;
 /// What the names of all other files end with.
 pub(super) const SUFFIX: &str = ".part";
@@ -27,9 +28,17 @@ pub(crate) struct Manifest {
     /// 1, 2 or 4; 32 where vectors stay as they are.
     pub(super) nbits: usize,
     pub(super) seed: u64,
+    /// What the vectors are made with.
+    pub(super) model: Option<String>,
     /// Absent where all segments hold vectors as they are.
     pub(super) codec: Option<FileRef>,
     pub(super) segments: Vec<SegmentRef>,
+}
+
+/// What every format of a manifest says.
+#[derive(Deserialize)]
+struct Format {
+    format: String,
 }
 
 /// A segment, and what is deleted of it.
@@ -39,14 +48,16 @@ pub(super) struct SegmentRef {
     pub(super) file: FileRef,
     pub(super) documents: usize,
     pub(super) tokens: usize,
-    /// A bit for each document.
-    pub(super) deleted: Option<FileRef>,
+    /// A bit for each document up to the last that is deleted, in hexadecimal: here, so that a commit that deletes writes no file
+    /// but this.
+    pub(super) deleted: Option<String>,
 }
 
 impl Manifest {
-    pub(super) fn new(dim: usize, nbits: usize, seed: u64) -> Self {
-        let format = FORMAT.to_owned();
-        Self { format, generation: 0, dim, nbits, seed, codec: None, segments: Vec::new() }
+    pub(super) fn new(options: &IndexOptions) -> Self {
+        let &IndexOptions { nbits, seed, dim, ref model, .. } = options;
+        let (format, model) = (FORMAT.to_owned(), model.clone());
+        Self { format, generation: 0, dim, nbits, seed, model, codec: None, segments: Vec::new() }
     }
 
     /// Reads the manifest of `dir`.
@@ -69,11 +80,13 @@ impl Manifest {
         if format!("{:016x}", file::hash(json.as_bytes())) != checksum {
             return invalid!("{shown}: corrupt: its checksum is not that of its text");
         }
-        let manifest: Self =
-            serde_json::from_str(json).map_err(|e| Error::Invalid(format!("{shown}: {}", cut(e.to_string()))))?;
-        if manifest.format != FORMAT {
-            return invalid!("{shown}: format {:?}, this version reads {FORMAT:?}", cut(manifest.format));
+        let bad = |e: serde_json::Error| Error::Invalid(format!("{shown}: {}", cut(e.to_string())));
+        // First, for the fields of another format may be others.
+        let Format { format } = serde_json::from_str(json).map_err(bad)?;
+        if format != FORMAT {
+            return invalid!("{shown}: format {:?}, this version reads {FORMAT:?}; make the index anew", cut(format));
         }
+        let manifest: Self = serde_json::from_str(json).map_err(bad)?;
         if manifest.dim > super::MAX_DIM || !matches!(manifest.nbits, 1 | 2 | 4 | 32) {
             return invalid!("{shown}: {} dimensions of {} bits", manifest.dim, manifest.nbits);
         }
@@ -88,15 +101,13 @@ impl Manifest {
         let json = serde_json::to_string(self).map_err(|e| Error::Invalid(format!("a manifest: {e}")))?;
         let checksum = format!("\n{:016x}\n", file::hash(json.as_bytes()));
         file::write(dir, NEXT, &[json.as_bytes(), checksum.as_bytes()])?;
-        file::sync_dir(dir)?;
         std::fs::rename(dir.join(NEXT), dir.join(NAME))
             .map_err(|e| Error::io(format!("replacing {}", dir.join(NAME).display()), e))?;
         file::sync_dir(dir)
     }
 
     fn files(&self) -> impl Iterator<Item = &FileRef> {
-        let segments = self.segments.iter().flat_map(|segment| std::iter::once(&segment.file).chain(&segment.deleted));
-        self.codec.iter().chain(segments)
+        self.codec.iter().chain(self.segments.iter().map(|segment| &segment.file))
     }
 
     /// The bytes of all files.

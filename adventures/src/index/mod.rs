@@ -8,6 +8,8 @@ mod file;
 mod kmeans;
 mod lists;
 mod manifest;
+mod product;
+mod scalar;
 mod search;
 mod segment;
 mod snapshot;
@@ -31,9 +33,9 @@ pub use writer::{Documents, Progress, Writer};
 const MAX_DIM: usize = 4096;
 
 /// How an index is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexOptions {
-    /// Bits of a dimension: 1, 2 or 4; 32 keeps the vectors as they are.
+    /// Bits of a dimension: 1, 2 (two and a half, to be exact) or 4; 32 keeps the vectors as they are.
     pub nbits: usize,
     /// What the same vectors are compressed the same with.
     pub seed: u64,
@@ -41,16 +43,18 @@ pub struct IndexOptions {
     pub dim: usize,
     /// Threads, all where it is `None`.
     pub threads: Option<usize>,
+    /// What the vectors are made with, in words of who makes them; [`IndexInfo`] tells it to who asks.
+    pub model: Option<String>,
 }
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { nbits: 4, seed: 42, dim: 0, threads: None }
+        Self { nbits: 4, seed: 42, dim: 0, threads: None, model: None }
     }
 }
 
 /// What an index is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexInfo {
     /// Commits before this one.
     pub generation: u64,
@@ -72,6 +76,8 @@ pub struct IndexInfo {
     pub bytes: u64,
     /// What it was made with.
     pub seed: u64,
+    /// As of [`IndexOptions`].
+    pub model: Option<String>,
 }
 
 /// What an index and its writer share.
@@ -119,13 +125,13 @@ impl Results {
         self.snapshot.id(found.document)
     }
 
-    /// Returns the text of a document, if it has one.
-    pub fn text(&self, found: &Found) -> Option<&str> {
+    /// Returns the text of a document, if it has one; fails where it is broken.
+    pub fn text(&self, found: &Found) -> Result<Option<&str>> {
         self.snapshot.text(found.document)
     }
 
-    /// Returns the JSON of a document's metadata, if it has any.
-    pub fn metadata(&self, found: &Found) -> Option<&str> {
+    /// Returns the JSON of a document's metadata, if it has any; fails where it is broken.
+    pub fn metadata(&self, found: &Found) -> Result<Option<&str>> {
         self.snapshot.metadata(found.document)
     }
 }
@@ -147,13 +153,14 @@ impl Index {
                 return invalid!("{}: not empty; an index is made in a directory of its own", dir.display());
             }
         }
-        let base = Arc::new(Snapshot::empty(Manifest::new(options.dim, nbits, options.seed)));
+        let base = Arc::new(Snapshot::empty(Manifest::new(options)));
         let index = Self::with(dir, base.clone(), options.threads)?;
         let writer = Writer::new(index.shared.clone(), base, lock, false);
         Ok((index, writer))
     }
 
-    /// Opens the last commit of the index in `dir`; all of it is read once, and checked.
+    /// Opens the last commit of the index in `dir`. Its files are memory-mapped, so that processes share them: what lies where is
+    /// checked, and the rest is read when it is used. [`Self::verify`] reads it all.
     pub fn open(dir: impl AsRef<Path>, threads: Option<usize>) -> Result<Self> {
         let snapshot = Snapshot::open(dir.as_ref(), None)?;
         Self::with(dir.as_ref(), Arc::new(snapshot), threads)
@@ -168,6 +175,11 @@ impl Index {
         let dir = std::path::absolute(dir).map_err(|e| Error::io(format!("finding {}", dir.display()), e))?;
         let (current, threads) = (Mutex::new(snapshot), device::threads(threads)?);
         Ok(Self { shared: Arc::new(Shared { dir, current, threads, pool: OnceLock::new() }) })
+    }
+
+    /// Reads all files, and fails where one is not what was written.
+    pub fn verify(&self) -> Result<()> {
+        self.shared.snapshot().parts.iter().try_for_each(|part| part.segment.verify())
     }
 
     /// Reads what others have committed; returns whether there is any.
@@ -284,6 +296,7 @@ impl Index {
             segments: manifest.segments.len(),
             bytes: manifest.bytes(),
             seed: manifest.seed,
+            model: manifest.model.clone(),
         }
     }
 }

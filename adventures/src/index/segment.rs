@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(super) const MAGIC: &[u8; 8] = b"ADVINDEX";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const ALIGN: usize = 64;
 
 /// What the sections hold, in their order. A column has where its values end, then the values.
@@ -47,6 +47,8 @@ pub(crate) struct Segment {
     dim: usize,
     /// Bytes of a compressed token; 0 of an index without a codec.
     row: usize,
+    /// Whether scales are beside the rows.
+    scaled: bool,
     centroids: usize,
     sections: [Range<usize>; SECTIONS],
     /// Where the file has none.
@@ -55,13 +57,16 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// Opens a segment of an index of `dim` dimensions; `codec` is that of the index, if it has one.
+    ///
+    /// Where things lie is checked, so that nothing outside the file is read; what they are is not, but for ids.
     pub(crate) fn open(dir: &Path, reference: &FileRef, dim: usize, codec: Option<&Codec>) -> Result<Self> {
         let file = Mapped::open(dir, reference)?;
         let name = file.path().display().to_string();
         let bad = |e: Error| Error::Invalid(format!("{name}: not a segment of this index: {e}"));
         let (documents, tokens, sections) = read_header(file.bytes()).map_err(bad)?;
         let (row, centroids) = codec.map_or((0, 0), |codec| (codec.layout.row, codec.count()));
-        let mut segment = Self { file, documents, tokens, dim, row, centroids, sections, lists: None };
+        let scaled = codec.is_some_and(|codec| codec.layout.scaled());
+        let mut segment = Self { file, documents, tokens, dim, row, scaled, centroids, sections, lists: None };
         segment.check().map_err(bad)?;
         if centroids > 0 && segment.section(LIST_ENDS).is_empty() {
             segment.lists = Some(lists::make((0..documents).map(|i| segment.tokens(i).centroids), centroids));
@@ -75,7 +80,7 @@ impl Segment {
             count if narrow(count) => 2,
             _ => 4,
         };
-        let scale = if self.centroids == 0 { 0 } else { 2 };
+        let scale = if self.scaled { 2 } else { 0 };
         let listed = if self.section(LIST_ENDS).is_empty() { 0 } else { self.centroids + 1 };
         for (section, size, count) in [
             (TOKEN_ENDS, 8, self.documents + 1),
@@ -90,28 +95,14 @@ impl Segment {
         }
         check_ends(self.numbers::<u64>(TOKEN_ENDS).iter().copied(), self.tokens)?;
         for (ends, values) in COLUMNS {
-            let Ok(values) = std::str::from_utf8(self.section(values)) else {
-                return invalid!("text that is not UTF-8");
-            };
-            let ends: &[u64] = self.numbers(ends);
+            let (ends, values): (&[u64], _) = (self.numbers(ends), self.section(values));
             if ends.len() != self.documents + 1 {
                 return invalid!("{} ends of {} documents", ends.len(), self.documents);
             }
             check_ends(ends.iter().copied(), values.len())?;
-            if let Some(end) = ends.iter().find(|end| !values.is_char_boundary(**end as usize)) {
-                return invalid!("a text that ends at byte {end}, inside a character");
-            }
         }
-        if self.centroids == 0 {
-            let all: &[f32] = self.numbers(VECTORS);
-            return match all.iter().position(|x| !x.is_finite()) {
-                Some(i) => invalid!("vectors hold {} at {i}", all[i]),
-                None => Ok(()),
-            };
-        }
-        let all = self.all_centroids();
-        if let Some(centroid) = (0..all.len()).map(|i| all.get(i)).find(|i| *i >= self.centroids) {
-            return invalid!("a token of centroid {centroid}, there are {}", self.centroids);
+        if let Some(i) = (0..self.documents).find(|i| std::str::from_utf8(self.value(IDS, *i)).is_err()) {
+            return invalid!("the id of document {i} is not UTF-8");
         }
         if listed > 0 {
             check_ends(self.numbers::<u32>(LIST_ENDS).iter().map(|end| u64::from(*end)), self.sections[LISTS].len())?;
@@ -150,23 +141,35 @@ impl Segment {
         ends[document] as usize..ends[document + 1] as usize
     }
 
-    fn value(&self, (ends, values): (usize, usize), document: usize) -> &str {
+    fn value(&self, (ends, values): (usize, usize), document: usize) -> &[u8] {
         let ends: &[u64] = self.numbers(ends);
-        let bytes = &self.section(values)[ends[document] as usize..ends[document + 1] as usize];
-        std::str::from_utf8(bytes).expect("checked when the segment was opened; this is a bug")
+        &self.section(values)[ends[document] as usize..ends[document + 1] as usize]
     }
 
     pub(crate) fn id(&self, document: usize) -> &str {
-        self.value(IDS, document)
+        std::str::from_utf8(self.value(IDS, document)).expect("checked when the segment was opened; this is a bug")
     }
 
-    pub(crate) fn text(&self, document: usize) -> Option<&str> {
-        self.value(TEXTS, document).strip_prefix(MARK)
+    fn marked(&self, column: (usize, usize), document: usize) -> Result<Option<&str>> {
+        let Ok(value) = std::str::from_utf8(self.value(column, document)) else {
+            let (name, id) = (self.file.path().display(), self.id(document));
+            return invalid!("{name}: corrupt: what document {id:?} says is not UTF-8");
+        };
+        Ok(value.strip_prefix(MARK))
+    }
+
+    pub(crate) fn text(&self, document: usize) -> Result<Option<&str>> {
+        self.marked(TEXTS, document)
     }
 
     /// JSON.
-    pub(crate) fn metadata(&self, document: usize) -> Option<&str> {
-        self.value(METADATA, document).strip_prefix(MARK)
+    pub(crate) fn metadata(&self, document: usize) -> Result<Option<&str>> {
+        self.marked(METADATA, document)
+    }
+
+    /// Reads all of it, and fails where it is not what was written.
+    pub(crate) fn verify(&self) -> Result<()> {
+        self.file.verify()
     }
 
     /// The vectors of tokens, of an index without a codec.
@@ -181,7 +184,7 @@ impl Segment {
             Centroids::Narrow(all) => Centroids::Narrow(&all[range.clone()]),
             Centroids::Wide(all) => Centroids::Wide(&all[range.clone()]),
         };
-        let scales = &self.numbers(SCALES)[range.clone()];
+        let scales = if self.scaled { &self.numbers(SCALES)[range.clone()] } else { &[] };
         Tokens { centroids, scales, rows: &self.section(ROWS)[range.start * self.row..range.end * self.row] }
     }
 

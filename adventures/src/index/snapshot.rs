@@ -13,6 +13,8 @@ use std::sync::{Arc, OnceLock};
 /// How often a snapshot is opened anew, when its files were replaced meanwhile.
 const TRIES: usize = 20;
 
+const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+
 /// One commit.
 pub(crate) struct Snapshot {
     pub(super) manifest: Manifest,
@@ -61,19 +63,23 @@ impl Bits {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|word| word.to_le_bytes()).collect()
+    /// Two letters a byte, up to the last that has a bit.
+    pub(super) fn to_hex(&self) -> String {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        bytes[..used].iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|half| DIGITS[half as usize]).collect()
     }
 
-    fn open(dir: &Path, file: &FileRef, documents: usize) -> Result<Self> {
-        let mapped = Mapped::open(dir, file)?;
-        let (words, rest) = mapped.bytes().as_chunks::<8>();
-        let bits = Self(words.iter().map(|word| u64::from_le_bytes(*word)).collect());
-        let beyond = (documents..words.len() * 64).any(|i| bits.has(i));
-        if !rest.is_empty() || words.len() > documents.div_ceil(64) || beyond {
-            return invalid!("{}: not the deleted documents of {documents}", mapped.path().display());
+    /// Reads what [`Self::to_hex`] wrote of `documents`.
+    fn from_hex(text: &str, documents: usize) -> Option<Self> {
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let mut bits = Self(vec![0; pairs.len().div_ceil(8)]);
+        for (i, pair) in pairs.iter().enumerate() {
+            let [high, low] = pair.map(|digit| (digit as char).to_digit(16));
+            bits.0[i / 8] |= u64::from(high? << 4 | low?) << (i % 8 * 8);
         }
-        Ok(bits)
+        let beyond = (documents..bits.0.len() * 64).any(|i| bits.has(i));
+        (rest.is_empty() && pairs.len() <= documents.div_ceil(8) && !beyond).then_some(bits)
     }
 }
 
@@ -143,7 +149,10 @@ impl Snapshot {
             return invalid!("{}: {:?} is not as the manifest says", dir.display(), reference.file.file);
         }
         let deleted = match &reference.deleted {
-            Some(file) => Bits::open(dir, file, segment.documents())?,
+            Some(text) => Bits::from_hex(text, segment.documents()).ok_or_else(|| {
+                let (shown, documents) = (dir.display(), segment.documents());
+                Error::Invalid(format!("{shown}: {:?}: not which of {documents} are deleted", reference.file.file))
+            })?,
             None => Bits::default(),
         };
         Ok(Part { segment, deleted, start })
@@ -184,13 +193,13 @@ impl Snapshot {
         part.segment.id(i)
     }
 
-    pub(crate) fn text(&self, document: usize) -> Option<&str> {
+    pub(crate) fn text(&self, document: usize) -> Result<Option<&str>> {
         let (part, i) = self.place(document);
         part.segment.text(i)
     }
 
     /// JSON.
-    pub(crate) fn metadata(&self, document: usize) -> Option<&str> {
+    pub(crate) fn metadata(&self, document: usize) -> Result<Option<&str>> {
         let (part, i) = self.place(document);
         part.segment.metadata(i)
     }
@@ -212,10 +221,31 @@ impl Snapshot {
 
 fn open_codec(dir: &Path, file: &FileRef, manifest: &Manifest) -> Result<Codec> {
     let mapped = Mapped::open(dir, file)?;
+    mapped.verify()?;
     let bad = |e: &dyn std::fmt::Display| Error::Invalid(format!("{}: {e}", mapped.path().display()));
     let codec = Codec::from_bytes(mapped.bytes()).map_err(|e| bad(&e))?;
     if (codec.dim, codec.layout.nbits) != (manifest.dim, manifest.nbits) {
         return Err(bad(&format!("a codec of {} dimensions with {} bits", codec.dim, codec.layout.nbits)));
     }
     Ok(codec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_read_as_they_were_written() {
+        for gone in [&[][..], &[0], &[3, 8, 64, 99], &[99]] {
+            let mut bits = Bits::default();
+            for i in gone {
+                bits.insert(*i);
+            }
+            let read = Bits::from_hex(&bits.to_hex(), 100).expect("they are read");
+            assert_eq!((0..200).filter(|i| read.has(*i)).collect::<Vec<_>>(), gone);
+        }
+        assert_eq!(Bits::from_hex("0", 100), None, "half a byte");
+        assert_eq!(Bits::from_hex("x0", 100), None);
+        assert_eq!(Bits::from_hex("ff1f", 12), None, "a document that is not there");
+    }
 }

@@ -5,7 +5,6 @@ use super::codec::Codec;
 use super::file;
 use super::kmeans;
 use super::manifest::{Lock, Manifest, SUFFIX, SegmentRef};
-use super::segment::Segment;
 use super::snapshot::{Bits, Snapshot};
 use super::{MAX_DIM, Shared};
 use crate::error::{Error, Result, invalid};
@@ -185,7 +184,7 @@ impl Writer {
     pub fn commit(mut self, progress: &mut Progress<'_>, cancel: &AtomicBool) -> Result<usize> {
         let codec = self.base.codec.clone();
         self.flush(codec.as_deref())?;
-        self.write_deleted()?;
+        self.write_deleted();
         if codec.is_none() && self.manifest.nbits < 32 {
             self.compress(progress, cancel)?;
         }
@@ -199,15 +198,17 @@ impl Writer {
     pub fn compact(mut self, cancel: &AtomicBool) -> Result<usize> {
         let codec = self.base.codec.clone();
         self.flush(codec.as_deref())?;
-        self.write_deleted()?;
+        self.write_deleted();
         let small = self.manifest.segments.iter().filter(|segment| segment.file.bytes < SMALL).count();
         self.merge(|segment| segment.deleted.is_some() || (small > 1 && segment.file.bytes < SMALL), cancel)?;
         self.finish()
     }
 
     fn finish(mut self) -> Result<usize> {
+        if self.files > 0 {
+            file::sync_dir(&self.shared.dir)?;
+        }
         // What cannot be opened must not become the index.
-        file::sync_dir(&self.shared.dir)?;
         let snapshot = Snapshot::of(&self.shared.dir, self.manifest.clone(), Some(&self.base))?;
         self.manifest.commit(&self.shared.dir)?;
         self.committed = true;
@@ -217,17 +218,15 @@ impl Writer {
         Ok(count)
     }
 
-    fn write_deleted(&mut self) -> Result<()> {
+    fn write_deleted(&mut self) {
         for (part, bits) in std::mem::take(&mut self.deleted) {
-            let name = self.name("deleted");
-            self.manifest.segments[part].deleted = Some(file::write(&self.shared.dir, &name, &[&bits.to_bytes()])?);
+            self.manifest.segments[part].deleted = Some(bits.to_hex());
             // Nothing is left of it; taken out below, where places no longer matter.
             if bits.count() == self.manifest.segments[part].documents {
                 self.manifest.segments[part].documents = 0;
             }
         }
         self.manifest.segments.retain(|segment| segment.documents > 0);
-        Ok(())
     }
 
     /// Trains a codec and compresses all segments with it, where there are tokens enough.
@@ -239,7 +238,8 @@ impl Writer {
         let (dim, nbits, seed) = (self.manifest.dim, self.manifest.nbits, self.manifest.seed);
         let whole = Snapshot::of(&self.shared.dir, self.manifest.clone(), Some(&self.base))?;
         progress("train", 0, tokens)?;
-        let wanted = (kmeans::count(tokens as u64, usize::MAX / 4) * kmeans::PER_CENTROID).min(SAMPLE).min(tokens);
+        let wanted =
+            (kmeans::count(tokens as u64, usize::MAX / 4, nbits) * kmeans::PER_CENTROID).min(SAMPLE).min(tokens);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut sample = Vec::with_capacity(wanted * dim);
         let mut before = 0;
@@ -265,11 +265,12 @@ impl Writer {
         let mut done = 0;
         for part in &whole.parts {
             let (segment, mut document) = (&part.segment, 0);
+            segment.verify()?;
             while document < segment.documents() {
                 let (mut records, mut vectors, mut ends) = (Vec::new(), Vec::new(), Vec::new());
                 while document < segment.documents() && vectors.len() < CHUNK * dim {
                     if !part.deleted.has(document) {
-                        records.push(record(segment, document));
+                        records.push(Record::of(segment, document)?);
                         vectors.extend_from_slice(segment.vectors(segment.range(document)));
                         ends.push(vectors.len() / dim);
                     }
@@ -302,11 +303,13 @@ impl Writer {
                 self.manifest.segments.push(segment);
                 continue;
             }
+            // What is broken must not get a checksum that is right.
+            part.segment.verify()?;
             for document in (0..segment.documents).filter(|document| !part.deleted.has(*document)) {
                 if cancel.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
-                self.builder.copy(&part.segment, document, whole.codec.as_deref(), whole.manifest.dim);
+                self.builder.copy(&part.segment, document, whole.codec.as_deref(), whole.manifest.dim)?;
                 if self.builder.is_full() {
                     self.flush(whole.codec.as_deref())?;
                 }
@@ -318,17 +321,16 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
         // A commit that failed at its very end may be the index all the same: what counts is the manifest that is there.
         match Manifest::read(&self.shared.dir) {
-            Ok(manifest) if !self.committed => manifest.clean(&self.shared.dir),
+            Ok(manifest) => manifest.clean(&self.shared.dir),
             Err(Error::NotFound(_)) => self.base.manifest.clean(&self.shared.dir),
-            _ => {}
+            Err(_) => {}
         }
     }
-}
-
-fn record(segment: &Segment, document: usize) -> Record<'_> {
-    Record { id: segment.id(document), text: segment.text(document), metadata: segment.metadata(document) }
 }
 
 /// Fails where vectors of `dim` dimensions do not fit an index of `known`, if those are known.

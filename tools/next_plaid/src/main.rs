@@ -23,6 +23,14 @@ fn bytes(dir: &std::path::Path) -> u64 {
     std::fs::read_dir(dir).expect("a folder").flatten().map(|entry| entry.metadata().map_or(0, |m| m.len())).sum()
 }
 
+/// Waits until the disk has all files of a folder that were just written, and their names.
+fn sync(dir: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)?.flatten() {
+        std::fs::File::open(entry.path())?.sync_all()?;
+    }
+    std::fs::File::open(dir)?.sync_all()
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let [_, dir, dim, nbits, k] = args.as_slice() else { panic!("DIR DIM NBITS K") };
@@ -45,13 +53,21 @@ fn main() {
         rates.push(queries.len() as f64 / start.elapsed().as_secs_f64());
     }
     let hits: Vec<String> = found.iter().map(|one| format!("{:?}", one.passage_ids)).collect();
+    let mut single = Vec::new();
+    for query in &queries {
+        let start = Instant::now();
+        index.search(query, &parameters, None).expect("it searches");
+        single.push(start.elapsed().as_secs_f64());
+    }
     let gone: Vec<i64> = (0..documents.len().min(1000) as i64).collect();
     let start = Instant::now();
     index.delete(&gone).expect("it deletes");
     let delete = start.elapsed().as_secs_f64();
+    // It leaves what it has written to the system; this is what makes that durable.
+    sync(std::path::Path::new(&path)).expect("the disk takes it");
+    let durable = start.elapsed().as_secs_f64();
     let best = rates.iter().copied().fold(0.0, f64::max);
-    println!(
-        "{{\"build\": {build}, \"bytes\": {size}, \"rate\": {best}, \"delete\": {delete}, \"hits\": [{}]}}",
-        hits.join(", ")
-    );
+    let numbers = format!("\"build\": {build}, \"bytes\": {size}, \"rate\": {best}, \"single\": {single:?}");
+    let hits = hits.join(", ");
+    println!("{{{numbers}, \"delete\": {delete}, \"durable\": {durable}, \"hits\": [{hits}]}}");
 }

@@ -2,6 +2,15 @@
 
 use crate::kernels::{LANES, vectorized};
 
+/// What an entry of a book is to come near to.
+pub(crate) struct Target<'a> {
+    pub(crate) residual: &'a [f32],
+    pub(crate) vector: &'a [f32],
+    pub(crate) scale: f32,
+    pub(crate) weight: f32,
+    pub(crate) rest: f32,
+}
+
 vectorized! {
     /// `best[i]` and `at[i]` become the largest number of row `i` and its column, plus `from`, where it is larger than `best[i]`.
     fn nearest(products: &[f32], columns: usize, from: usize, best: &mut [f32], at: &mut [u32]) {
@@ -38,6 +47,29 @@ vectorized! {
             }
             for (out, code) in out.iter_mut().zip(codes) {
                 *out = code as u8;
+            }
+        }
+    }
+
+    /// `out[j]` becomes by how much the squared error falls with entry `j` of a book in the place of zeros.
+    ///
+    /// `book` is `(dimensions, 256)`, `squares` are the squared lengths of its entries; the error is of `residual` where an entry
+    /// counts `scale` times, and `weight` times that along `vector`, of which all other dimensions have `rest`.
+    fn gains(book: &[f32], squares: &[f32], target: &Target<'_>, out: &mut [f32]) {
+        let (scale, weight, rest) = (target.scale, target.weight, target.rest);
+        for (block, out) in out.chunks_exact_mut(LANES).enumerate() {
+            let (mut near, mut along) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+            for ((row, z), x) in book.chunks_exact(squares.len()).zip(target.residual).zip(target.vector) {
+                let row = &row[block * LANES..][..LANES];
+                for lane in 0..LANES {
+                    near[lane] += z * row[lane];
+                    along[lane] += x * row[lane];
+                }
+            }
+            let squares = &squares[block * LANES..][..LANES];
+            for lane in 0..LANES {
+                let left = rest - scale * along[lane];
+                out[lane] = scale * (2.0 * near[lane] - scale * squares[lane]) - weight * left * left;
             }
         }
     }

@@ -3,13 +3,15 @@
 //! A token is `centroid + scale * level[code]` for each of its dimensions. What a query has with the centroids is computed
 //! once, in f32; what it has with the levels is a sum of small integers, the same on every CPU.
 
+pub(crate) mod codebooks;
 mod encode;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use encode::{any_above, nearest, quantize, raise};
+pub(crate) use codebooks::Codebooks;
+pub(crate) use encode::{Target, any_above, gains, nearest, quantize, raise};
 
 /// Tokens of a query that are computed with together.
 pub(crate) const BLOCK: usize = 32;
@@ -19,27 +21,35 @@ pub(crate) const ZERO: i32 = 64;
 /// Dimensions in an element: a 32-bit lane.
 const GROUP: usize = 4;
 
-/// How the codes of a token lie: byte `j` of a row holds dimension `j` of each plane, the first plane in the lowest bits.
+/// The largest level.
+pub(crate) const LARGEST: i32 = ZERO - 1;
+
+/// How the codes of a token lie. Of 1 or 4 bits, byte `j` of a row holds dimension `j` of each plane, the first plane in the
+/// lowest bits; of two, a row is as [`Codebooks`] read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Bits of a code: 1, 2 or 4.
+    /// Bits of a code, about: 1, 2 or 4.
     pub(crate) nbits: usize,
-    /// Bytes of a row, a multiple of four, which is also how many dimensions a plane has.
+    /// Bytes of a row.
     pub(crate) row: usize,
+    /// How many dimensions a plane has, a multiple of four.
+    width: usize,
+    planes: usize,
 }
 
 impl Layout {
     pub(crate) fn new(dim: usize, nbits: usize) -> Self {
-        assert!(matches!(nbits, 1 | 2 | 4), "codes of 1, 2 or 4 bits; this is a bug");
-        Self { nbits, row: dim.div_ceil(8 / nbits).next_multiple_of(GROUP) }
+        match nbits {
+            1 | 4 => {
+                let row = dim.div_ceil(8 / nbits).next_multiple_of(GROUP);
+                Self { nbits, row, width: row, planes: 8 / nbits }
+            }
+            2 => Self { nbits, row: 1 + codebooks::count(dim), width: dim.next_multiple_of(GROUP), planes: 1 },
+            _ => unreachable!("codes of {nbits} bits; this is a bug"),
+        }
     }
 
-    /// How many codes a byte holds.
-    pub(crate) fn planes(self) -> usize {
-        8 / self.nbits
-    }
-
-    /// Puts the codes of one token into a row.
+    /// Puts the codes of one token into a row, of 1 or 4 bits.
     pub(crate) fn pack(self, codes: &[u8], row: &mut [u8]) {
         row.fill(0);
         for (plane, codes) in codes.chunks(self.row).enumerate() {
@@ -48,6 +58,24 @@ impl Layout {
             }
         }
     }
+
+    /// Whether rows have scales beside them, not in them.
+    pub(crate) fn scaled(self) -> bool {
+        self.planes > 1
+    }
+
+    /// Levels of `rows` bytes of rows.
+    fn levels(self, rows: usize) -> usize {
+        rows / self.row * self.width * self.planes
+    }
+}
+
+/// What codes stand for.
+#[derive(Debug)]
+pub(crate) enum Levels {
+    /// With [`ZERO`] added; a code for each dimension, the scales apart.
+    Scalar([u8; 16]),
+    Product(Codebooks),
 }
 
 /// A query as the products read it, in blocks of 32 tokens; those that it lacks are zeros.
@@ -67,7 +95,7 @@ impl Query {
     pub(crate) fn new(vectors: &[f32], dim: usize, layout: Layout) -> Self {
         let rows = vectors.len() / dim;
         let lanes = rows.next_multiple_of(BLOCK);
-        let groups = layout.planes() * layout.row / GROUP;
+        let groups = layout.planes * layout.width / GROUP;
         let mut bytes = vec![0; lanes * groups * GROUP];
         let (mut scales, mut starts) = (vec![0.0; lanes], vec![0; lanes]);
         for (i, row) in vectors.chunks_exact(dim).enumerate() {
@@ -95,7 +123,7 @@ impl Query {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tokens<'a> {
     pub(crate) centroids: Centroids<'a>,
-    /// bfloat16.
+    /// bfloat16; none where rows begin with them.
     pub(crate) scales: &'a [u16],
     pub(crate) rows: &'a [u8],
 }
@@ -160,6 +188,7 @@ impl Kernel {
 pub(crate) struct Scratch {
     /// Plane, token, dimension: levels with [`ZERO`] added.
     levels: Vec<u8>,
+    scales: Vec<u16>,
     best: Vec<f32>,
 }
 
@@ -171,38 +200,49 @@ pub(crate) fn score(
     kernel: Kernel,
     query: &Query,
     table: &[f32],
-    levels: &[u8; 16],
+    levels: &Levels,
     tokens: Tokens<'_>,
     scratch: &mut Scratch,
 ) -> f32 {
-    let (count, layout) = (tokens.scales.len(), query.layout);
-    let shapes = tokens.centroids.len() == count && tokens.rows.len() == count * layout.row;
-    assert!(shapes && table.len() >= query.lanes() && !query.scales.is_empty(), "a document's shapes; this is a bug");
+    let (count, layout) = (tokens.centroids.len(), query.layout);
+    assert!(tokens.rows.len() == count * layout.row, "a row for each token; this is a bug");
+    assert!(table.len() >= query.lanes() && !query.scales.is_empty(), "a query with its table; this is a bug");
     if count == 0 {
         return 0.0;
     }
-    scratch.levels.resize(tokens.rows.len() * layout.planes(), 0);
+    let size = layout.levels(tokens.rows.len());
+    // The rest is what an entry of a codebook has beyond its dimensions.
+    scratch.levels.resize(size + codebooks::DIMS, 0);
     scratch.best.clear();
     scratch.best.resize(query.lanes(), f32::NEG_INFINITY);
-    match kernel {
-        Kernel::Plain => {
-            expand(layout, levels, tokens.rows, &mut scratch.levels);
-            products(query, table, tokens, &scratch.levels, &mut scratch.best);
+    let tokens = match levels {
+        Levels::Product(books) => {
+            books.expand(tokens.rows, layout.width, &mut scratch.levels, &mut scratch.scales);
+            Tokens { scales: &scratch.scales, ..tokens }
         }
+        Levels::Scalar(levels) => {
+            let levels_of = &mut scratch.levels[..size];
+            match kernel {
+                Kernel::Plain => expand(layout, levels, tokens.rows, levels_of),
+                // SAFETY: the instructions were detected, and the room is that of the rows.
+                #[cfg(target_arch = "x86_64")]
+                #[allow(unsafe_code)]
+                Kernel::Avx2 | Kernel::Vnni => unsafe { x86::expand(layout, levels, tokens.rows, levels_of) },
+            }
+            tokens
+        }
+    };
+    assert!(tokens.scales.len() == count, "a scale for each token; this is a bug");
+    match kernel {
+        Kernel::Plain => products(query, table, tokens, &scratch.levels, &mut scratch.best),
         // SAFETY: the instructions were detected, and the shapes are checked above.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        Kernel::Avx2 => unsafe {
-            x86::expand(layout, levels, tokens.rows, &mut scratch.levels);
-            x86::products_avx2(query, table, tokens, &scratch.levels, &mut scratch.best);
-        },
+        Kernel::Avx2 => unsafe { x86::products_avx2(query, table, tokens, &scratch.levels, &mut scratch.best) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        Kernel::Vnni => unsafe {
-            x86::expand(layout, levels, tokens.rows, &mut scratch.levels);
-            x86::products_vnni(query, table, tokens, &scratch.levels, &mut scratch.best);
-        },
+        Kernel::Vnni => unsafe { x86::products_vnni(query, table, tokens, &scratch.levels, &mut scratch.best) },
     }
     scratch.best[..query.rows].iter().sum()
 }
@@ -219,8 +259,8 @@ fn expand(layout: Layout, levels: &[u8; 16], rows: &[u8], out: &mut [u8]) {
 
 /// The largest product of each token of the query.
 fn products(query: &Query, table: &[f32], tokens: Tokens<'_>, levels: &[u8], best: &mut [f32]) {
-    let (count, row, lanes) = (tokens.scales.len(), query.layout.row, query.lanes());
-    let groups = query.layout.planes() * row / GROUP;
+    let (count, row, lanes) = (tokens.scales.len(), query.layout.width, query.lanes());
+    let groups = query.layout.planes * row / GROUP;
     let last = table.len() / lanes - 1;
     for block in 0..lanes / BLOCK {
         for t in 0..count {

@@ -8,7 +8,16 @@ fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i + seed) * 2_654_435_761 % 10_007) as f32 / 5000.0 - 1.0).collect()
 }
 
-const LEVELS: [u8; 16] = [1, 8, 17, 25, 33, 42, 50, 60, 64, 70, 79, 88, 96, 105, 116, 127];
+const SCALAR: [u8; 16] = [1, 8, 17, 25, 33, 42, 50, 60, 64, 70, 79, 88, 96, 105, 116, 127];
+
+fn books(dim: usize) -> Vec<i8> {
+    bytes(dim * codebooks::CODES, 8).iter().map(|b| (*b % 127) as i8 - 63).collect()
+}
+
+/// What codes of `nbits` stand for.
+fn levels(dim: usize, nbits: usize) -> Levels {
+    if nbits == 2 { Levels::Product(Codebooks::new(dim, &books(dim), 1.0 / 64.0)) } else { Levels::Scalar(SCALAR) }
+}
 
 #[test]
 fn every_kernel_has_the_bits_of_the_plain_one() {
@@ -18,10 +27,13 @@ fn every_kernel_has_the_bits_of_the_plain_one() {
             let query = Query::new(&numbers(rows * dim, 1), dim, layout);
             let table = numbers(10 * query.lanes(), 2);
             let centroids: Vec<u16> = bytes(count, 3).iter().map(|b| u16::from(*b) % 10).collect();
-            let scales: Vec<u16> = (0..count).map(|i| 0x3c00 + 3 * i as u16).collect();
-            let packed = bytes(count * layout.row, 4);
+            let mut scales: Vec<u16> = (0..count).map(|i| 0x3c00 + 3 * i as u16).collect();
+            if nbits == 2 {
+                scales.clear();
+            }
+            let (packed, levels) = (bytes(count * layout.row, 4), levels(dim, nbits));
             let tokens = Tokens { centroids: Centroids::Narrow(&centroids), scales: &scales, rows: &packed };
-            let of = |kernel| score(kernel, &query, &table, &LEVELS, tokens, &mut Scratch::default());
+            let of = |kernel| score(kernel, &query, &table, &levels, tokens, &mut Scratch::default());
             for kernel in Kernel::all() {
                 assert_eq!(of(kernel).to_bits(), of(Kernel::Plain).to_bits(), "{kernel:?} {dim} {nbits}");
             }
@@ -42,28 +54,40 @@ fn a_score_is_that_of_the_decoded_vectors() {
                 table[c * query.lanes() + q] = (0..dim).map(|d| centroids[c * dim + d] * vectors[q * dim + d]).sum();
             }
         }
-        let codes: Vec<u8> = bytes(count * dim, 5).iter().map(|b| b % (1 << nbits)).collect();
-        let mut packed = vec![0; count * layout.row];
-        for (codes, row) in codes.chunks(dim).zip(packed.chunks_mut(layout.row)) {
-            layout.pack(codes, row);
+        let scale = 1.0 / 64.0;
+        // Levels of all tokens, and their codes packed.
+        let (mut all, mut packed) = (Vec::new(), vec![0; count * layout.row]);
+        if nbits == 2 {
+            let (starts, books) = (codebooks::starts(dim), books(dim));
+            for (row, codes) in packed.chunks_mut(layout.row).zip(bytes(count * layout.row, 5).chunks(layout.row)) {
+                row.copy_from_slice(codes);
+                row[0] = 255;
+                for (pair, code) in starts.windows(2).zip(&codes[1..]) {
+                    let own = &books[pair[0] * codebooks::CODES + *code as usize * (pair[1] - pair[0])..];
+                    all.extend(own[..pair[1] - pair[0]].iter().map(|level| f32::from(*level)));
+                }
+            }
+        } else {
+            let codes: Vec<u8> = bytes(count * dim, 5).iter().map(|b| b % (1 << nbits)).collect();
+            for (codes, row) in codes.chunks(dim).zip(packed.chunks_mut(layout.row)) {
+                layout.pack(codes, row);
+            }
+            all.extend(codes.iter().map(|code| (i32::from(SCALAR[*code as usize]) - ZERO) as f32));
         }
+        let levels = levels(dim, nbits);
         let own: Vec<u32> = (0..count as u32).map(|t| t % 4).collect();
-        let scales = vec![0x3c80; count];
+        let scales = if nbits == 2 { vec![] } else { vec![0x3c80; count] };
         let mut want = 0.0;
         for q in 0..rows {
             let products = (0..count).map(|t| {
                 (0..dim)
-                    .map(|d| {
-                        let level = i32::from(LEVELS[codes[t * dim + d] as usize]) - ZERO;
-                        let x = centroids[t % 4 * dim + d] + level as f32 * bf16(0x3c80);
-                        x * vectors[q * dim + d]
-                    })
+                    .map(|d| (centroids[t % 4 * dim + d] + all[t * dim + d] * scale) * vectors[q * dim + d])
                     .sum::<f32>()
             });
             want += products.fold(f32::NEG_INFINITY, f32::max);
         }
         let tokens = Tokens { centroids: Centroids::Wide(&own), scales: &scales, rows: &packed };
-        let got = score(Kernel::best(), &query, &table, &LEVELS, tokens, &mut Scratch::default());
+        let got = score(Kernel::best(), &query, &table, &levels, tokens, &mut Scratch::default());
         assert!((got - want).abs() < 0.3 * rows as f32 / 10.0, "{nbits}: {got} is not {want}");
     }
 }
@@ -77,7 +101,7 @@ fn a_centroid_out_of_range_is_the_last() {
     for kernel in Kernel::all() {
         let of = |c: u16| {
             let tokens = Tokens { centroids: Centroids::Narrow(&[c]), scales: &[0x3c00], rows: &packed };
-            score(kernel, &query, &table, &LEVELS, tokens, &mut Scratch::default())
+            score(kernel, &query, &table, &Levels::Scalar(SCALAR), tokens, &mut Scratch::default())
         };
         assert_eq!(of(1), of(u16::MAX));
         assert_ne!(of(0), of(1));

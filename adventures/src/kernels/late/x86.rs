@@ -45,8 +45,8 @@ fn four(from: usize, count: usize) -> [usize; TOKENS] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[allow(unsafe_code)]
 pub(super) unsafe fn products_vnni(query: &Query, table: &[f32], tokens: Tokens<'_>, levels: &[u8], best: &mut [f32]) {
-    let (count, row, lanes) = (tokens.scales.len(), query.layout.row, query.lanes());
-    let (planes, groups) = (query.layout.planes(), query.layout.planes() * row / GROUP);
+    let (count, row, lanes) = (tokens.scales.len(), query.layout.width, query.lanes());
+    let (planes, groups) = (query.layout.planes, query.layout.planes * row / GROUP);
     let last = table.len() / lanes - 1;
     for block in 0..lanes / BLOCK {
         let lane = block * BLOCK;
@@ -100,8 +100,8 @@ pub(super) unsafe fn products_vnni(query: &Query, table: &[f32], tokens: Tokens<
 #[allow(unsafe_code)]
 pub(super) unsafe fn products_avx2(query: &Query, table: &[f32], tokens: Tokens<'_>, levels: &[u8], best: &mut [f32]) {
     const HALF: usize = 16;
-    let (count, row, lanes) = (tokens.scales.len(), query.layout.row, query.lanes());
-    let (planes, groups) = (query.layout.planes(), query.layout.planes() * row / GROUP);
+    let (count, row, lanes) = (tokens.scales.len(), query.layout.width, query.lanes());
+    let (planes, groups) = (query.layout.planes, query.layout.planes * row / GROUP);
     let last = table.len() / lanes - 1;
     let ones = _mm256_set1_epi16(1);
     for lane in (0..lanes).step_by(HALF) {
