@@ -354,7 +354,7 @@ class TestKeep:
         table.checkout(library._storage.kept_versions(table)[0])
         assert {row["text"] for row in table.search().limit(None).to_list()} == {text for text, _ in before.values()}
 
-    @pytest.mark.parametrize("keep", [0, -1, True, 1.5, None])
+    @pytest.mark.parametrize("keep", [0, -1, True, 1.5])
     def test_bad_numbers(self, library: Library, delta: Path, keep: Any) -> None:
         with pytest.raises(ValueError, match="keep must be a whole number from 1 on"):
             library.sync(delta, **COLUMNS, keep=keep)

@@ -50,6 +50,7 @@ _UNINDEXED = 10_000
 # A scan of 100,000 vectors takes tens of milliseconds and finds all; below that an index only loses neighbours.
 INDEX_FROM = 200_000
 _PARTITION = 1_000
+_READINGS = 4
 # How many vectors for each partition their centres are found from: of four times as many, none is found better.
 _SAMPLE = 64
 # Of other characters LanceDB writes %xx in places: to tag a version in /home/josé it makes a folder in /home/jos%C3%A9.
@@ -115,7 +116,7 @@ class Store:
 
     def published_version(self, table: Table) -> int | None:
         """Returns LanceDB's number of the version that readers see."""
-        entry = table.tags.list().get(TAG)
+        entry = _tags(table).get(TAG)
         return None if entry is None else int(entry["version"])
 
     def kept_versions(self, table: Table) -> list[int]:
@@ -281,6 +282,14 @@ def _snapshot(table: Table, version: int) -> LanceSnapshot:
     schema = table.schema
     indexed = frozenset(column for index in table.list_indices() for column in index.columns)
     return LanceSnapshot(table, version, read_record(schema), read_source(schema), table.count_rows(), schema, indexed)
+
+
+def _tags(table: Table) -> dict[str, Any]:
+    """The tags of a table, also while its writer deletes some: LanceDB lists them first, then reads each."""
+    for _ in range(_READINGS):
+        with suppress(RuntimeError):
+            return dict(table.tags.list())
+    return dict(table.tags.list())
 
 
 def _nothing() -> None:

@@ -423,11 +423,11 @@ impl Indexes {
             let (dim, ends) = (this.model.dim(), &query.offsets[1..]);
             let found = this.opened(&name)?.search(&query.vectors, dim, ends, &options, ids.as_deref(), &cancel)?;
             let read = |hit| {
-                let metadata = found.metadata(hit).map(serde_json::from_str).transpose();
+                let metadata = found.metadata(hit)?.map(serde_json::from_str).transpose();
                 let broken = |e| Error::Invalid(format!("the metadata of {:?}: {e}", found.id(hit)));
                 Ok(Hit {
                     id: found.id(hit).to_owned(),
-                    text: found.text(hit).map(str::to_owned),
+                    text: found.text(hit)?.map(str::to_owned),
                     score: hit.score,
                     metadata: metadata.map_err(broken)?,
                 })
