@@ -7,7 +7,7 @@ others, which are the queries. The interpreter given as --theirs, which has torc
 threads; recall is the share of the ten best by exact MaxSim in f32 that are found. `delete` is of 1,000 documents:
 ours is on the disk then, `durable` is until theirs is, too. Figures are the median of the rounds.
 
-    python tools/bench_colbert.py --theirs PYTHON [--next-plaid PROGRAM] [--fast-plaid PYTHON] [--data nfcorpus.zip]
+    python tools/bench_colbert.py --theirs PYTHON [--next-plaid PROGRAM] [--data nfcorpus.zip]
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ UNITS = {
     "peak": "MiB",
 }
 DOCUMENTS, QUERIES, DIM, TOKENS, K = 1500, 200, 96, 32, 10
-# Queries one after the other of an engine that takes a good part of a second for each.
-SLOW = 20
 
 
 def make(data: Path, model: Path, out: Path) -> None:
@@ -163,32 +161,6 @@ def timed(search: Callable[[Any], object], queries: list[Any]) -> list[float]:
     return seconds
 
 
-def fast_plaid(path: Path, nbits: int) -> dict[str, Any]:
-    """fast-plaid on the CPU; runs where it is."""
-    import torch
-    from fast_plaid.search import FastPlaid
-
-    documents = [torch.from_numpy(one) for one in ragged(path, "documents")]
-    queries = [torch.from_numpy(one) for one in ragged(path, "queries")]
-    where = path / f"fast-plaid-{nbits}"
-    shutil.rmtree(where, ignore_errors=True)
-    start = time.perf_counter()
-    index = FastPlaid(str(where), device="cpu")
-    index.create(documents_embeddings=documents, nbits=nbits)
-    build = time.perf_counter() - start
-    tokens = sum(len(one) for one in documents)
-    size = sum(file.stat().st_size for file in where.rglob("*") if file.is_file()) / tokens
-    start = time.perf_counter()
-    found = index.search(torch.stack(queries), top_k=K)
-    rate = len(queries) / (time.perf_counter() - start)
-    single = timed(lambda query: index.search(query[None], top_k=K), queries[:SLOW])
-    start = time.perf_counter()
-    index.delete(list(range(1000)))
-    delete = time.perf_counter() - start
-    hits = [[number for number, _ in one] for one in found]
-    return {"build": build, "bytes": size, "rate": rate, "single": single, "delete": delete, "hits": hits}
-
-
 def child(command: list[str]) -> dict[str, Any]:
     """Runs a process and returns its line of figures, with the most memory that it had."""
     with tempfile.TemporaryFile("w+") as out:
@@ -207,7 +179,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--theirs", default=sys.executable)
     parser.add_argument("--next-plaid")
-    parser.add_argument("--fast-plaid")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vectors", type=Path, default=CACHE / "bench" / "colbert")
@@ -219,7 +190,7 @@ def main() -> None:
         engine, _, nbits = args.part.partition("-")
         if engine == "torch":
             return print(json.dumps(exact(args.vectors)))
-        return print(json.dumps({"ours": ours, "fast": fast_plaid}[engine](args.vectors, int(nbits))))
+        return print(json.dumps(ours(args.vectors, int(nbits))))
     self = ["tools/bench_colbert.py", "--data", str(args.data), "--vectors", str(args.vectors), "--part"]
     args.vectors.mkdir(parents=True, exist_ok=True)
     if not (args.vectors / "judged.ends").exists():
@@ -229,8 +200,6 @@ def main() -> None:
         engines[f"ours, {nbits} bits"] = [sys.executable, *self, f"ours-{nbits}"]
         if args.next_plaid:
             engines[f"next-plaid, {nbits} bits"] = [args.next_plaid, str(args.vectors), str(DIM), str(nbits), str(K)]
-        if args.fast_plaid:
-            engines[f"fast-plaid, {nbits} bits"] = [args.fast_plaid, *self, f"fast-{nbits}"]
     rounds = [{name: child(command) for name, command in engines.items()} for _ in range(args.rounds)]
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
     print(f"{cpu.split(':')[-1].strip() or platform.machine()}, {os.cpu_count()} threads, {args.rounds} rounds")
@@ -251,7 +220,7 @@ def main() -> None:
             ndcg = mean([measure([str(i) for i in hits], own) for hits, own in found_of]).ndcg
             row.append(f"nDCG@{K} of {len(judgements)} judged queries {ndcg:.4f}")
         print("  ".join(row), f" recall@{K} {found:.4f}")
-    peers = [(f"ours, {n} bits", f"{peer}, {n} bits") for n in (4, 2) for peer in ("next-plaid", "fast-plaid")]
+    peers = [(f"ours, {n} bits", f"next-plaid, {n} bits") for n in (4, 2)]
     for a, b in [*peers, ("ours, exact", "torch, exact")]:
         if a in engines and b in engines:
             both = [figure for figure in UNITS if figure in rounds[0][a] and figure in rounds[0][b]]
