@@ -262,7 +262,7 @@ class TestProblems:
         assert made is not None
         assert json.loads(made)["name"].rpartition("/")[2] == model.name
         assert json.loads(made)["doc_maxlen"] == adv.ColBERT(model).doc_maxlen
-        other = tiny_colbert.colbert(tmp_path / "another", "stanford")
+        other = tiny_colbert.colbert(tmp_path / "another", "pylate")
         adv.ColbertIndex.create(root / "of-another", ["a rope"], model=adv.ColBERT(other))
         reply = server.post("/query?index_name=of-another", {"text": "a rope"})
         assert reply.status == 400
