@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +18,7 @@ from deltalake import DeltaTable, write_deltalake
 import adventures as adv
 from adventures import lease
 from adventures.library import Library
+from killing import kill
 from test_follow import COLUMNS, FEED, contents, table
 from words import WordEmbedder
 
@@ -67,59 +66,32 @@ class TestKilled:
         """SIGKILL while rows are written, indexes made, files compacted and versions published."""
         truth = states(delta, tmp_path / "truth")
         library.sync(delta, **COLUMNS, version=0)
-        code = f"""{PREFACE}
-store._FRAGMENTS = 0  # every sync compacts
-library = Library.open({library.path!r}, embedder=WordEmbedder())
-import random
-rng = random.Random(int(sys.stdin.readline()))
-print("go", flush=True)
-while True:
-    library.sync({str(delta)!r}, id="id", text="{{text}}", version=rng.randrange(4))
-"""
         started = time.monotonic()
         library.sync(delta, **COLUMNS, version=1)
-        # As long as a few syncs take, on this machine, now.
-        longest = 4 * (time.monotonic() - started)
-        rng = random.Random(KILLS)
+        longest = 2 * (time.monotonic() - started)
         torn: list[Any] = []
-        stop = threading.Event()
+        seen = Counter[int]()
+        reader = Library.open(library.path, embedder=WordEmbedder())
 
         def read() -> None:
-            reader = Library.open(library.path, embedder=WordEmbedder())
-            while not stop.is_set():
-                hits = reader.search("row of the ledger", k=3000)
-                versions = {hit.source.version for hit in hits}
-                if len(versions) != 1 or len(hits) != len(truth[versions.pop()]):
-                    torn.append(Counter(hit.source.version for hit in hits))
-                time.sleep(0.05)
+            hits = reader.search("row of the ledger", k=3000)
+            versions = {hit.source.version for hit in hits}
+            if len(versions) != 1 or len(hits) != len(truth[versions.pop()]):
+                torn.append(Counter(hit.source.version for hit in hits))
 
-        thread = threading.Thread(target=read)
-        thread.start()
+        def after() -> None:
+            version = library.metadata["source"]["version"]
+            assert contents(library) == truth[version]
+            seen[version] += 1
 
-        def start() -> subprocess.Popen[str]:
-            return subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
-
-        seen = Counter[int]()
-        waiting = start()
-        try:
-            for number in range(KILLS):
-                child, waiting = waiting, start()
-                assert child.stdin
-                assert child.stdout
-                child.stdin.write(f"{number}\n")
-                child.stdin.flush()
-                assert child.stdout.readline() == "go\n"
-                time.sleep(rng.uniform(0, longest))
-                child.kill()
-                child.communicate()
-                version = library.metadata["source"]["version"]
-                assert contents(library) == truth[version]
-                seen[version] += 1
-        finally:
-            waiting.kill()
-            waiting.communicate()
-            stop.set()
-            thread.join()
+        prepare = f"""
+from words import WordEmbedder
+from adventures import Library, store
+store._FRAGMENTS = 0  # every sync compacts
+library = Library.open({library.path!r}, embedder=WordEmbedder())
+"""
+        write = f'library.sync({str(delta)!r}, id="id", text="{{text}}", version=rng.randrange(4))'
+        kill(prepare, write, times=KILLS, longest=longest, after=after, read=read)
         assert not torn
         assert len(seen) > 1, seen
         library.sync(delta, **COLUMNS)
@@ -200,13 +172,62 @@ Library.open({path!r}, embedder=Dies()).sync({str(delta)!r}, id="id", text="{{te
         class Loses(WordEmbedder):
             def encode(self, texts: list[str], kind: str = "passage") -> Any:
                 if not self.embedded:
-                    db.create_table("passages-lease-2", schema=lease._SCHEMA)
+                    db.create_table("passages-lease-9", schema=lease._SCHEMA)
+                    lost.append(db.open_table("passages").version)
                 return super().encode(texts, kind)
 
-        library = Library.open(path, embedder=Loses())
+        lost: list[int] = []
+        library = Library.open(path, embedder=WordEmbedder())
+        library.sync(delta, **COLUMNS, version=0)
         with pytest.raises(adv.AdventuresError, match="was lost to another writer; nothing was published"):
-            library.sync(delta, **COLUMNS)
-        assert len(library) == 0
+            Library.open(path, embedder=Loses()).sync(delta, **COLUMNS)
+        assert len(library) == 2000
+        # Nor does it write, or undo, what may be the other's by now.
+        assert db.open_table("passages").version == lost[0]
+
+    def test_a_lease_has_one_holder(self, tmp_path: Path) -> None:
+        """Of many that ask at once: LanceDB tells several of them that they made the same table."""
+        code = f"""{PREFACE}
+import time, lancedb
+from pathlib import Path
+from adventures.lease import leased
+db, inside = lancedb.connect("file://{tmp_path}/library"), Path({str(tmp_path / "inside")!r})
+sys.stdin.readline()
+won, end = 0, time.time() + 3
+while time.time() < end:
+    try:
+        with leased(db, "passages", "the library") as lease:
+            inside.mkdir()  # fails where another is in here
+            lease.check()
+            won += 1
+            inside.rmdir()
+    except BusyError:
+        pass
+print(won)
+"""
+        children = [
+            subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=-1, text=True) for _ in range(6)
+        ]
+        for child in children:
+            assert child.stdin
+            child.stdin.write("\n")
+            child.stdin.flush()
+        ends = [child.communicate(timeout=60) for child in children]
+        assert all(child.returncode == 0 for child in children), [err for _, err in ends]
+        assert sum(int(out) for out, _ in ends) > 10
+
+    def test_who_lost_a_lease_does_not_hold_it_up(self, tmp_path: Path) -> None:
+        """One who tried to make the same table leaves a note in it, that it is held."""
+        db = lancedb.connect(f"file://{tmp_path}/library")
+        with lease.leased(db, "passages", "the library") as held:
+            note = lease._SCHEMA.with_metadata({"lease": lease._note("another", held=True)})
+            held.say(held=True)
+            db.create_table(held.name, schema=note, mode="overwrite")
+            with pytest.raises(adv.BusyError), lease.leased(db, "passages", "the library"):
+                pass
+        db.create_table(held.name, schema=note, mode="overwrite")
+        with lease.leased(db, "passages", "the library") as next_:
+            assert next_.number == held.number + 1
 
     def test_a_lease_is_renewed(self, tmp_path: Path, delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lease, "_SILENCE", 1.0)

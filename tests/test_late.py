@@ -9,9 +9,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ import adventures as adv
 import tiny_colbert
 from adventures import late
 from adventures.library import Library
+from killing import kill
 from test_cli import invoke
 from words import WordEmbedder
 
@@ -309,60 +307,29 @@ class TestKilled:
         DeltaTable(delta).delete("id % 4 = 1")
         library.sync(delta, **COLUMNS, version=0)
         sizes = {version: DeltaTable(delta, version=version).count() for version in range(4)}
-        code = f"""
-import random, sys
-sys.path.insert(0, {str(TESTS)!r})
+        started = time.monotonic()
+        library.sync(delta, **COLUMNS, version=3)
+        longest = 2 * (time.monotonic() - started)
+        torn: list[Any] = []
+        reader = Library.open(library.path, embedder=WordEmbedder(), colbert=colbert)
+
+        def read() -> None:
+            try:
+                hits = reader.search("the dragon", 500, retrieval="colbert")
+            except adv.AdventuresError as error:
+                torn.append(error)
+                return
+            versions = {hit.source.version for hit in hits}
+            if len(versions) != 1 or len(hits) != sizes[versions.pop()]:
+                torn.append(hits)
+
+        prepare = f"""
 import adventures as adv
 from words import WordEmbedder
 library = adv.Library.open({library.path!r}, embedder=WordEmbedder(), colbert=adv.ColBERT({colbert.path!r}))
-rng = random.Random(int(sys.stdin.readline()))
-print("go", flush=True)
-while True:
-    library.sync({str(delta)!r}, id="id", text="{{text}}", version=rng.randrange(4), keep=1)
 """
-        started = time.monotonic()
-        library.sync(delta, **COLUMNS, version=3)
-        longest = 4 * (time.monotonic() - started)
-        rng = random.Random(KILLS)
-        torn: list[Any] = []
-        stop = threading.Event()
-
-        def read() -> None:
-            reader = Library.open(library.path, embedder=WordEmbedder(), colbert=colbert)
-            while not stop.is_set():
-                try:
-                    hits = reader.search("the dragon", 500, retrieval="colbert")
-                except adv.AdventuresError as error:
-                    torn.append(error)
-                    return
-                versions = {hit.source.version for hit in hits}
-                if len(versions) != 1 or len(hits) != sizes[versions.pop()]:
-                    torn.append(hits)
-                time.sleep(0.02)
-
-        def start() -> subprocess.Popen[str]:
-            return subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        waiting = start()
-        try:
-            for number in range(KILLS):
-                child, waiting = waiting, start()
-                assert child.stdin
-                assert child.stdout
-                child.stdin.write(f"{number}\n")
-                child.stdin.flush()
-                assert child.stdout.readline() == "go\n"
-                time.sleep(rng.uniform(0, longest))
-                child.kill()
-                child.communicate()
-                in_step(library)
-        finally:
-            waiting.kill()
-            waiting.communicate()
-            stop.set()
-            thread.join()
+        write = f'library.sync({str(delta)!r}, id="id", text="{{text}}", version=rng.randrange(4), keep=1)'
+        kill(prepare, write, times=KILLS, longest=longest, after=lambda: in_step(library), read=read)
         assert torn == []
         for version in (1, 2):
             library.sync(delta, **COLUMNS, version=version, keep=1)

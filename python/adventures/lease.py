@@ -1,8 +1,11 @@
 """A writer's lease on a store without locks: one writer at a time, for as long as it says that it is there.
 
-A lease is a small LanceDB table of its own, numbered. Making a table is a commit that only one writer can win, on every
-store that LanceDB commits to safely; the highest number holds the lease. Its holder renews it by commits. A holder that
-died stops renewing, and after a while somebody else takes the next number; what it wrote is not published.
+A lease is a small LanceDB table of its own, numbered; the highest number holds it. Of several writers that make the
+same table at once LanceDB tells more than one that it did: the later ones' is its second version. So it belongs to the
+one whose note the first version has: that is a commit that only one can win, on every store that LanceDB commits to
+safely.
+The holder renews it by commits. A holder that died stops renewing, and after a while somebody else takes the next
+number; what it wrote is not published.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import re
 import socket
 import threading
 import time
+import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,10 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lancedb.db import DBConnection
+    from lancedb.table import Table
 
 # How long a silent holder is believed in, and how often one speaks: clocks of two machines may differ by a minute.
 _SILENCE = 180.0
 _RENEWAL = 30.0
+# How often a commit is tried: who tried to make the same table may have been faster.
+_TRIES = 5
 _SCHEMA = pa.schema([pa.field("lease", pa.string())])
 
 
@@ -40,6 +47,7 @@ class Lease:
     table: str
     number: int
     what: str
+    owner: str
     _spoken: float = field(default_factory=time.monotonic)
 
     @property
@@ -55,8 +63,20 @@ class Lease:
     def renew(self) -> None:
         """Says that the holder is there."""
         before = time.monotonic()
-        _say(self.db, self.name, held=True)
+        self.say(held=True)
         self._spoken = before
+
+    def say(self, *, held: bool) -> None:
+        """Notes whether the holder is there."""
+        metadata = {"lease": _note(self.owner, held=held)}
+        for last in [False] * (_TRIES - 1) + [True]:
+            try:
+                self.db.open_table(self.name).update_field_metadata({"path": "lease", "metadata": metadata})
+            except (OSError, RuntimeError, ValueError):
+                if last:
+                    raise
+            else:
+                return
 
 
 @contextmanager
@@ -76,7 +96,7 @@ def leased(db: DBConnection, table: str, what: str) -> Iterator[Lease]:
         done.set()
         thread.join()
         with suppress(OSError, RuntimeError, ValueError):
-            _say(db, lease.name, held=False)
+            lease.say(held=False)
 
 
 def _keep_alive(lease: Lease, done: threading.Event) -> None:
@@ -88,18 +108,24 @@ def _keep_alive(lease: Lease, done: threading.Event) -> None:
 
 def _taken(db: DBConnection, table: str, what: str) -> Lease:
     newest = _newest(db, table)
+    busy = f"{what} is being written by another sync"
     if newest:
         says = _said(db, f"{table}-lease-{newest}")
         if says is None or (says["held"] and time.time() - says["at"] < _SILENCE):
             who = "" if says is None else f" on {says['host']}"
-            raise BusyError(f"{what} is being written by another sync{who}; wait for it to end")
-    lease = Lease(db, table, newest + 1, what)
+            raise BusyError(f"{busy}{who}; wait for it to end")
+    lease = Lease(db, table, newest + 1, what, uuid.uuid4().hex)
     try:
-        db.create_table(lease.name, schema=_SCHEMA.with_metadata({"lease": _note(held=True)}))
+        schema = _SCHEMA.with_metadata({"lease": _note(lease.owner, held=True)})
+        ours = _first(db.create_table(lease.name, schema=schema)) == lease.owner
+        # Somebody who was held up since it looked makes a table anew that was taken, given back and dropped meanwhile.
+        ours = ours and _newest(db, table) == lease.number
     except (OSError, RuntimeError, ValueError) as error:
         if _newest(db, table) > newest:
-            raise BusyError(f"{what} is being written by another sync; wait for it to end") from error
+            raise BusyError(f"{busy}; wait for it to end") from error
         raise AdventuresError(f"cannot take the lease on {what}: {error}") from error
+    if not ours:
+        raise BusyError(f"{busy}; wait for it to end")
     # Numbers only grow, so nobody takes those of the dead again; the last but one may still be read by who lost.
     for number in _numbers(db, table):
         if number < lease.number - 1:
@@ -108,23 +134,38 @@ def _taken(db: DBConnection, table: str, what: str) -> Lease:
     return lease
 
 
-def _note(*, held: bool) -> str:
-    return json.dumps({"held": held, "at": time.time(), "host": socket.gethostname(), "process": os.getpid()})
-
-
-def _say(db: DBConnection, name: str, *, held: bool) -> None:
-    db.open_table(name).update_field_metadata({"path": "lease", "metadata": {"lease": _note(held=held)}})
+def _note(owner: str, *, held: bool) -> str:
+    who = {"owner": owner, "host": socket.gethostname(), "process": os.getpid()}
+    return json.dumps({"held": held, "at": time.time(), **who})
 
 
 def _said(db: DBConnection, name: str) -> dict[str, Any] | None:
     """What a lease's holder said last; None where it cannot be read, being written at this moment."""
     try:
-        schema = db.open_table(name).schema
-    except (OSError, RuntimeError, ValueError):
-        return None
-    field_metadata = schema.field("lease").metadata or {}
-    raw = field_metadata.get(b"lease") or (schema.metadata or {}).get(b"lease")
-    return dict(json.loads(raw)) if raw else None
+        table = db.open_table(name)
+        newest = table.version
+        owner = _first(table)
+        # Between its notes are those of who tried to make the same table.
+        for version in range(newest, 0, -1):
+            table.checkout(version)
+            note = _noted(table)
+            if str(note.get("owner")) == owner:
+                return note
+    except (KeyError, OSError, RuntimeError, ValueError):
+        pass
+    return None
+
+
+def _first(table: Table) -> str:
+    """Who made a table: the owner of its first version."""
+    table.checkout(1)
+    return str(_noted(table).get("owner"))
+
+
+def _noted(table: Table) -> dict[str, Any]:
+    schema = table.schema
+    raw = (schema.field("lease").metadata or {}).get(b"lease") or (schema.metadata or {})[b"lease"]
+    return dict(json.loads(raw))
 
 
 def _newest(db: DBConnection, table: str) -> int:

@@ -196,17 +196,29 @@ def run(
             options.still_ours()
             draft.publish({**described, **_counts(report)}, anew=rewrite, keep=options.keep, since=since)
         except BaseException as error:
-            try:
-                if late is not None:
-                    late.undo()
-                storage.undo()
-            except (OSError, RuntimeError, ValueError) as second:
-                # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
-                error.add_note(f"and what was written could not be undone: {second}")
+            _undo(storage, late, options, error)
             raise
         journal.remove()
         _late.clean(storage)
     return replace(report, seconds=time.monotonic() - started)
+
+
+def _undo(storage: Storage, late: Late | None, options: Options, error: BaseException) -> None:
+    """Undoes what a sync wrote that failed with an error."""
+    try:
+        options.still_ours()
+    except AdventuresError:
+        return  # what is there now may be another writer's; who writes next begins with what is published
+    except (OSError, RuntimeError, ValueError) as second:
+        error.add_note(f"and what was written was left, for who writes next: {second}")
+        return
+    try:
+        if late is not None:
+            late.undo()
+        storage.undo()
+    except (OSError, RuntimeError, ValueError) as second:
+        # A full disk takes no undoing either. Readers see what is published; the next sync undoes the rest.
+        error.add_note(f"and what was written could not be undone: {second}")
 
 
 def _fill(draft: Draft, plan: Plan, writer: Writer, picker: Picker, digester: Digester, options: Options) -> None:
@@ -218,8 +230,10 @@ def _fill(draft: Draft, plan: Plan, writer: Writer, picker: Picker, digester: Di
             if options.runner is not None:
                 left = options.runner.write(draft, plan, digester, writer, bar)
             else:
-                _write(draft, writer, picker, bar, anew=plan.rewrite)
+                batches = _checked(writer.batches(picker, bar), options.still_ours)
+                _write(draft, writer, batches, anew=plan.rewrite)
                 left = picker.left
+        options.still_ours()
         if not plan.rewrite:
             draft.delete(plan.outdated)
     kept = 0 if plan.rewrite or published is None else published.rows - len(plan.outdated)
@@ -344,10 +358,16 @@ def _late_bar(*, shown: bool) -> Callable[[int], Any]:
     return bar
 
 
-def _write(draft: Draft, writer: Writer, picker: Picker, bar: tqdm[Any], *, anew: bool) -> None:
+def _checked(batches: Iterator[pa.RecordBatch], still_ours: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+    """The stream, which must still be ours to write at its end: what follows is the commit."""
+    yield from batches
+    still_ours()
+
+
+def _write(draft: Draft, writer: Writer, batches: Iterator[pa.RecordBatch], *, anew: bool) -> None:
     """Streams passages into the draft."""
     work = writer.work
-    reader = pa.RecordBatchReader.from_batches(writer.schema, writer.guarded(writer.batches(picker, bar)))
+    reader = pa.RecordBatchReader.from_batches(writer.schema, writer.guarded(batches))
     # LanceDB pulls the stream from threads of its own, where no signal arrives: the main thread waits here, and stops
     # the stream before it lets go, so that no commit can follow an interrupt.
     with ThreadPoolExecutor(1, "adventures-sync") as pool:
