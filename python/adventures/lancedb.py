@@ -13,6 +13,7 @@ import pyarrow as pa
 from lancedb.embeddings import TextEmbeddingFunction, register
 from lancedb.rerankers import Reranker as _Reranker
 
+from adventures import ranking
 from adventures._adventures import Embedder, Reranker
 
 if TYPE_CHECKING:
@@ -173,7 +174,6 @@ class AdventuresReranker(_Reranker):
         texts = found.column(self.column)
         if texts.null_count:
             raise ValueError(f"column={self.column!r}: {texts.null_count} of {len(texts)} results have no text")
-        scores = np.asarray(self.model.scores(query, cast("list[str]", texts.to_pylist())), np.float32)
-        order = np.argsort(-scores, kind="stable")
-        ranked = found.append_column("_relevance_score", pa.array(scores)).take(order)
+        order, scores = zip(*ranking.best(self.model, query, cast("list[str]", texts.to_pylist())), strict=True)
+        ranked = found.take(order).append_column("_relevance_score", pa.array(scores, pa.float32()))
         return cast("pa.Table", self._keep_relevance_score(ranked))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from adventures import ranking
 from adventures._adventures import Embedder
 
 try:
@@ -125,11 +126,8 @@ class RerankerCompressor(BaseDocumentCompressor):
     ) -> Sequence[Document]:
         """Returns the `top_n` documents that answer a question best."""
         del callbacks
-        if not documents:
-            return []
-        scores = self.reranker.scores(query, [document.page_content for document in documents])
-        order = sorted(range(len(documents)), key=lambda at: -scores[at])[: self.top_n]
-        return [_scored(documents[at], float(scores[at])) for at in order]
+        texts = [document.page_content for document in documents]
+        return [_scored(documents[at], score) for at, score in ranking.best(self.reranker, query, texts, self.top_n)]
 
 
 class RAGRetriever(BaseRetriever):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PrivateAttr
 
+from adventures import ranking
 from adventures._adventures import Embedder
 
 try:
@@ -150,9 +151,6 @@ class RerankerPostprocessor(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         if query_bundle is None:
             raise ValueError("a reranker compares nodes with a question: give query_bundle or query_str")
-        if not nodes:
-            return []
         texts = [one.node.get_content(metadata_mode=MetadataMode.NONE) for one in nodes]
-        scores = self.reranker.scores(query_bundle.query_str, texts)
-        order = sorted(range(len(nodes)), key=lambda at: -scores[at])[: self.top_n]
-        return [NodeWithScore(node=nodes[at].node, score=float(scores[at])) for at in order]
+        chosen = ranking.best(self.reranker, query_bundle.query_str, texts, self.top_n)
+        return [NodeWithScore(node=nodes[at].node, score=score) for at, score in chosen]

@@ -5,11 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
+
+
+def best(scorer: Scorer, query: str, docs: Sequence[str], k: int | None = None) -> list[tuple[int, float]]:
+    """Returns position and score of the `k` documents that a scorer finds best, or of all; of equals the earlier first.
+
+    Raises:
+        ValueError: It does not give each document a finite number.
+    """
+    if not docs:
+        return []
+    scores = np.asarray(scorer.scores(query, docs), np.float64)
+    if scores.shape != (len(docs),) or not np.isfinite(scores).all():
+        raise ValueError(
+            f"the reranker must give {len(docs)} finite scores, not an array of shape {scores.shape}: {scores}"
+        )
+    return [(int(at), float(scores[at])) for at in np.argsort(-scores, kind="stable")[:k]]
 
 
 class Scorer(Protocol):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adventures import ranking
 from adventures.snapshot import LanceSnapshot
 
 if TYPE_CHECKING:
@@ -168,15 +169,7 @@ def reranked(scorer: Scorer, query: str, hits: list[Hit], k: int) -> list[Hit]:
     Raises:
         ValueError: It does not give each hit a finite number.
     """
-    if not hits:
-        return []
-    scores = np.asarray(scorer.scores(query, [hit.text for hit in hits]), np.float64)
-    if scores.shape != (len(hits),) or not np.isfinite(scores).all():
-        raise ValueError(
-            f"the reranker must give {len(hits)} finite scores, not an array of shape {scores.shape}: {scores}"
-        )
-    best = np.argsort(-scores, kind="stable")[:k]
-    return [replace(hits[at], score=float(scores[at])) for at in best]
+    return [replace(hits[at], score=score) for at, score in ranking.best(scorer, query, [hit.text for hit in hits], k)]
 
 
 def _leg(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, Any]]:
