@@ -619,12 +619,15 @@ class TestStart:
             (["--generator", "gemma-2b-it"], "adventures models pull gemma-2b-it"),
             (["--generator", "owner/name"], "adventures models pull owner/name"),
             (["--library", "/no/such/library"], "no library at /no/such/library"),
+            (["--library", "s3://shop/library"], "the library s3://…: the service reads libraries on a file system"),
+            (["--library", "postgresql://me:secret@host/shop"], "the library postgresql://…: the service reads"),
         ],
     )
     def test_what_is_not_there(self, arguments: list[str], message: str) -> None:
         finished = self.run(*arguments, HOME=str(Path.home()))
         assert finished.returncode == 1
         assert message in finished.stderr
+        assert "secret" not in finished.stderr
 
     def test_settings_of_a_file_of_variables_and_of_flags(self, tmp_path: Path) -> None:
         config = tmp_path / "config.toml"

@@ -72,6 +72,13 @@ impl Library {
     /// Opens the published version of a table.
     pub async fn open(path: &str, name: &str, runtime: Handle) -> Result<Self> {
         check_name(name)?;
+        if let Some((scheme, _)) = path.split_once("://") {
+            // The rest may hold a password.
+            ensure!(
+                scheme == "file",
+                "the library {scheme}://…: the service reads libraries on a file system; sync to a folder that it can read"
+            );
+        }
         let (place, name) = (Place::new(expand(path))?, name.to_owned());
         let opened = {
             let (place, name) = (place.clone(), name.clone());
