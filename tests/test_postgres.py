@@ -26,7 +26,7 @@ import adventures as adv
 from adventures.library import Library
 from test_follow import FEED
 from test_library import table
-from test_search import NAMES, VALUES, rows
+from test_search import NAMES, VALUES, goods
 from words import WordEmbedder
 
 if TYPE_CHECKING:
@@ -194,15 +194,7 @@ class TestSync:
 def both(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Library, Library]:
     """The same table in LanceDB and in Postgres."""
     path = tmp_path_factory.mktemp("both")
-    frame = pa.Table.from_pylist(rows()).cast(
-        pa.schema([
-            ("id", pa.int64()), ("text", pa.string()), ("name", pa.string()), ("count", pa.int32()),
-            ("price", pa.float64()), ("day", pa.date32()), ("at", pa.timestamp("us", "UTC")),
-            ("cost", pa.decimal128(10, 2)), ("flag", pa.bool_()), ("tags", pa.list_(pa.string())),
-            ("odd `name` 'x'", pa.int64()),
-        ])
-    )  # fmt: skip
-    frame = frame.rename_columns([name if name.isidentifier() else "odd" for name in frame.column_names])
+    frame = goods()
     more = {
         "raw": pa.array([bytes([n, 0]) for n in range(60)]),
         "small": pa.array([n / 3 for n in range(60)], pa.float32()),

@@ -63,9 +63,7 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    path = tmp_path_factory.mktemp("shelf")
+def goods() -> pa.Table:
     frame = pa.Table.from_pylist(rows()).cast(
         pa.schema([
             ("id", pa.int64()), ("text", pa.string()), ("name", pa.string()), ("count", pa.int32()),
@@ -75,8 +73,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Library:
         ])
     )  # fmt: skip
     # Column mapping is what lets Delta have such names; LanceDB's side is what is tested here.
-    plain = frame.rename_columns([name if name.isidentifier() else "odd" for name in frame.column_names])
-    write_deltalake(path / "d", plain)
+    return frame.rename_columns([name if name.isidentifier() else "odd" for name in frame.column_names])
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    path = tmp_path_factory.mktemp("shelf")
+    write_deltalake(path / "d", goods())
     library = Library.open(path / "l", embedder=WordEmbedder(dim=4096))
     library.sync(path / "d", id="id", text="{text}")
     return library

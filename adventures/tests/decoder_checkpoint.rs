@@ -1,74 +1,18 @@
 //! The decoder on small random checkpoints, against the logits of transformers (`tools/goldens_decoder.py`).
 
-use adventures::checkpoint::Checkpoint;
-use adventures::models::decoder::{DecoderOptions, Quantize, bidirectional, from_checkpoint};
-use adventures::models::{Batch, CausalLm, Run, Step};
-use serde_json::Value;
-use std::path::{Path, PathBuf};
+mod tiny;
+
+use adventures::models::decoder::{DecoderOptions, Quantize, bidirectional};
+use adventures::models::{Batch, CausalLm, Step};
 use std::sync::Arc;
+use tiny::{NAMES, assert_near, checkpoint, follows, golden, goldens, ids, load, numbers, read, text};
 
-const NAMES: [&str; 9] = [
-    "tiny-gemma",
-    "tiny-gemma2",
-    "tiny-gemma3_text",
-    "tiny-llama",
-    "tiny-mistral",
-    "tiny-qwen2",
-    "tiny-qwen3",
-    "tiny-smollm3",
-    "tiny-yarn",
-];
-
-fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
+fn plain(name: &str) -> Arc<dyn CausalLm> {
+    load(name, &DecoderOptions::default())
 }
 
-fn load(name: &str) -> Arc<dyn CausalLm> {
-    load_with(name, &DecoderOptions::default())
-}
-
-fn load_with(name: &str, options: &DecoderOptions) -> Arc<dyn CausalLm> {
-    let checkpoint = Arc::new(Checkpoint::open(goldens().join(name)).expect("the checkpoint opens"));
-    from_checkpoint(checkpoint, options).expect("the model loads")
-}
-
-fn read(run: &mut dyn Run, ids: &[u32]) -> Vec<f32> {
-    run.read(ids).expect("it reads").to_vec1().expect("f32")
-}
-
-/// A text of the tiny vocabularies.
-fn text(length: usize, seed: u32) -> Vec<u32> {
-    (0..length as u32).map(|i| (i * i * 5 + i * 11 + seed * 7) % 40).collect()
-}
-
-fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
-}
-
-/// Reads the text in each of `pieces` at a time; each piece's last logits are compared.
 fn follows_transformers(name: &str) {
-    follows(name, load(name).as_ref());
-}
-
-fn follows(name: &str, lm: &dyn CausalLm) {
-    let path = goldens().join(format!("{name}.json"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let golden: Value = serde_json::from_str(&text).expect("the file is JSON");
-    let ids: Vec<u32> = numbers(&golden["ids"]).iter().map(|id| *id as u32).collect();
-    let want = golden["logits"].as_array().expect("a row per token");
-    assert_eq!(ids.len(), want.len());
-    for piece in [1, 2, 7, ids.len()] {
-        let mut run = lm.start();
-        for part in ids.chunks(piece) {
-            let logits = read(run.as_mut(), part);
-            let want = numbers(&want[run.len() - 1]);
-            assert_eq!(logits.len(), want.len());
-            for (i, (got, want)) in logits.iter().zip(want).enumerate() {
-                let difference = (f64::from(*got) - want).abs();
-                assert!(difference <= 1e-4, "{name}, position {}, token {i}: {got}, want {want}", run.len());
-            }
-        }
-    }
+    follows(name, plain(name).as_ref());
 }
 
 #[test]
@@ -120,7 +64,7 @@ fn yarn_follows_transformers() {
 #[test]
 fn mistral_with_an_adapter_follows_peft() {
     let adapters = vec![goldens().join("tiny-llm2vec/causal")];
-    let lm = load_with("tiny-llm2vec/base", &DecoderOptions { adapters, ..DecoderOptions::default() });
+    let lm = load("tiny-llm2vec/base", &DecoderOptions { adapters, ..DecoderOptions::default() });
     follows("tiny-llm2vec", lm.as_ref());
 }
 
@@ -130,20 +74,16 @@ fn every_family_encodes_as_transformers_without_the_mask() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads start");
     let pool = Arc::new(threads);
     for name in NAMES.iter().filter(|name| **name != "tiny-gemma") {
-        let text = std::fs::read_to_string(goldens().join(format!("{name}.json"))).expect("the file is there");
-        let golden: Value = serde_json::from_str(&text).expect("the file is JSON");
-        let ids: Vec<u32> = numbers(&golden["ids"]).iter().map(|id| *id as u32).collect();
-        let checkpoint = Arc::new(Checkpoint::open(goldens().join(name)).expect("the checkpoint opens"));
-        let encoder = bidirectional(checkpoint, &DecoderOptions::default(), pool.clone()).expect("the model loads");
+        let golden = golden(name);
+        let ids = ids(&golden["ids"]);
+        let encoder =
+            bidirectional(checkpoint(name), &DecoderOptions::default(), pool.clone()).expect("the model loads");
         let encode = |ids: Vec<u32>, lengths: Vec<usize>| -> Vec<Vec<f32>> {
             encoder.encode(&Batch { ids, lengths, ..Batch::default() }).expect("it encodes").to_vec2().expect("f32")
         };
         let alone = encode(ids.clone(), vec![ids.len()]);
         for (t, want) in golden["bidirectional"].as_array().expect("a row per token").iter().enumerate() {
-            for (i, (got, want)) in alone[t].iter().zip(numbers(want)).enumerate() {
-                let difference = (f64::from(*got) - want).abs();
-                assert!(difference <= 1e-4, "{name}, position {t}, number {i}: {got}, want {want}");
-            }
+            assert_near(&alone[t], &numbers(want), 1e-4, &format!("{name}, position {t}"));
         }
         let several = [&ids[5..12], &ids[..], &ids[..1]].concat();
         let together = encode(several, vec![7, ids.len(), 1]);
@@ -167,9 +107,9 @@ fn quantized_logits_are_near_the_others() {
         // 8, the second model's logits change by 0.044 and 0.28.
         for (quantize, most) in [(Quantize::Q8_0, 0.06), (Quantize::Q4K, 0.35)] {
             let ids = text(20, 5);
-            let want = read(load(name).start().as_mut(), &ids);
+            let want = read(plain(name).start().as_mut(), &ids);
             let options = DecoderOptions { quantize: Some(quantize), ..DecoderOptions::default() };
-            let got = read(load_with(name, &options).start().as_mut(), &ids);
+            let got = read(load(name, &options).start().as_mut(), &ids);
             let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
             let difference = length(&mut want.iter().zip(&got).map(|(a, b)| a - b)) / length(&mut want.iter().copied());
             assert!(difference > 0.0 && difference < most, "{name}, {}: {difference}", quantize.name());
@@ -180,7 +120,7 @@ fn quantized_logits_are_near_the_others() {
 #[test]
 fn a_rewound_run_is_as_a_fresh_one() {
     for name in NAMES {
-        let lm = load(name);
+        let lm = plain(name);
         let (beginning, wrong, right) = (text(9, 1), text(20, 2), text(17, 3));
         let mut run = lm.start();
         read(run.as_mut(), &beginning);
@@ -197,7 +137,7 @@ fn a_rewound_run_is_as_a_fresh_one() {
 
 #[test]
 fn runs_do_not_disturb_each_other() {
-    let lm = load("tiny-gemma3_text");
+    let lm = plain("tiny-gemma3_text");
     let alone = |seed: u32| -> Vec<Vec<f32>> {
         let mut run = lm.start();
         text(20, seed).chunks(3).map(|part| read(run.as_mut(), part)).collect()
@@ -225,7 +165,7 @@ fn runs_do_not_disturb_each_other() {
 #[test]
 fn a_step_of_many_runs_is_each_alone() {
     for name in NAMES {
-        let lm = load(name);
+        let lm = plain(name);
         let lengths = [1, 9, 20, 3, 14];
         let mut runs: Vec<_> = (0..5).map(|_| (lm.start(), lm.start())).collect();
         for (i, (run, alone)) in runs.iter_mut().enumerate() {
@@ -256,7 +196,7 @@ fn a_step_of_many_runs_is_each_alone() {
 
 #[test]
 fn a_run_of_another_model_is_refused() {
-    let (lm, other) = (load("tiny-llama"), load("tiny-llama"));
+    let (lm, other) = (plain("tiny-llama"), plain("tiny-llama"));
     let (mut own, mut foreign) = (lm.start(), other.start());
     let mut steps = [Step { run: foreign.as_mut(), ids: &[1] }, Step { run: own.as_mut(), ids: &[1] }];
     let rows = lm.step(&mut steps);
@@ -267,7 +207,7 @@ fn a_run_of_another_model_is_refused() {
 
 #[test]
 fn what_does_not_fit_changes_nothing() {
-    let lm = load("tiny-mistral");
+    let lm = plain("tiny-mistral");
     let (mut run, mut other) = (lm.start(), lm.start());
     assert_eq!(lm.context(), 64);
     read(run.as_mut(), &text(60, 1));

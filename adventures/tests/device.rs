@@ -2,28 +2,17 @@
 //! own CPU device by default, against the goldens and the kernels of this crate.
 
 mod common;
+mod tiny;
 
 use adventures::checkpoint::Checkpoint;
 use adventures::gguf::Gguf;
 use adventures::models::decoder::{DecoderOptions, Quantize, bidirectional, from_checkpoint, from_gguf};
-use adventures::models::{Batch, CausalLm, Run, Step};
+use adventures::models::{Batch, Step};
 use candle_core::Device;
 use common::file;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-const NAMES: [&str; 9] = [
-    "tiny-gemma",
-    "tiny-gemma2",
-    "tiny-gemma3_text",
-    "tiny-llama",
-    "tiny-mistral",
-    "tiny-qwen2",
-    "tiny-qwen3",
-    "tiny-smollm3",
-    "tiny-yarn",
-];
+use tiny::{NAMES, assert_near, checkpoint, follows, golden, goldens, ids, load, numbers, read, text};
 
 /// Two logits that are nearer than this may change places: candle rounds activations in other blocks than llama.cpp, which moves
 /// logits of `SmolLM2` by some tenths.
@@ -40,64 +29,10 @@ fn on_device() -> DecoderOptions {
     DecoderOptions { device: Some(device()), ..DecoderOptions::default() }
 }
 
-fn goldens() -> PathBuf {
-    // Asked for at run time: what is built on one machine runs on another that has a card.
-    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-    Path::new(&root).join("../tests/goldens")
-}
-
-fn golden(name: &str) -> Value {
-    let path = goldens().join(format!("{name}.json"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_str(&text).expect("the file is JSON")
-}
-
-fn load(name: &str, options: &DecoderOptions) -> Arc<dyn CausalLm> {
-    let checkpoint = Arc::new(Checkpoint::open(goldens().join(name)).expect("the checkpoint opens"));
-    from_checkpoint(checkpoint, options).expect("the model loads")
-}
-
-fn read(run: &mut dyn Run, ids: &[u32]) -> Vec<f32> {
-    run.read(ids).expect("it reads").to_vec1().expect("f32")
-}
-
-/// A text of the tiny vocabularies.
-fn text(length: usize, seed: u32) -> Vec<u32> {
-    (0..length as u32).map(|i| (i * i * 5 + i * 11 + seed * 7) % 40).collect()
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    value.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number") as f32).collect()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
-}
-
-fn assert_near(got: &[f32], want: &[f32], most: f32, what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((got - want).abs() <= most, "{what}, number {i}: {got}, want {want}");
-    }
-}
-
 /// The length of the difference, as a share of the length of `want`.
 fn difference(got: &[f32], want: &[f32]) -> f32 {
     let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
     length(&mut got.iter().zip(want).map(|(a, b)| a - b)) / length(&mut want.iter().copied())
-}
-
-/// Reads the text in each of `pieces` at a time; each piece's last logits are compared. The windows are shorter than the text.
-fn follows(name: &str, lm: &dyn CausalLm) {
-    let golden = golden(name);
-    let (ids, want) = (ids(&golden["ids"]), golden["logits"].as_array().expect("a row per token"));
-    for piece in [1, 2, 7, ids.len()] {
-        let mut run = lm.start();
-        for part in ids.chunks(piece) {
-            let logits = read(run.as_mut(), part);
-            assert_near(&logits, &numbers(&want[run.len() - 1]), 1e-4, &format!("{name}, position {}", run.len()));
-        }
-    }
 }
 
 #[test]
@@ -119,8 +54,7 @@ fn every_family_encodes_without_the_mask() {
     for name in NAMES.iter().filter(|name| **name != "tiny-gemma") {
         let golden = golden(name);
         let ids = ids(&golden["ids"]);
-        let checkpoint = Arc::new(Checkpoint::open(goldens().join(name)).expect("the checkpoint opens"));
-        let encoder = bidirectional(checkpoint, &on_device(), pool.clone()).expect("the model loads");
+        let encoder = bidirectional(checkpoint(name), &on_device(), pool.clone()).expect("the model loads");
         let encode = |ids: Vec<u32>, lengths: Vec<usize>| -> Vec<Vec<f32>> {
             encoder.encode(&Batch { ids, lengths, ..Batch::default() }).expect("it encodes").to_vec2().expect("f32")
         };
@@ -290,8 +224,7 @@ fn what_does_not_fit_changes_nothing() {
     let rows = cpu.step(&mut [Step { run: one.as_mut(), ids: &[1] }]);
     assert!(rows[0].as_ref().expect_err("it is refused").to_string().contains("another model"));
     let options = DecoderOptions { context: Some(65), ..on_device() };
-    let checkpoint = Arc::new(Checkpoint::open(goldens().join("tiny-mistral")).expect("the checkpoint opens"));
-    let error = from_checkpoint(checkpoint, &options).err().expect("it is refused").to_string();
+    let error = from_checkpoint(checkpoint("tiny-mistral"), &options).err().expect("it is refused").to_string();
     assert!(error.contains("context=65: the model was made for 64 positions"), "{error}");
 }
 
