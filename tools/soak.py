@@ -111,7 +111,7 @@ def main() -> None:
         demo.write_table(f"{folder}/delta")
         library = adv.Library.open(f"{folder}/library", embedder=adv.Embedder("all-minilm-l6-v2"))
         library.sync(f"{folder}/delta", id="scenario", text=demo.TEXT, progress=False)
-        with Server("--library", library.path, "--log", "warn") as server:
+        with Server("--library", library.path, "--log", "warn,adventures_server::http::run=info") as server:
             seen, memory = asyncio.run(soak(server, options.seconds, options.seed))
             time.sleep(6)
             files, threads = descriptors(server)
