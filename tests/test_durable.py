@@ -16,7 +16,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 import adventures as adv
-from adventures import lease
+from adventures import lease, store
 from adventures.library import Library
 from killing import kill
 from test_follow import COLUMNS, FEED, contents, table
@@ -295,16 +295,21 @@ class TestRepair:
         assert Path(report.moved[str(newest)]).exists()
         assert contents(Library.open(synced.path, embedder=WordEmbedder())) == before
 
-    def test_a_broken_index_is_made_anew(self, synced: Library) -> None:
-        before = contents(synced)
-        for file in (Path(synced.path) / "passages.lance" / "_indices").rglob("*.lance"):
+    @pytest.mark.parametrize(("names_from", "indexes"), [(50_000, ["text_idx"]), (1, ["row_id_idx", "text_idx"])])
+    def test_a_broken_index_is_made_anew(
+        self, library: Library, delta: Path, names_from: int, indexes: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "NAMES_FROM", names_from)
+        library.sync(delta, **COLUMNS)
+        before = contents(library)
+        for file in (Path(library.path) / "passages.lance" / "_indices").rglob("*.lance"):
             file.write_bytes(b"")
         with pytest.raises(adv.AdventuresError):
-            Library.open(synced.path, embedder=WordEmbedder()).search("row 7", hybrid=True)
-        assert Library.repair(synced.path).rebuilt == ["text_idx"]
-        library = Library.open(synced.path, embedder=WordEmbedder())
+            Library.open(library.path, embedder=WordEmbedder()).search("row 7", hybrid=True)
+        assert sorted(Library.repair(library.path).rebuilt) == indexes
+        library = Library.open(library.path, embedder=WordEmbedder())
         assert contents(library) == before
-        assert library.search("row 7", hybrid=True)
+        assert library.search("row 7", hybrid=True, expand=1)
 
     def test_a_whole_library_stays_as_it_is(self, synced: Library) -> None:
         version = synced.table.version

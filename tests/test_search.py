@@ -284,6 +284,7 @@ class TestSearch:
 
     def test_an_index_from_the_size_where_it_pays(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("adventures.store.INDEX_FROM", 4000)
+        monkeypatch.setattr("adventures.store.NAMES_FROM", 4000)
         texts = [" ".join(f"w{n * m % 997}" for m in range(1, 12)) for n in range(1, 6001)]
         write_deltalake(
             tmp_path / "d", pa.table({"id": range(6000), "text": texts, "half": [n % 2 for n in range(6000)]})
@@ -291,7 +292,7 @@ class TestSearch:
         library = Library.open(tmp_path / "l", embedder=WordEmbedder(dim=64))
         library.sync(tmp_path / "d", id="id", text="{text}")
         kinds = {column: index.index_type for index in library.table.list_indices() for column in index.columns}
-        assert kinds == {"text": "FTS", "vector": "IvfSq"}
+        assert kinds == {"text": "FTS", "vector": "IvfSq", "row_id": "BTree"}
         vectors = library.embedder.embed(texts)
         right = 0
         for n in range(0, 6000, 100):

@@ -160,6 +160,8 @@ def _publish(store: Store, version: int) -> list[str]:
 def _searchable(table: Table, index: Any) -> bool:
     search: Any = table.search
     try:
+        if "row_id" in index.columns:
+            return table.count_rows("row_id >= ''") == table.count_rows()
         if "vector" in index.columns:
             size = table.schema.field("vector").type.list_size
             query = search([1.0] * size, vector_column_name="vector", query_type="vector").nprobes(10**6)

@@ -108,7 +108,10 @@ class LanceSnapshot:
     def named(self, ids: Iterable[str]) -> list[dict[str, Any]]:
         """Returns the passages with these ids, in any order."""
         search: Any = self.table.search()
-        return self._found(search.where(f"id IN ({', '.join(map(_quoted, ids))})"), None)
+        ids = list(ids)
+        # The index is of rows: an id is a row's with its ordinal.
+        rows = {id_.rpartition("#")[0] for id_ in ids}
+        return self._found(search.where(f"row_id IN ({_listed(rows)}) AND id IN ({_listed(ids)})"), None)
 
     def _found(self, search: Any, where: Mapping[str, object] | None) -> list[dict[str, Any]]:
         filtered = condition(where, self.schema)
@@ -146,6 +149,10 @@ def read_source(schema: pa.Schema) -> dict[str, Any]:
 def write_source(table: Table, source: dict[str, Any]) -> None:
     """Records the Delta table that the rows mirror; one commit, no rewriting."""
     table.update_field_metadata({"path": "id", "metadata": {_SOURCE.decode(): json.dumps(source)}})
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(map(_quoted, texts))
 
 
 def _quoted(text: str) -> str:
