@@ -1,8 +1,9 @@
 """Times search in a library of many vectors, with the indexes that a sync makes, and compares it with exact search.
 
 The vectors are those of sentences of NFCorpus by MiniLM, each moved a little in many directions: they lie in clusters
-as those of real texts do. Texts are eight words of a vocabulary like that of a language. Prints lines of JSON: what
-making the indexes took, then for dense and hybrid search the median and 95th percentile, processor time, and recall@10.
+as those of real texts do. Questions are those of NFCorpus, which lie apart from them. Texts are eight words of a
+vocabulary like that of a language. Prints lines of JSON: what making the indexes took, then for dense and hybrid search
+the median and 95th percentile, processor time, and recall@10.
 
     python tools/bench_search.py --rows 1000000 --corpus nfcorpus.zip
 """
@@ -57,13 +58,20 @@ class Given:
         return Encoded(np.stack([self.vectors[text] for text in texts]), np.zeros(len(texts), np.uint32), [])
 
 
-def sentences(corpus: Path) -> NDArray[np.float32]:
-    """Returns vectors of real sentences `(n, dim)`."""
+def read(corpus: Path, file: str) -> list[str]:
+    """Returns the texts of a file of a corpus."""
     with zipfile.ZipFile(corpus) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("corpus.jsonl"))
-        documents = [json.loads(line)["text"] for line in archive.read(name).splitlines()]
-    found = [part for text in documents for part in text.split(". ")[:3] if 30 < len(part) < 400]
-    return adv.Embedder("all-minilm-l6-v2", precision="auto").embed(found[:_SENTENCES])
+        name = next(name for name in archive.namelist() if name.endswith(file))
+        return [json.loads(line)["text"] for line in archive.read(name).splitlines()]
+
+
+def vectors_of(corpus: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Returns vectors of real sentences `(n, dim)` and of real questions."""
+    embedder = adv.Embedder("all-minilm-l6-v2", precision="auto")
+    found = [part for text in read(corpus, "corpus.jsonl") for part in text.split(". ")[:3] if 30 < len(part) < 400]
+    questions = read(corpus, "queries.jsonl")
+    some = questions[:: len(questions) // _QUERIES][:_QUERIES]
+    return embedder.embed(found[:_SENTENCES]), embedder.embed(some, kind="query")
 
 
 def moved(base: NDArray[np.float32], count: int, generator: np.random.Generator) -> NDArray[np.float32]:
@@ -148,8 +156,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--corpus", type=Path, required=True, help="NFCorpus, as BEIR has it: a zip")
     given = parser.parse_args()
-    base = sentences(given.corpus)
-    vectors = moved(base, _QUERIES, np.random.default_rng(1))
+    base, vectors = vectors_of(given.corpus)
     texts = bench_sync.texts(0, _QUERIES, 7)
     embedder = Given(dict(zip(texts, vectors, strict=True)))
     vectors = np.stack([embedder.vectors[text] for text in texts])
