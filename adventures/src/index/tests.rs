@@ -110,6 +110,24 @@ fn recall(index: &Index, data: &Data, options: &SearchOptions) -> f64 {
 }
 
 #[test]
+fn a_sample_has_one_token_of_each_stretch() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    for lengths in [&[1][..], &[1000], &[3, 0, 7, 1, 0, 0, 1000, 5, 5], &[1; 200], &[0, 17, 0]] {
+        let total: usize = lengths.iter().sum();
+        for wanted in (1..=total.min(300)).chain([total]) {
+            let found = writer::sampled(lengths, wanted, &mut rng);
+            let starts = |part: usize| lengths[..part].iter().sum::<usize>();
+            assert_eq!(found.len(), wanted);
+            for (i, (part, token)) in found.into_iter().enumerate() {
+                assert!(token < lengths[part], "token {token} of part {part} of {lengths:?}");
+                let stretch = i * total / wanted..(i + 1) * total / wanted;
+                assert!(stretch.contains(&(starts(part) + token)), "{stretch:?} of {lengths:?}: {part}, {token}");
+            }
+        }
+    }
+}
+
+#[test]
 fn vectors_kept_as_they_are_have_the_scores_of_three_loops() {
     let (folder, data) = (Folder::new("exact"), data(50, 0));
     let index = made(&folder.0, 32, &data);

@@ -242,20 +242,9 @@ impl Writer {
             (kmeans::count(tokens as u64, usize::MAX / 4, nbits) * kmeans::PER_CENTROID).min(SAMPLE).min(tokens);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut sample = Vec::with_capacity(wanted * dim);
-        let mut before = 0;
-        let mut next = 0;
-        for part in &whole.parts {
-            // One token of each of `wanted` stretches of the index.
-            while next < wanted {
-                let (from, to) = (next * tokens / wanted, (next + 1) * tokens / wanted);
-                let token = from + (rng.next_u64() % (to - from) as u64) as usize;
-                if token >= before + part.segment.token_count() {
-                    break;
-                }
-                sample.extend_from_slice(part.segment.vectors(token - before..token - before + 1));
-                next += 1;
-            }
-            before += part.segment.token_count();
+        let lengths: Vec<usize> = whole.parts.iter().map(|part| part.segment.token_count()).collect();
+        for (part, token) in sampled(&lengths, wanted, &mut rng) {
+            sample.extend_from_slice(whole.parts[part].segment.vectors(token..token + 1));
         }
         let shared = self.shared.clone();
         let pool = shared.pool()?;
@@ -331,6 +320,23 @@ impl Drop for Writer {
             Err(_) => {}
         }
     }
+}
+
+/// One token of each of `wanted` stretches, as long as each other, of parts of so many tokens: which part, and which of its tokens.
+pub(super) fn sampled(lengths: &[usize], wanted: usize, rng: &mut ChaCha8Rng) -> Vec<(usize, usize)> {
+    let total: usize = lengths.iter().sum();
+    let (mut part, mut before) = (0, 0);
+    (0..wanted)
+        .map(|i| {
+            let (from, to) = (i * total / wanted, (i + 1) * total / wanted);
+            let token = from + (rng.next_u64() % (to - from) as u64) as usize;
+            while token >= before + lengths[part] {
+                before += lengths[part];
+                part += 1;
+            }
+            (part, token - before)
+        })
+        .collect()
 }
 
 /// Fails where vectors of `dim` dimensions do not fit an index of `known`, if those are known.
