@@ -56,6 +56,13 @@ def shop(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_table_at_home(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(shop.parent))
+    assert open_table("~/shop").table_uri == open_table(shop).table_uri
+    with pytest.raises(FileNotFoundError, match="no Delta table at .*/none"):
+        open_table("~/none")
+
+
 @shared
 def test_deletion_vectors_are_applied() -> None:
     assert set(rows(SHARED / "table-with-dv-small", id="value", text="{value}")) == {str(n) for n in range(1, 9)}

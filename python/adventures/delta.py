@@ -90,6 +90,7 @@ def open_table(
         if not uri or "\0" in uri:
             raise ValueError(f"delta must be a path, a URI or a DeltaTable, not {uri!r}")
         if "://" not in uri:
+            uri = os.path.expanduser(uri)  # noqa: PTH111 (as it was written but for its beginning)
             _check_folder(Path(uri))
     try:
         return DeltaTable(uri, version=version, storage_options=options)
