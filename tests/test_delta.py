@@ -59,7 +59,7 @@ def shop(tmp_path: Path) -> Path:
 def test_a_table_at_home(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(shop.parent))
     assert open_table("~/shop").table_uri == open_table(shop).table_uri
-    with pytest.raises(FileNotFoundError, match="no Delta table at .*/none"):
+    with pytest.raises(FileNotFoundError, match=r"no Delta table at .*/none"):
         open_table("~/none")
 
 
