@@ -1,11 +1,14 @@
 //! The decoder on small random checkpoints, against the logits of transformers (`tools/goldens_decoder.py`).
 
+use adventures::Error;
 use adventures::checkpoint::Checkpoint;
 use adventures::models::decoder::{DecoderOptions, Quantize, bidirectional, from_checkpoint};
 use adventures::models::{Batch, CausalLm, Run, Step};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const NAMES: [&str; 9] = [
     "tiny-gemma",
@@ -68,6 +71,37 @@ fn follows(name: &str, lm: &dyn CausalLm) {
                 assert!(difference <= 1e-4, "{name}, position {}, token {i}: {got}, want {want}", run.len());
             }
         }
+    }
+}
+
+#[test]
+fn a_piece_that_is_cancelled_leaves_the_run_as_it_was() {
+    for name in ["tiny-llama", "tiny-gemma2"] {
+        let lm = load(name);
+        let (before, piece) = (text(20, 1), text(40, 2));
+        let [mut run, mut fresh] = [lm.start(), lm.start()];
+        for run in [&mut run, &mut fresh] {
+            read(run.as_mut(), &before);
+        }
+        let mut cancelled = 0;
+        for wait in 0..100 {
+            let cancel = AtomicBool::new(wait == 0);
+            let result = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_micros(10 * wait));
+                    cancel.store(true, Ordering::Relaxed);
+                });
+                run.read_unless(&piece, &cancel)
+            });
+            match result {
+                Ok(_) => run.rewind(before.len()).expect("it was just read"),
+                Err(Error::Cancelled) => cancelled += 1,
+                Err(e) => panic!("{e}"),
+            }
+            assert_eq!(run.len(), before.len());
+        }
+        assert!(cancelled > 0);
+        assert_eq!(read(run.as_mut(), &piece), read(fresh.as_mut(), &piece), "{name}");
     }
 }
 
