@@ -42,7 +42,7 @@ pub struct Prepared {
 
 #[derive(Debug)]
 struct Reads {
-    messages: Vec<Message>,
+    tokens: Vec<u32>,
     options: GenerateOptions,
     filter: Option<CitationFilter>,
 }
@@ -121,10 +121,8 @@ impl Prepared {
             {
                 messages.insert(0, Message::new(Role::System, system));
             }
-            let prompt = Reads { messages, options, filter: None };
-            let prompt = Some(prompt);
-            let (service, sources) = (Arc::clone(service), Vec::new());
-            return Self { service, sources, dropped: 0, truncated: false, prompt }.checked().await;
+            let shared = Arc::clone(service);
+            return blocking(move || Self::plain(shared, &messages, options)).instrument(debug_span!("prompt")).await;
         };
         let question = last.content.clone();
         let conversation = Conversation::of(&messages[..messages.len() - 1]);
@@ -149,44 +147,41 @@ impl Prepared {
                 system: system.as_deref(),
                 reserve: options.max_tokens,
             };
-            let Prompt { messages, passages, dropped } = Prompt::build(&writes.model, &writes.profile, &request)?;
+            let (prompt, tokens) = Prompt::build(&writes.model, &writes.profile, &request)?;
+            let Prompt { passages, dropped, .. } = prompt;
             sources.truncate(passages);
             let filter = CitationFilter::new(sources.len());
             let filter = if writes.profile.passages == Some(1) { filter.always() } else { filter };
             let options = GenerateOptions { prefix: writes.profile.prefix.clone(), ..options };
-            let prompt = Some(Reads { messages, options, filter: Some(filter) });
+            let prompt = Some(Reads { tokens, options, filter: Some(filter) });
             Ok(Self { service: Arc::clone(&shared), sources, dropped, truncated, prompt })
         })
         .instrument(debug_span!("prompt"))
         .await
     }
 
-    /// Refuses a conversation that the model cannot read, before anybody waits for it.
-    async fn checked(self) -> Result<Self> {
-        blocking(move || {
-            if let Some(Reads { messages, options, .. }) = &self.prompt {
-                let model = &self.service.writes()?.model;
-                let tokens = model.prompt(messages, &options.prefix)?.len();
-                if tokens >= model.context() {
-                    return Err(Error::Invalid(format!(
-                        "the messages have {tokens} tokens; this model reads {} of prompt and answer together",
-                        model.context()
-                    )));
-                }
-            }
-            Ok(self)
-        })
-        .instrument(debug_span!("prompt"))
-        .await
+    /// The conversation as it is; one that the model cannot read is refused before anybody waits for it.
+    fn plain(service: Arc<Service>, messages: &[Message], options: GenerateOptions) -> Result<Self> {
+        let model = &service.writes()?.model;
+        let tokens = model.prompt(messages, &options.prefix)?;
+        if tokens.len() >= model.context() {
+            return Err(Error::Invalid(format!(
+                "the messages have {} tokens; this model reads {} of prompt and answer together",
+                tokens.len(),
+                model.context()
+            )));
+        }
+        let prompt = Some(Reads { tokens, options, filter: None });
+        Ok(Self { service, sources: Vec::new(), dropped: 0, truncated: false, prompt })
     }
 
     /// Starts the model.
     pub async fn start(&mut self) -> Result<Answer> {
-        let Some(Reads { messages, options, filter }) = self.prompt.take() else {
+        let Some(Reads { tokens, options, filter }) = self.prompt.take() else {
             return Ok(Answer { generation: None, filter: None, over: false });
         };
         let service = Arc::clone(&self.service);
-        let generation = blocking(move || service.writes()?.model.generate(&messages, options)).await?;
+        let generation = blocking(move || service.writes()?.model.answer(tokens, options)).await?;
         Ok(Answer { generation: Some(generation), filter, over: false })
     }
 }
