@@ -106,6 +106,10 @@ pub struct Hits {
     pub truncated: bool,
 }
 
+fn missing(name: &IndexName) -> Error {
+    Error::NotFound(format!("there is no index {:?}", name.to_string()))
+}
+
 /// What waits to be done to an index; the first is being done.
 type Queue = VecDeque<(String, Kind, Option<Change>)>;
 
@@ -338,17 +342,31 @@ impl Indexes {
     fn opened(&self, name: &IndexName) -> Result<Index, Error> {
         if !self.exists(name) {
             locked(&self.open).remove(name);
-            return Err(Error::NotFound(format!("there is no index {:?}", name.to_string())));
+            return Err(missing(name));
         }
         let known = locked(&self.open).get(name).cloned();
         if let Some(index) = known {
             // Another process may have changed it.
-            index.refresh()?;
+            index.refresh().map_err(|problem| self.unreadable(name, problem))?;
             return Ok(index);
         }
-        let index = Index::open(self.dir(name), self.threads)?;
+        let index = Index::open(self.dir(name), self.threads).map_err(|problem| self.unreadable(name, problem))?;
         self.check_model(name, index.info().model.as_deref())?;
         Ok(locked(&self.open).entry(name.clone()).or_insert(index).clone())
+    }
+
+    /// That the files of an index cannot be read is not the client's fault, nor where they are the client's business.
+    fn unreadable(&self, name: &IndexName, problem: Error) -> Error {
+        if let Error::Busy(_) | Error::Cancelled = problem {
+            return problem;
+        }
+        // Another process may have deleted it meanwhile.
+        if !self.exists(name) {
+            return missing(name);
+        }
+        tracing::error!(index = %name, "an index cannot be read: {problem}");
+        let more = "its files are not as they were written; the service's log says more";
+        Error::io(format!("the index {:?} cannot be read", name.to_string()), std::io::Error::other(more))
     }
 
     /// What an index keeps of its model; the Python package writes and reads the same.
@@ -432,7 +450,8 @@ impl Indexes {
                     metadata: metadata.map_err(broken)?,
                 })
             };
-            let hits = found.queries.iter().flatten().map(read).collect::<Result<_, Error>>()?;
+            let hits = found.queries.iter().flatten().map(read).collect::<Result<_, Error>>();
+            let hits = hits.map_err(|problem| this.unreadable(&name, problem))?;
             Ok(Hits { hits, truncated: !query.truncated.is_empty() })
         });
         let found = found.instrument(tracing::debug_span!("search")).await;
