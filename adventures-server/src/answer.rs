@@ -1,10 +1,10 @@
 //! A question with its history to an answer with its sources.
 
-use crate::library::{Hit, Query};
+use crate::library::{Hit, Query, RetrievalKind, Snapshot};
 use crate::service::{Reranks, Service};
 use adventures::{
     CitationFilter, Error, GenerateOptions, Generation, GenerationStats, Kind, Message, NOT_FOUND, Prompt,
-    PromptRequest, Result, Role, TokenLogprob, Turn, leans,
+    PromptRequest, Result, Role, TokenLogprob, TokenVectors, Turn, leans,
 };
 use serde_json::{Map, Value};
 use std::future::poll_fn;
@@ -16,10 +16,14 @@ use tracing::{Instrument, debug_span};
 pub struct Retrieval {
     /// How many.
     pub k: usize,
+    /// What finds them.
+    pub kind: RetrievalKind,
     /// Whether full-text search takes part.
     pub hybrid: bool,
     /// Whether the reranker, where there is one, puts them in order.
     pub rerank: bool,
+    /// How many before and after it in its row each takes in.
+    pub expand: usize,
     /// Which may answer.
     pub filter: Map<String, Value>,
     /// The cosine similarity below which one is not about the question.
@@ -66,6 +70,22 @@ pub struct Found {
     pub cut: Vec<String>,
 }
 
+/// The vectors of a question's tokens, where those of a version can be compared with them.
+async fn tokens(service: &Service, snapshot: &Snapshot, question: &str) -> Result<TokenVectors> {
+    let Some(late) = &snapshot.late else {
+        return Err(Error::Invalid("the library has no token vectors; `adventures sync --colbert` makes them".into()));
+    };
+    let Some(colbert) = &service.colbert else {
+        let message = "this service has no model of the library's token vectors; it is named with --colbert";
+        return Err(Error::Invalid(message.into()));
+    };
+    // A sync may have made them anew by another model.
+    if let Err(problem) = late.made.check(&colbert.name, &colbert.revision, colbert.model.dim()) {
+        return Err(Error::io("start the service anew", std::io::Error::other(problem)));
+    }
+    colbert.question(question.to_owned()).await
+}
+
 /// How many hits a reranker is shown to choose `k` of; the Python package has the same.
 fn depth(k: usize) -> usize {
     (5 * k).max(50)
@@ -80,11 +100,19 @@ pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) ->
         return Err(Error::Invalid("the question is empty".into()));
     }
     let found = service.embedder.batches.embed(vec![question.to_owned()], Kind::Query).await?;
-    let Retrieval { k, hybrid, rerank, ref filter, .. } = *retrieval;
+    let Retrieval { k, kind, hybrid, rerank, expand, ref filter, .. } = *retrieval;
+    let snapshot = library.snapshot();
+    let tokens = match kind {
+        RetrievalKind::Dense => None,
+        RetrievalKind::Colbert => Some(Arc::new(tokens(service, &snapshot, question).await?)),
+    };
+    let truncated = !found.truncated.is_empty() || tokens.as_ref().is_some_and(|read| !read.truncated.is_empty());
     let reranker = service.reranker.as_ref().filter(|_| rerank);
     let wanted = if reranker.is_some() { depth(k) } else { k };
-    let query = Query { text: question.to_owned(), vector: found.vectors, k: wanted, hybrid, filter: filter.clone() };
-    let mut hits = library.search(query).instrument(debug_span!("search", k = wanted, hybrid)).await?;
+    let (text, filter) = (question.to_owned(), filter.clone());
+    let query = Query { text, vector: found.vectors, tokens, k: wanted, hybrid, filter };
+    let mut hits =
+        library.search(Arc::clone(&snapshot), query).instrument(debug_span!("search", k = wanted, hybrid)).await?;
     let mut cut = Vec::new();
     if let Some(Reranks { model, .. }) = reranker {
         let texts = hits.iter().map(|hit| hit.text.clone()).collect();
@@ -97,7 +125,11 @@ pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) ->
         hits.sort_by(|a, b| b.score.total_cmp(&a.score));
         hits.truncate(k);
     }
-    Ok(Found { hits, truncated: !found.truncated.is_empty(), cut })
+    if expand > 0 {
+        hits = library.expanded(snapshot, hits, expand).instrument(debug_span!("expand", n = expand)).await?;
+        cut.retain(|id| hits.iter().any(|hit| hit.id == *id));
+    }
+    Ok(Found { hits, truncated, cut })
 }
 
 impl Prepared {

@@ -1,19 +1,22 @@
 //! What is served: models and a library, loaded in the background.
 
+use crate::colbert::Colbert;
 use crate::embedding::Embedding;
 use crate::indexes::Indexes;
-use crate::library::{Library, Model};
+use crate::library::{Late, Library, Model, RetrievalKind};
 use crate::models::{self, Located};
 use crate::options::Options;
 use crate::reranking::Reranking;
-use adventures::{Embedder, EmbedderOptions, Generator, GeneratorOptions, Kind, Profile};
-use anyhow::{Context, Result};
+use adventures::{Embedder, EmbedderOptions, Generator, GeneratorOptions, Kind, Precision, Profile};
+use anyhow::{Context, Error, Result, ensure};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
 /// The embedder of a service without a library and without `--embedder`.
 const EMBEDDER: &str = "all-minilm-l6-v2";
+/// What reads for indexes of a service without `--colbert`.
+const COLBERT: &str = "answerai-colbert-small-v1";
 
 /// All that answers need.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub struct Service {
     pub generator: Option<Writes>,
     /// What puts hits in order; `None` where their similarity does.
     pub reranker: Option<Reranks>,
+    /// What reads questions to the library's token vectors; `None` where they cannot be asked.
+    pub colbert: Option<Arc<Colbert>>,
     /// What clients index and search; `None` where they cannot.
     pub indexes: Option<Arc<Indexes>>,
     /// What is searched; `None` where the model answers from itself.
@@ -87,16 +92,14 @@ impl Service {
             let threads = options.threads;
             runtime.spawn_blocking(move || Reranks::load(&spec, threads))
         });
-        let indexes = options.indexes.clone().map(|root| {
-            let (spec, threads, handle) = (options.colbert.clone(), options.threads, runtime.clone());
-            runtime.spawn_blocking(move || {
-                Indexes::load(&root, models::locate(&spec)?, threads, handle)
-                    .with_context(|| format!("the indexes' model {spec}"))
-            })
-        });
         let library = match &options.library {
             None => None,
-            Some(path) => Some(Library::open(path, &options.table, runtime.clone()).await?),
+            Some(path) => Some(Library::open(path, &options.table, options.threads, runtime.clone()).await?),
+        };
+        let tokens = {
+            let recipe = library.as_ref().map(|library| library.snapshot().late.as_ref().map(Late::recipe));
+            let (options, handle) = (options.clone(), runtime.clone());
+            runtime.spawn_blocking(move || load_colbert(&options, recipe, handle))
         };
         // The library says how its model was used; where that is named anew, it is used as the library's was.
         let made = library.as_ref().map(|library| library.snapshot().model.recipe());
@@ -117,13 +120,64 @@ impl Service {
             None => None,
             Some(reranks) => Some(reranks.await.context("loading the reranker")??),
         };
-        let indexes = match indexes {
-            None => None,
-            Some(indexes) => Some(indexes.await.context("loading the indexes")??),
-        };
+        let (colbert, indexes) = tokens.await.context("loading the model of token vectors")??;
+        if let Some(library) = &library {
+            let snapshot = library.snapshot();
+            ensure!(
+                snapshot.late.is_some() || options.retrieval == RetrievalKind::Dense,
+                "retrieval colbert: the library {} has no token vectors; `adventures sync --colbert` makes them",
+                options.library.as_deref().unwrap_or_default()
+            );
+            if let (Some(late), Some(Colbert { name, revision, model, .. })) = (&snapshot.late, colbert.as_deref()) {
+                late.made.check(name, revision, model.dim()).map_err(Error::msg)?;
+            }
+        }
         let min_similarity = options.min_similarity.or(least).unwrap_or(-1.0);
-        Ok(Self { embedder, generator, reranker, indexes, library, min_similarity })
+        Ok(Self { embedder, generator, reranker, colbert, indexes, library, min_similarity })
     }
+}
+
+/// Returns the model of the library's token vectors, and the indexes with theirs: one model where both have the same.
+///
+/// `recipe` is what made the library's, where there is a library, and where it has any.
+fn load_colbert(
+    options: &Options,
+    recipe: Option<Option<(String, Precision)>>,
+    runtime: Handle,
+) -> Result<(Option<Arc<Colbert>>, Option<Arc<Indexes>>)> {
+    let named = options.colbert.clone();
+    let wanted = match recipe {
+        Some(Some((made, precision))) => Some((named.clone().unwrap_or(made), precision)),
+        // A sync may make some yet.
+        Some(None) => named.clone().map(|spec| (spec, Precision::F32)),
+        None => None,
+    };
+    let load = |spec: &str, precision| {
+        let loaded = models::locate(spec).and_then(|found| Ok(Colbert::load(found, precision, options.threads)?));
+        loaded.map(Arc::new).with_context(|| format!("the ColBERT model {spec}"))
+    };
+    let own = match wanted {
+        None => None,
+        Some((spec, precision)) => match load(&spec, precision) {
+            Ok(model) => Some(model),
+            // Nobody has asked for it yet.
+            Err(problem) if named.is_none() && options.retrieval == RetrievalKind::Dense => {
+                tracing::warn!(
+                    "the library cannot be searched by its token vectors; name their model with --colbert: {problem:#}"
+                );
+                None
+            }
+            Err(problem) => return Err(problem),
+        },
+    };
+    let Some(root) = &options.indexes else { return Ok((own, None)) };
+    let spec = named.unwrap_or_else(|| COLBERT.into());
+    let located = models::locate(&spec).with_context(|| format!("the indexes' model {spec}"))?;
+    let model = match &own {
+        Some(own) if own.is(&located) => Arc::clone(own),
+        _ => load(&spec, Precision::F32)?,
+    };
+    Ok((own, Some(Indexes::open(root, model, options.threads, runtime)?)))
 }
 
 /// Returns the embedder, what a library must have been made with, and the similarity that its catalogue entry states.
