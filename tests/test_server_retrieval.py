@@ -166,6 +166,14 @@ class TestSettings:
             assert (told["colbert"], told["library"]["colbert"]) == ("tiny", "tiny")
             check(search(server, "boots", retrieval="colbert"), library.search("boots", 7, retrieval="colbert"))
 
+    def test_a_model_for_the_library_and_another_for_indexes(self, library: adv.Library, tmp_path: Path) -> None:
+        other = tiny_colbert.colbert(tmp_path / "other", "pylate")
+        arguments = ["--indexes", tmp_path / "indexes", "--colbert", other]
+        with Server("--library", library.path, *arguments, *NOTHING) as server:
+            told = server.get("/info").json()
+            assert (told["colbert"], told["library"]["colbert"]) == ("other", "tiny")
+            check(search(server, "boots", retrieval="colbert"), library.search("boots", 7, retrieval="colbert"))
+
 
 class TestTokenVectors:
     def test_each_version_has_its_own(self, tmp_path: Path, minilm: adv.Embedder, model: Path) -> None:

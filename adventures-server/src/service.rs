@@ -3,7 +3,7 @@
 use crate::colbert::Colbert;
 use crate::embedding::Embedding;
 use crate::indexes::Indexes;
-use crate::library::{Late, Library, Model, RetrievalKind};
+use crate::library::{Library, Model, RetrievalKind, Snapshot};
 use crate::models::{self, Located};
 use crate::options::Options;
 use crate::reranking::Reranking;
@@ -97,9 +97,13 @@ impl Service {
             Some(path) => Some(Library::open(path, &options.table, options.threads, runtime.clone()).await?),
         };
         let tokens = {
-            let recipe = library.as_ref().map(|library| library.snapshot().late.as_ref().map(Late::recipe));
-            let (options, handle) = (options.clone(), runtime.clone());
-            runtime.spawn_blocking(move || load_colbert(&options, recipe, handle))
+            let (options, snapshot, handle) =
+                (options.clone(), library.as_ref().map(Library::snapshot), runtime.clone());
+            runtime.spawn_blocking(move || {
+                let colbert = load_colbert(&options, snapshot.as_deref())?;
+                let indexes = load_indexes(&options, colbert.as_ref(), handle)?;
+                anyhow::Ok((colbert, indexes))
+            })
         };
         // The library says how its model was used; where that is named anew, it is used as the library's was.
         let made = library.as_ref().map(|library| library.snapshot().model.recipe());
@@ -121,63 +125,55 @@ impl Service {
             Some(reranks) => Some(reranks.await.context("loading the reranker")??),
         };
         let (colbert, indexes) = tokens.await.context("loading the model of token vectors")??;
-        if let Some(library) = &library {
-            let snapshot = library.snapshot();
-            ensure!(
-                snapshot.late.is_some() || options.retrieval == RetrievalKind::Dense,
-                "retrieval colbert: the library {} has no token vectors; `adventures sync --colbert` makes them",
-                options.library.as_deref().unwrap_or_default()
-            );
-            if let (Some(late), Some(Colbert { name, revision, model, .. })) = (&snapshot.late, colbert.as_deref()) {
-                late.made.check(name, revision, model.dim()).map_err(Error::msg)?;
-            }
-        }
         let min_similarity = options.min_similarity.or(least).unwrap_or(-1.0);
         Ok(Self { embedder, generator, reranker, colbert, indexes, library, min_similarity })
     }
 }
 
-/// Returns the model of the library's token vectors, and the indexes with theirs: one model where both have the same.
-///
-/// `recipe` is what made the library's, where there is a library, and where it has any.
-fn load_colbert(
-    options: &Options,
-    recipe: Option<Option<(String, Precision)>>,
-    runtime: Handle,
-) -> Result<(Option<Arc<Colbert>>, Option<Arc<Indexes>>)> {
-    let named = options.colbert.clone();
-    let wanted = match recipe {
-        Some(Some((made, precision))) => Some((named.clone().unwrap_or(made), precision)),
-        // A sync may make some yet.
-        Some(None) => named.clone().map(|spec| (spec, Precision::F32)),
-        None => None,
-    };
+/// Returns what reads questions to the library's token vectors; `None` where they cannot be asked.
+fn load_colbert(options: &Options, library: Option<&Snapshot>) -> Result<Option<Arc<Colbert>>> {
+    let Some(snapshot) = library else { return Ok(None) };
     let load = |spec: &str, precision| {
-        let loaded = models::locate(spec).and_then(|found| Ok(Colbert::load(found, precision, options.threads)?));
-        loaded.map(Arc::new).with_context(|| format!("the ColBERT model {spec}"))
+        let model = models::locate(spec).and_then(|found| Ok(Colbert::load(found, precision, options.threads)?));
+        model.map(Arc::new).with_context(|| format!("the ColBERT model {spec}"))
     };
-    let own = match wanted {
-        None => None,
-        Some((spec, precision)) => match load(&spec, precision) {
-            Ok(model) => Some(model),
-            // Nobody has asked for it yet.
-            Err(problem) if named.is_none() && options.retrieval == RetrievalKind::Dense => {
-                tracing::warn!(
-                    "the library cannot be searched by its token vectors; name their model with --colbert: {problem:#}"
-                );
-                None
-            }
-            Err(problem) => return Err(problem),
-        },
+    let asked = options.retrieval == RetrievalKind::Colbert;
+    let Some(late) = &snapshot.late else {
+        ensure!(!asked, "retrieval colbert: the library has no token vectors; `adventures sync --colbert` makes them");
+        // A sync may make some yet.
+        return options.colbert.as_deref().map(|spec| load(spec, Precision::F32)).transpose();
     };
-    let Some(root) = &options.indexes else { return Ok((own, None)) };
-    let spec = named.unwrap_or_else(|| COLBERT.into());
-    let located = models::locate(&spec).with_context(|| format!("the indexes' model {spec}"))?;
-    let model = match &own {
+    // With indexes, the one that is named may be theirs alone.
+    let is_own = |spec: &&String| models::locate(spec).is_ok_and(|found| found.name == late.made.name());
+    let named = options.colbert.as_ref().filter(|spec| options.indexes.is_none() || is_own(spec));
+    let (recorded, precision) = late.recipe();
+    let loaded = load(named.unwrap_or(&recorded), precision).and_then(|colbert| {
+        late.made.check(&colbert.name, &colbert.revision, colbert.model.dim()).map_err(Error::msg)?;
+        Ok(colbert)
+    });
+    match loaded {
+        Ok(colbert) => Ok(Some(colbert)),
+        // Nobody has asked for it yet.
+        Err(problem) if named.is_none() && !asked => {
+            let what = "the library cannot be searched by its token vectors; name their model with --colbert";
+            tracing::warn!("{what}: {problem:#}");
+            Ok(None)
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+/// Returns the indexes with what reads for them; that is the library's own model where it is the same.
+fn load_indexes(options: &Options, own: Option<&Arc<Colbert>>, runtime: Handle) -> Result<Option<Arc<Indexes>>> {
+    let Some(root) = &options.indexes else { return Ok(None) };
+    let spec = options.colbert.as_deref().unwrap_or(COLBERT);
+    let what = || format!("the indexes' model {spec}");
+    let located = models::locate(spec).with_context(what)?;
+    let model = match own {
         Some(own) if own.is(&located) => Arc::clone(own),
-        _ => load(&spec, Precision::F32)?,
+        _ => Arc::new(Colbert::load(located, Precision::F32, options.threads).with_context(what)?),
     };
-    Ok((own, Some(Indexes::open(root, model, options.threads, runtime)?)))
+    Ok(Some(Indexes::open(root, model, options.threads, runtime)?))
 }
 
 /// Returns the embedder, what a library must have been made with, and the similarity that its catalogue entry states.
