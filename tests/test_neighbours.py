@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adventures.library import Library
-from adventures.neighbours import _rest
+from adventures.neighbours import _rest, expanded
 from words import WordEmbedder
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def synced(place: Path, texts: dict[str, str], *, overlap: int = 2, version: str
 def book(tmp_path: Path) -> Library:
     """Two rows of 40 words each, in passages of 8 that share 2, and one of a single passage."""
     return synced(tmp_path, {"it's": " ".join(WORDS), "b": " ".join(reversed(WORDS)), "c": "w20 alone"})
+
+
+def synced_passages(library: Library, name: str) -> dict[int, adv.Hit]:
+    hits = library.search("w1", k=50, where={"id": name})
+    return {hit.passages[0]: hit for hit in hits}
 
 
 class Longest:
@@ -101,6 +106,15 @@ class TestExpand:
         for hit in wide:
             best = next(one for one in plain if one.id == hit.id)
             assert (hit.score, hit.similarity) == (best.score, best.similarity)
+
+    def test_what_meets_late_is_in_the_place_of_the_best(self, book: Library) -> None:
+        # The first and the third meet after the second came, and the last meets both.
+        row = synced_passages(book, "it's")
+        hits = [row[at] for at in (0, 6, 2, 4)]
+        snapshot = book._current()
+        assert snapshot
+        (one,) = expanded(snapshot, hits, 1)
+        assert (one.id, one.passages) == ("it's#0", tuple(range(7)))
 
     def test_an_old_version_has_its_own_neighbours(self, tmp_path: Path) -> None:
         synced(tmp_path, {"a": " ".join(WORDS)})

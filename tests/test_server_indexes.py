@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 WORDS = ["dragon", "rope", "night", "potion", "ice", "cave", "map"]
 # 10,000 with SERVER_FUZZ=full.
-NAMES = 10_000 if os.environ.get("SERVER_FUZZ") == "full" else 200
+FULL = os.environ.get("SERVER_FUZZ") == "full"
+NAMES = 10_000 if FULL else 200
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
@@ -245,16 +247,51 @@ class TestProblems:
             held.abandon()
         done(server, server.post("/indexes/locked/delete", {"document_ids": ["d1"]}))
 
-    def test_broken_indexes_are_listed_as_such(self, server: Server, root: Path) -> None:
-        create(server, "broken", documents(2))
-        (root / "broken" / "manifest.json").write_text("{}")
+    @pytest.mark.parametrize(
+        ("what", "opened"),
+        [
+            ("manifest", True),
+            ("checksum", True),
+            ("manifest", False),
+            ("checksum", False),
+            # What is open is read from memory.
+            ("cut", False),
+            ("gone", False),
+        ],
+    )
+    def test_that_an_index_is_broken_is_the_service_s_fault(
+        self, server: Server, root: Path, model: Path, what: str, opened: bool
+    ) -> None:
+        name = f"broken-{what}-{opened}".lower()
+        if opened:
+            create(server, name, documents(2))
+        else:
+            made = [(document["id"], document["text"]) for document in documents(2)]
+            ids, written = zip(*made, strict=True)
+            adv.ColbertIndex.create(root / name, list(written), ids=list(ids), model=adv.ColBERT(model))
+        manifest = root / name / "manifest.json"
+        segment = next(file for file in (root / name).iterdir() if file.name.startswith("segment"))
+        if what in ("manifest", "checksum"):
+            manifest.write_text("{}" if what == "manifest" else manifest.read_text().replace("dim", "dum"))
+        elif what == "cut":
+            segment.write_bytes(segment.read_bytes()[:-1])
+        else:
+            segment.unlink()
         try:
-            assert "manifest" in server.get("/indexes").json()["broken"]["broken"]
-            assert server.get("/indexes/broken").status in {400, 500}
-            assert server.post("/query?index_name=broken", {"text": "a"}).status in {400, 500}
+            message = f'the index "{name}" cannot be read: its files are not as they were written'
+            assert server.get("/indexes").json()["broken"][name].startswith(message)
+            for reply in (server.get(f"/indexes/{name}"), server.post(f"/query?index_name={name}", {"text": "a"})):
+                error = reply.json()["error"]
+                assert (reply.status, error["type"], error["code"]) == (500, "server_error", "internal_error")
+                assert error["message"].startswith(message)
+                assert str(root) not in error["message"]
+            job = ended(server, server.post(f"/indexes/{name}/delete", {"document_ids": ["d1"]}))
+            assert (job["status"], str(root) in job["error"]) == ("failed", False)
+            assert any(str(root) in line for line in server.log if "cannot be read" in line)
             assert server.get("/ready").status == 200
         finally:
-            (root / "broken" / "manifest.json").unlink()
+            shutil.rmtree(root / name)
+        assert server.get(f"/indexes/{name}").status == 404
 
     def test_another_model_is_refused(self, server: Server, root: Path, model: Path, tmp_path: Path) -> None:
         create(server, "ours", documents(2))
@@ -305,6 +342,7 @@ PARTS = ["..", ".", "/", "\\", "a", "Z", "0", "-", "_", "~", "%2e", "%00", "\n",
 HOSTILE = st.lists(st.sampled_from(PARTS), max_size=6).map("".join) | st.text(max_size=80)
 
 
+@pytest.mark.timeout(7200 if FULL else 300)
 def test_no_name_leads_out_of_the_folder(server: Server, root: Path) -> None:
     outside = root.parent
     before = [path for path in tree(outside) if not path.startswith("indexes/")]

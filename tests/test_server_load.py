@@ -111,7 +111,8 @@ def test_who_goes_away_frees_the_slot(server: Server, how: str, streamed: bool) 
         asyncio.run(all_leave())
         slowest = max(slowest, asyncio.run(load.until(lambda: idle(server), 10)))
     print(f"{how}, streamed {streamed}: slot free after {slowest * 1000:.0f} ms at most")
-    assert slowest < 2
+    # The figure is 0.25; a busy machine is allowed some.
+    assert slowest < 1
 
 
 def test_who_reads_slowly_is_dropped(server: Server) -> None:

@@ -1,10 +1,10 @@
 //! A question with its history to an answer with its sources.
 
-use crate::library::{Hit, Query};
+use crate::library::{Hit, Query, RetrievalKind, Snapshot};
 use crate::service::{Reranks, Service};
 use adventures::{
     CitationFilter, Error, GenerateOptions, Generation, GenerationStats, Kind, Message, NOT_FOUND, Prompt,
-    PromptRequest, Result, Role, TokenLogprob, Turn, leans,
+    PromptRequest, Result, Role, TokenLogprob, TokenVectors, Turn, leans,
 };
 use serde_json::{Map, Value};
 use std::future::poll_fn;
@@ -16,10 +16,14 @@ use tracing::{Instrument, debug_span};
 pub struct Retrieval {
     /// How many.
     pub k: usize,
+    /// What finds them.
+    pub kind: RetrievalKind,
     /// Whether full-text search takes part.
     pub hybrid: bool,
     /// Whether the reranker, where there is one, puts them in order.
     pub rerank: bool,
+    /// How many before and after it in its row each takes in.
+    pub expand: usize,
     /// Which may answer.
     pub filter: Map<String, Value>,
     /// The cosine similarity below which one is not about the question.
@@ -42,7 +46,7 @@ pub struct Prepared {
 
 #[derive(Debug)]
 struct Reads {
-    messages: Vec<Message>,
+    tokens: Vec<u32>,
     options: GenerateOptions,
     filter: Option<CitationFilter>,
 }
@@ -66,6 +70,22 @@ pub struct Found {
     pub cut: Vec<String>,
 }
 
+/// The vectors of a question's tokens, where those of a version can be compared with them.
+async fn tokens(service: &Service, snapshot: &Snapshot, question: &str) -> Result<TokenVectors> {
+    let Some(late) = &snapshot.late else {
+        return Err(Error::Invalid("the library has no token vectors; `adventures sync --colbert` makes them".into()));
+    };
+    let Some(colbert) = &service.colbert else {
+        let message = "this service has no model of the library's token vectors; it is named with --colbert";
+        return Err(Error::Invalid(message.into()));
+    };
+    // A sync may have made them anew by another model.
+    if let Err(problem) = late.made.check(&colbert.name, &colbert.revision, colbert.model.dim()) {
+        return Err(Error::io("start the service anew", std::io::Error::other(problem)));
+    }
+    colbert.question(question.to_owned()).await
+}
+
 /// How many hits a reranker is shown to choose `k` of; the Python package has the same.
 fn depth(k: usize) -> usize {
     (5 * k).max(50)
@@ -80,11 +100,19 @@ pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) ->
         return Err(Error::Invalid("the question is empty".into()));
     }
     let found = service.embedder.batches.embed(vec![question.to_owned()], Kind::Query).await?;
-    let Retrieval { k, hybrid, rerank, ref filter, .. } = *retrieval;
+    let Retrieval { k, kind, hybrid, rerank, expand, ref filter, .. } = *retrieval;
+    let snapshot = library.snapshot();
+    let tokens = match kind {
+        RetrievalKind::Dense => None,
+        RetrievalKind::Colbert => Some(Arc::new(tokens(service, &snapshot, question).await?)),
+    };
+    let truncated = !found.truncated.is_empty() || tokens.as_ref().is_some_and(|read| !read.truncated.is_empty());
     let reranker = service.reranker.as_ref().filter(|_| rerank);
     let wanted = if reranker.is_some() { depth(k) } else { k };
-    let query = Query { text: question.to_owned(), vector: found.vectors, k: wanted, hybrid, filter: filter.clone() };
-    let mut hits = library.search(query).instrument(debug_span!("search", k = wanted, hybrid)).await?;
+    let (text, filter) = (question.to_owned(), filter.clone());
+    let query = Query { text, vector: found.vectors, tokens, k: wanted, hybrid, filter };
+    let mut hits =
+        library.search(Arc::clone(&snapshot), query).instrument(debug_span!("search", k = wanted, hybrid)).await?;
     let mut cut = Vec::new();
     if let Some(Reranks { model, .. }) = reranker {
         let texts = hits.iter().map(|hit| hit.text.clone()).collect();
@@ -97,7 +125,11 @@ pub async fn search(service: &Service, question: &str, retrieval: &Retrieval) ->
         hits.sort_by(|a, b| b.score.total_cmp(&a.score));
         hits.truncate(k);
     }
-    Ok(Found { hits, truncated: !found.truncated.is_empty(), cut })
+    if expand > 0 {
+        hits = library.expanded(snapshot, hits, expand).instrument(debug_span!("expand", n = expand)).await?;
+        cut.retain(|id| hits.iter().any(|hit| hit.id == *id));
+    }
+    Ok(Found { hits, truncated, cut })
 }
 
 impl Prepared {
@@ -121,10 +153,8 @@ impl Prepared {
             {
                 messages.insert(0, Message::new(Role::System, system));
             }
-            let prompt = Reads { messages, options, filter: None };
-            let prompt = Some(prompt);
-            let (service, sources) = (Arc::clone(service), Vec::new());
-            return Self { service, sources, dropped: 0, truncated: false, prompt }.checked().await;
+            let shared = Arc::clone(service);
+            return blocking(move || Self::plain(shared, &messages, options)).instrument(debug_span!("prompt")).await;
         };
         let question = last.content.clone();
         let conversation = Conversation::of(&messages[..messages.len() - 1]);
@@ -149,44 +179,41 @@ impl Prepared {
                 system: system.as_deref(),
                 reserve: options.max_tokens,
             };
-            let Prompt { messages, passages, dropped } = Prompt::build(&writes.model, &writes.profile, &request)?;
+            let (prompt, tokens) = Prompt::build(&writes.model, &writes.profile, &request)?;
+            let Prompt { passages, dropped, .. } = prompt;
             sources.truncate(passages);
             let filter = CitationFilter::new(sources.len());
             let filter = if writes.profile.passages == Some(1) { filter.always() } else { filter };
             let options = GenerateOptions { prefix: writes.profile.prefix.clone(), ..options };
-            let prompt = Some(Reads { messages, options, filter: Some(filter) });
+            let prompt = Some(Reads { tokens, options, filter: Some(filter) });
             Ok(Self { service: Arc::clone(&shared), sources, dropped, truncated, prompt })
         })
         .instrument(debug_span!("prompt"))
         .await
     }
 
-    /// Refuses a conversation that the model cannot read, before anybody waits for it.
-    async fn checked(self) -> Result<Self> {
-        blocking(move || {
-            if let Some(Reads { messages, options, .. }) = &self.prompt {
-                let model = &self.service.writes()?.model;
-                let tokens = model.prompt(messages, &options.prefix)?.len();
-                if tokens >= model.context() {
-                    return Err(Error::Invalid(format!(
-                        "the messages have {tokens} tokens; this model reads {} of prompt and answer together",
-                        model.context()
-                    )));
-                }
-            }
-            Ok(self)
-        })
-        .instrument(debug_span!("prompt"))
-        .await
+    /// The conversation as it is; one that the model cannot read is refused before anybody waits for it.
+    fn plain(service: Arc<Service>, messages: &[Message], options: GenerateOptions) -> Result<Self> {
+        let model = &service.writes()?.model;
+        let tokens = model.prompt(messages, &options.prefix)?;
+        if tokens.len() >= model.context() {
+            return Err(Error::Invalid(format!(
+                "the messages have {} tokens; this model reads {} of prompt and answer together",
+                tokens.len(),
+                model.context()
+            )));
+        }
+        let prompt = Some(Reads { tokens, options, filter: None });
+        Ok(Self { service, sources: Vec::new(), dropped: 0, truncated: false, prompt })
     }
 
     /// Starts the model.
     pub async fn start(&mut self) -> Result<Answer> {
-        let Some(Reads { messages, options, filter }) = self.prompt.take() else {
+        let Some(Reads { tokens, options, filter }) = self.prompt.take() else {
             return Ok(Answer { generation: None, filter: None, over: false });
         };
         let service = Arc::clone(&self.service);
-        let generation = blocking(move || service.writes()?.model.generate(&messages, options)).await?;
+        let generation = blocking(move || service.writes()?.model.answer(tokens, options)).await?;
         Ok(Answer { generation: Some(generation), filter, over: false })
     }
 }

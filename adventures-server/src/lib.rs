@@ -1,6 +1,7 @@
 //! The chat service: cited answers over HTTP, for browsers and for OpenAI's clients.
 
 pub mod answer;
+pub mod colbert;
 pub mod embedding;
 pub mod http;
 pub mod indexes;

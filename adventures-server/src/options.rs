@@ -1,5 +1,6 @@
 //! What the service is told: flags, environment variables and a TOML file, in this order of precedence.
 
+use crate::library::{MAX_EXPAND, RetrievalKind};
 use adventures::{Precision, Quantize};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
@@ -43,7 +44,7 @@ pub struct Flags {
     /// A folder of ColBERT indexes, which clients make, fill and search; made where it is not there [default: none]
     #[arg(long, env = "ADVENTURES_INDEXES", value_name = "PATH")]
     pub indexes: Option<PathBuf>,
-    /// The model that reads for the indexes [default: answerai-colbert-small-v1]
+    /// The model of token vectors [default: the library's, and for the indexes answerai-colbert-small-v1]
     #[arg(long, env = "ADVENTURES_COLBERT", value_name = "MODEL")]
     pub colbert: Option<String>,
     /// What the embedder's products are rounded to: f32, bf16, int8, or auto, the fastest here [default: the library's, else f32]
@@ -99,6 +100,12 @@ pub struct Flags {
     /// Search by words too, and fuse both [default: false]
     #[arg(long, env = "ADVENTURES_HYBRID", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub hybrid: Option<bool>,
+    /// What finds passages, a vector of each or a vector of each token, which `adventures sync --colbert` makes [default: dense]
+    #[arg(long, env = "ADVENTURES_RETRIEVAL", value_name = "KIND")]
+    pub retrieval: Option<RetrievalKind>,
+    /// Give each passage that is found with so many before and after it in its row, 100 at most [default: 0]
+    #[arg(long, env = "ADVENTURES_EXPAND", value_name = "N")]
+    pub expand: Option<usize>,
     /// The cosine similarity below which a passage is not about the question [default: the embedder's]
     #[arg(long, env = "ADVENTURES_MIN_SIMILARITY", value_name = "X", allow_negative_numbers = true)]
     pub min_similarity: Option<f32>,
@@ -152,7 +159,7 @@ pub struct Options {
     pub generator: Option<String>,
     pub reranker: Option<String>,
     pub indexes: Option<PathBuf>,
-    pub colbert: String,
+    pub colbert: Option<String>,
     pub precision: Option<Precision>,
     pub quantize: Option<Quantize>,
     pub host: IpAddr,
@@ -168,6 +175,8 @@ pub struct Options {
     pub max_tokens: usize,
     pub k: usize,
     pub hybrid: bool,
+    pub retrieval: RetrievalKind,
+    pub expand: usize,
     pub min_similarity: Option<f32>,
     pub system: Option<String>,
     pub deadline: Duration,
@@ -229,6 +238,11 @@ impl Flags {
         if let Some(x) = flags.min_similarity {
             ensure!((-1.0..=1.0).contains(&x), "min-similarity {x}: expected -1 to 1");
         }
+        let retrieval = flags.retrieval.unwrap_or_default();
+        ensure!(
+            retrieval == RetrievalKind::Dense || flags.library.is_some(),
+            "retrieval colbert: there is no library; name it with --library"
+        );
         for origin in flags.cors_origin.iter().flatten() {
             let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
             let plain = rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['/', '*', ' ']));
@@ -248,7 +262,7 @@ impl Flags {
             generator: Some(flags.generator.unwrap_or_else(|| "smollm2-135m-instruct".into())).filter(|g| g != "none"),
             reranker: flags.reranker,
             indexes: flags.indexes,
-            colbert: flags.colbert.unwrap_or_else(|| "answerai-colbert-small-v1".into()),
+            colbert: flags.colbert,
             precision: flags.precision.as_deref().map(str::parse).transpose()?,
             quantize: flags.quantize.as_deref().map(str::parse).transpose()?,
             host,
@@ -264,6 +278,8 @@ impl Flags {
             max_tokens: within("max-tokens", flags.max_tokens, 512, 1..=1 << 20)?,
             k: within("k", flags.k, 4, 1..=MAX_K)?,
             hybrid: flags.hybrid.unwrap_or(false),
+            retrieval,
+            expand: within("expand", flags.expand, 0, 0..=MAX_EXPAND)?,
             min_similarity: flags.min_similarity,
             system: flags.system,
             deadline: seconds("deadline", flags.deadline, 300)?,

@@ -1,19 +1,22 @@
 //! What is served: models and a library, loaded in the background.
 
+use crate::colbert::Colbert;
 use crate::embedding::Embedding;
 use crate::indexes::Indexes;
-use crate::library::{Library, Model};
+use crate::library::{Library, Model, RetrievalKind, Snapshot};
 use crate::models::{self, Located};
 use crate::options::Options;
 use crate::reranking::Reranking;
-use adventures::{Embedder, EmbedderOptions, Generator, GeneratorOptions, Kind, Profile};
-use anyhow::{Context, Result};
+use adventures::{Embedder, EmbedderOptions, Generator, GeneratorOptions, Kind, Precision, Profile};
+use anyhow::{Context, Error, Result, ensure};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
 /// The embedder of a service without a library and without `--embedder`.
 const EMBEDDER: &str = "all-minilm-l6-v2";
+/// What reads for indexes of a service without `--colbert`.
+const COLBERT: &str = "answerai-colbert-small-v1";
 
 /// All that answers need.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub struct Service {
     pub generator: Option<Writes>,
     /// What puts hits in order; `None` where their similarity does.
     pub reranker: Option<Reranks>,
+    /// What reads questions to the library's token vectors; `None` where they cannot be asked.
+    pub colbert: Option<Arc<Colbert>>,
     /// What clients index and search; `None` where they cannot.
     pub indexes: Option<Arc<Indexes>>,
     /// What is searched; `None` where the model answers from itself.
@@ -87,16 +92,18 @@ impl Service {
             let threads = options.threads;
             runtime.spawn_blocking(move || Reranks::load(&spec, threads))
         });
-        let indexes = options.indexes.clone().map(|root| {
-            let (spec, threads, handle) = (options.colbert.clone(), options.threads, runtime.clone());
-            runtime.spawn_blocking(move || {
-                Indexes::load(&root, models::locate(&spec)?, threads, handle)
-                    .with_context(|| format!("the indexes' model {spec}"))
-            })
-        });
         let library = match &options.library {
             None => None,
-            Some(path) => Some(Library::open(path, &options.table, runtime.clone()).await?),
+            Some(path) => Some(Library::open(path, &options.table, options.threads, runtime.clone()).await?),
+        };
+        let tokens = {
+            let (options, snapshot, handle) =
+                (options.clone(), library.as_ref().map(Library::snapshot), runtime.clone());
+            runtime.spawn_blocking(move || {
+                let colbert = load_colbert(&options, snapshot.as_deref())?;
+                let indexes = load_indexes(&options, colbert.as_ref(), handle)?;
+                anyhow::Ok((colbert, indexes))
+            })
         };
         // The library says how its model was used; where that is named anew, it is used as the library's was.
         let made = library.as_ref().map(|library| library.snapshot().model.recipe());
@@ -117,13 +124,56 @@ impl Service {
             None => None,
             Some(reranks) => Some(reranks.await.context("loading the reranker")??),
         };
-        let indexes = match indexes {
-            None => None,
-            Some(indexes) => Some(indexes.await.context("loading the indexes")??),
-        };
+        let (colbert, indexes) = tokens.await.context("loading the model of token vectors")??;
         let min_similarity = options.min_similarity.or(least).unwrap_or(-1.0);
-        Ok(Self { embedder, generator, reranker, indexes, library, min_similarity })
+        Ok(Self { embedder, generator, reranker, colbert, indexes, library, min_similarity })
     }
+}
+
+/// Returns what reads questions to the library's token vectors; `None` where they cannot be asked.
+fn load_colbert(options: &Options, library: Option<&Snapshot>) -> Result<Option<Arc<Colbert>>> {
+    let Some(snapshot) = library else { return Ok(None) };
+    let load = |spec: &str, precision| {
+        let model = models::locate(spec).and_then(|found| Ok(Colbert::load(found, precision, options.threads)?));
+        model.map(Arc::new).with_context(|| format!("the ColBERT model {spec}"))
+    };
+    let asked = options.retrieval == RetrievalKind::Colbert;
+    let Some(late) = &snapshot.late else {
+        ensure!(!asked, "retrieval colbert: the library has no token vectors; `adventures sync --colbert` makes them");
+        // A sync may make some yet.
+        return options.colbert.as_deref().map(|spec| load(spec, Precision::F32)).transpose();
+    };
+    // With indexes, the one that is named may be theirs alone.
+    let is_own = |spec: &&String| models::locate(spec).is_ok_and(|found| found.name == late.made.name());
+    let named = options.colbert.as_ref().filter(|spec| options.indexes.is_none() || is_own(spec));
+    let (recorded, precision) = late.recipe();
+    let loaded = load(named.unwrap_or(&recorded), precision).and_then(|colbert| {
+        late.made.check(&colbert.name, &colbert.revision, colbert.model.dim()).map_err(Error::msg)?;
+        Ok(colbert)
+    });
+    match loaded {
+        Ok(colbert) => Ok(Some(colbert)),
+        // Nobody has asked for it yet.
+        Err(problem) if named.is_none() && !asked => {
+            let what = "the library cannot be searched by its token vectors; name their model with --colbert";
+            tracing::warn!("{what}: {problem:#}");
+            Ok(None)
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+/// Returns the indexes with what reads for them; that is the library's own model where it is the same.
+fn load_indexes(options: &Options, own: Option<&Arc<Colbert>>, runtime: Handle) -> Result<Option<Arc<Indexes>>> {
+    let Some(root) = &options.indexes else { return Ok(None) };
+    let spec = options.colbert.as_deref().unwrap_or(COLBERT);
+    let what = || format!("the indexes' model {spec}");
+    let located = models::locate(spec).with_context(what)?;
+    let model = match own {
+        Some(own) if own.is(&located) => Arc::clone(own),
+        _ => Arc::new(Colbert::load(located, Precision::F32, options.threads).with_context(what)?),
+    };
+    Ok(Some(Indexes::open(root, model, options.threads, runtime)?))
 }
 
 /// Returns the embedder, what a library must have been made with, and the similarity that its catalogue entry states.

@@ -29,10 +29,10 @@ fn a_small_model_cites_the_passage_that_it_was_given() {
     let passages = ["For a deep well you should use the Long Rope [7]. It is forty metres long.", "A lamp shines."];
     let question = "What do I use for a deep well?";
     let request = PromptRequest { question, passages: &passages, history: &history, ..PromptRequest::default() };
-    let prompt = Prompt::build(&generator, &profile, &request).unwrap();
+    let (prompt, read) = Prompt::build(&generator, &profile, &request).unwrap();
     assert_eq!((prompt.messages.len(), prompt.passages, prompt.dropped), (4, 1, 0));
 
-    let alone = Prompt::build(&generator, &profile, &PromptRequest { history: &[], ..request }).unwrap();
+    let (alone, _) = Prompt::build(&generator, &profile, &PromptRequest { history: &[], ..request }).unwrap();
     let options = GenerateOptions { max_tokens: 48, prefix: profile.prefix.clone(), ..GenerateOptions::default() };
     let mut generation = generator.generate(&alone.messages, options).unwrap();
     let (mut filter, mut text) = (CitationFilter::new(alone.passages).always(), String::new());
@@ -46,10 +46,12 @@ fn a_small_model_cites_the_passage_that_it_was_given() {
     // Too small for the turn before, then for the question.
     let tokens = |prompt: &Prompt| generator.prompt(&prompt.messages, &profile.prefix).unwrap().len();
     let (whole, least) = (tokens(&prompt), tokens(&alone));
+    assert_eq!(read, generator.prompt(&prompt.messages, &profile.prefix).unwrap());
     assert!(least < whole);
     let request = PromptRequest { reserve: 8, ..request };
-    assert_eq!(Prompt::build(&load(Some(whole + 8)), &profile, &request).unwrap(), prompt);
-    assert_eq!(Prompt::build(&load(Some(whole + 7)), &profile, &request).unwrap(), alone);
+    assert_eq!(Prompt::build(&load(Some(whole + 8)), &profile, &request).unwrap(), (prompt.clone(), read));
+    let cut = Prompt::build(&load(Some(whole + 7)), &profile, &request).unwrap();
+    assert_eq!((cut.0, cut.1.len()), (alone, least));
     let context = least + 7;
     let error = Prompt::build(&load(Some(context)), &profile, &request).unwrap_err().to_string();
     let want = format!(

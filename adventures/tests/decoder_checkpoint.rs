@@ -2,9 +2,12 @@
 
 mod tiny;
 
+use adventures::Error;
 use adventures::models::decoder::{DecoderOptions, Quantize, bidirectional};
 use adventures::models::{Batch, CausalLm, Step};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tiny::{NAMES, assert_near, checkpoint, follows, golden, goldens, ids, load, numbers, read, text};
 
 fn plain(name: &str) -> Arc<dyn CausalLm> {
@@ -13,6 +16,37 @@ fn plain(name: &str) -> Arc<dyn CausalLm> {
 
 fn follows_transformers(name: &str) {
     follows(name, plain(name).as_ref());
+}
+
+#[test]
+fn a_piece_that_is_cancelled_leaves_the_run_as_it_was() {
+    for name in ["tiny-llama", "tiny-gemma2"] {
+        let lm = plain(name);
+        let (before, piece) = (text(20, 1), text(40, 2));
+        let [mut run, mut fresh] = [lm.start(), lm.start()];
+        for run in [&mut run, &mut fresh] {
+            read(run.as_mut(), &before);
+        }
+        let mut cancelled = 0;
+        for wait in 0..100 {
+            let cancel = AtomicBool::new(wait == 0);
+            let result = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_micros(10 * wait));
+                    cancel.store(true, Ordering::Relaxed);
+                });
+                run.read_unless(&piece, &cancel)
+            });
+            match result {
+                Ok(_) => run.rewind(before.len()).expect("it was just read"),
+                Err(Error::Cancelled) => cancelled += 1,
+                Err(e) => panic!("{e}"),
+            }
+            assert_eq!(run.len(), before.len());
+        }
+        assert!(cancelled > 0);
+        assert_eq!(read(run.as_mut(), &piece), read(fresh.as_mut(), &piece), "{name}");
+    }
 }
 
 #[test]

@@ -44,17 +44,16 @@ def expanded(snapshot: Snapshot, hits: Sequence[Hit], n: int) -> list[Hit]:
     Hits of a row whose stretches meet become one, with the id, the scores and the place of the best of them.
     """
     stretches: list[_Stretch] = []
+    place = {hit.id: at for at, hit in enumerate(hits)}
     for hit in hits:
         row_id, _, ordinal = hit.id.rpartition("#")
         wide = _Stretch(hit, row_id, max(int(ordinal) - n, 0), int(ordinal) + n)
         # It may close the gap between stretches that did not meet before.
         for other in [one for one in stretches if one.touches(wide)]:
-            if wide.hit is hit:
-                wide.hit = other.hit
+            wide.hit = min(wide.hit, other.hit, key=lambda one: place[one.id])
             wide.first, wide.last = min(wide.first, other.first), max(wide.last, other.last)
             stretches.remove(other)
         stretches.append(wide)
-    place = {hit.id: at for at, hit in enumerate(hits)}
     stretches.sort(key=lambda one: place[one.hit.id])
     texts = _texts(snapshot, stretches)
     overlap = bool(snapshot.source.get("overlap"))

@@ -8,6 +8,7 @@ use super::openai::{
 use super::problem::{ErrorBody, Problem};
 use super::{App, SearchSettings, check_length, now, sse};
 use crate::answer::{Answer, Prepared};
+use crate::library::RetrievalKind;
 use crate::queue::Place;
 use actix_web::web::{Data, Json, ReqData};
 use actix_web::{HttpResponse, Result as Response};
@@ -85,10 +86,15 @@ pub(super) struct RetrieveSettings {
     /// How many.
     #[schema(minimum = 1, maximum = 100)]
     k: Option<usize>,
+    /// What finds them; `colbert` where the library was synced with token vectors.
+    retrieval: Option<RetrievalKind>,
     /// Whether words count, too.
     hybrid: Option<bool>,
     /// Whether the reranker puts them in order, where the service has one.
     rerank: Option<bool>,
+    /// How many passages before and after it in its row each takes in.
+    #[schema(maximum = 100)]
+    expand: Option<usize>,
     /// Which passages may answer: `{"aisle": "frost", "price": {"lt": 20}}`.
     #[schema(value_type = Option<Object>)]
     r#where: Option<Map<String, Value>>,
@@ -133,8 +139,8 @@ pub(super) async fn answer(app: Data<App>, client: &Client, request: ChatRequest
         Some(_) if service.library.is_none() => {
             return Err(Problem::invalid("retrieval", "this service has no library"));
         }
-        Some(RetrieveSettings { k, hybrid, rerank, r#where: filter, min_similarity }) => {
-            Some(app.retrieval(SearchSettings { k, hybrid, rerank, filter, min_similarity })?)
+        Some(RetrieveSettings { k, retrieval, hybrid, rerank, expand, r#where: filter, min_similarity }) => {
+            Some(app.retrieval(SearchSettings { k, retrieval, hybrid, rerank, expand, filter, min_similarity })?)
         }
     };
     let max_tokens = request.max_completion_tokens.or(request.max_tokens);

@@ -27,6 +27,7 @@ pub use probe::probe;
 pub use run::serve;
 
 use crate::answer::Retrieval;
+use crate::library::{MAX_EXPAND, RetrievalKind};
 use crate::options::{MAX_K, Options};
 use crate::queue::{Full, Place, Queue};
 use crate::service::{Service, Writes};
@@ -120,6 +121,11 @@ impl App {
             Some(x) => x,
             None => self.service()?.min_similarity,
         };
+        let expand = asked.expand.unwrap_or(self.options.expand);
+        if expand > MAX_EXPAND {
+            return Err(Problem::invalid("expand", format!("expand must be from 0 to {MAX_EXPAND}, not {expand}")));
+        }
+        let kind = asked.retrieval.unwrap_or(self.options.retrieval);
         let hybrid = asked.hybrid.unwrap_or(self.options.hybrid);
         let rerank = match asked.rerank {
             Some(true) if self.service()?.reranker.is_none() => {
@@ -127,7 +133,8 @@ impl App {
             }
             asked => asked.unwrap_or(true),
         };
-        Ok(Retrieval { k, hybrid, rerank, filter: asked.filter.unwrap_or_default(), min_similarity })
+        let filter = asked.filter.unwrap_or_default();
+        Ok(Retrieval { k, kind, hybrid, rerank, expand, filter, min_similarity })
     }
 }
 
@@ -135,8 +142,10 @@ impl App {
 #[derive(Debug, Default)]
 struct SearchSettings {
     k: Option<usize>,
+    retrieval: Option<RetrievalKind>,
     hybrid: Option<bool>,
     rerank: Option<bool>,
+    expand: Option<usize>,
     filter: Option<Map<String, Value>>,
     min_similarity: Option<f32>,
 }

@@ -4,7 +4,7 @@ use super::answering::within;
 use super::problem::{ErrorBody, Problem};
 use super::{App, SearchSettings, check_length};
 use crate::answer::{self, Found};
-use crate::library::Hit;
+use crate::library::{Hit, RetrievalKind};
 use actix_web::web::{Data, Json};
 use actix_web::{HttpResponse, Result as Response};
 use serde::{Deserialize, Serialize};
@@ -20,10 +20,16 @@ pub(super) struct SearchRequest {
     /// How many passages at most [default: the service's setting]
     #[schema(minimum = 1, maximum = 100)]
     k: Option<usize>,
+    /// What finds passages; `colbert` where the library was synced with token vectors [default: the service's setting]
+    retrieval: Option<RetrievalKind>,
     /// Whether words count, too [default: the service's setting]
     hybrid: Option<bool>,
     /// Whether the reranker puts them in order [default: where the service has one]
     rerank: Option<bool>,
+    /// How many passages before and after it in its row a hit's text takes in; hits that meet become one [default: the service's
+    /// setting]
+    #[schema(maximum = 100)]
+    expand: Option<usize>,
     /// Which passages may be found: `{"aisle": "frost", "price": {"lt": 20}, "kind": ["boots", "cloak"]}`.
     #[schema(value_type = Option<Object>)]
     r#where: Option<Map<String, Value>>,
@@ -58,8 +64,10 @@ pub(super) async fn search(app: Data<App>, Json(request): Json<SearchRequest>) -
     }
     check_length("query", request.query.len(), service.embedder.max_tokens)?;
     let least = request.min_similarity.unwrap_or(-1.0);
-    let SearchRequest { query, k, hybrid, rerank, r#where: filter, .. } = request;
-    let retrieval = app.retrieval(SearchSettings { k, hybrid, rerank, filter, min_similarity: Some(least) })?;
+    let SearchRequest { query, k, retrieval, hybrid, rerank, expand, r#where: filter, .. } = request;
+    let min_similarity = Some(least);
+    let settings = SearchSettings { k, retrieval, hybrid, rerank, expand, filter, min_similarity };
+    let retrieval = app.retrieval(settings)?;
     let Found { mut hits, truncated, mut cut } = within(&app, answer::search(service, &query, &retrieval)).await?;
     hits.retain(|hit| hit.similarity >= least);
     cut.retain(|id| hits.iter().any(|hit| hit.id == *id));

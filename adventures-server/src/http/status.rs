@@ -2,6 +2,7 @@
 
 use super::problem::{ErrorBody, Problem};
 use super::{App, names, no_model, openapi};
+use crate::library::RetrievalKind;
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::web::{Data, Path};
 use actix_web::{HttpResponse, Result as Response};
@@ -68,8 +69,14 @@ struct LibraryInfo {
     columns: Value,
     /// How many passages are searched where a request does not say.
     k: usize,
+    /// What finds passages where a request does not say.
+    retrieval: RetrievalKind,
+    /// The model of its token vectors, where it has some and they can be asked.
+    colbert: Option<String>,
     /// Whether words count where a request does not say.
     hybrid: bool,
+    /// How many passages before and after it a hit takes in where a request does not say.
+    expand: usize,
     /// The cosine similarity below which a passage is not about a question.
     min_similarity: f32,
 }
@@ -117,7 +124,10 @@ pub(super) async fn info(app: Data<App>) -> Response<HttpResponse> {
             delta_version: snapshot.source.get("version").and_then(Value::as_i64),
             columns: snapshot.columns().into_iter().map(|(name, kind)| (name, json!(kind))).collect(),
             k: options.k,
+            retrieval: options.retrieval,
+            colbert: snapshot.late.as_ref().and(service.colbert.as_ref()).map(|model| model.name.clone()),
             hybrid: options.hybrid,
+            expand: options.expand,
             min_similarity: service.min_similarity,
         }
     });

@@ -6,9 +6,9 @@ mod name;
 pub use jobs::{Job, Kind, Status};
 pub use name::{IndexName, NotAName};
 
-use crate::models::Located;
-use crate::turns::{Ends, Turns};
-use adventures::{ColBERT, ColBERTOptions, Documents, Error, Index, IndexInfo, IndexOptions, SearchOptions, Writer};
+use crate::colbert::Colbert;
+use crate::turns::Ends;
+use adventures::{Documents, Error, Index, IndexInfo, IndexOptions, SearchOptions, Writer};
 use jobs::Board;
 use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
@@ -106,17 +106,18 @@ pub struct Hits {
     pub truncated: bool,
 }
 
+fn missing(name: &IndexName) -> Error {
+    Error::NotFound(format!("there is no index {:?}", name.to_string()))
+}
+
 /// What waits to be done to an index; the first is being done.
 type Queue = VecDeque<(String, Kind, Option<Change>)>;
 
 /// A folder of indexes, and the model that reads for them.
 pub struct Indexes {
     root: PathBuf,
-    name: String,
-    revision: String,
-    model: Arc<ColBERT>,
+    colbert: Arc<Colbert>,
     threads: Option<usize>,
-    turns: Turns,
     runtime: Handle,
     open: Mutex<HashMap<IndexName, Index>>,
     queues: Mutex<HashMap<IndexName, Queue>>,
@@ -126,7 +127,7 @@ pub struct Indexes {
 
 impl std::fmt::Debug for Indexes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Indexes").field("root", &self.root).field("model", &self.name).finish_non_exhaustive()
+        f.debug_struct("Indexes").field("root", &self.root).field("model", &self.colbert).finish_non_exhaustive()
     }
 }
 
@@ -135,10 +136,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Indexes {
-    /// Loads the model that was located; `root` is made where it is not there.
-    pub fn load(root: &Path, model: Located, threads: Option<usize>, runtime: Handle) -> Result<Arc<Self>, Error> {
-        let Located { path, name, revision, .. } = model;
-        let model = ColBERT::load(&path, &ColBERTOptions { threads, ..ColBERTOptions::default() })?;
+    /// Opens a folder, for which `colbert` reads; it is made where it is not there.
+    pub fn open(
+        root: &Path,
+        colbert: Arc<Colbert>,
+        threads: Option<usize>,
+        runtime: Handle,
+    ) -> Result<Arc<Self>, Error> {
         let fail = |e| Error::io(format!("the folder of indexes {}", root.display()), e);
         fs::create_dir_all(root).map_err(fail)?;
         let root = root.canonicalize().map_err(fail)?;
@@ -150,11 +154,8 @@ impl Indexes {
         }
         Ok(Arc::new(Self {
             root,
-            name,
-            revision,
-            model: Arc::new(model),
+            colbert,
             threads,
-            turns: Turns::default(),
             runtime,
             open: Mutex::default(),
             queues: Mutex::default(),
@@ -165,12 +166,12 @@ impl Indexes {
 
     /// What the model is called.
     pub fn model(&self) -> &str {
-        &self.name
+        &self.colbert.name
     }
 
     /// How many tokens of a document are read.
     pub fn max_tokens(&self) -> usize {
-        self.model.doc_maxlen()
+        self.colbert.model.doc_maxlen()
     }
 
     /// How many changes wait or are being made.
@@ -273,7 +274,7 @@ impl Indexes {
         }
         match change {
             Change::Create(documents, nbits) => {
-                let (dim, threads, model) = (self.model.dim(), self.threads, Some(self.described()));
+                let (dim, threads, model) = (self.colbert.model.dim(), self.threads, Some(self.described()));
                 let options = IndexOptions { nbits, dim, threads, model, ..IndexOptions::default() };
                 let dir = self.dir(name);
                 let (index, writer) = Index::create(&dir, &options)?;
@@ -316,15 +317,15 @@ impl Indexes {
     fn fill(&self, mut writer: Writer, job: &str, documents: &[Document]) -> Result<(), Error> {
         for part in documents.chunks(TURN) {
             let texts: Vec<&str> = part.iter().map(|document| document.text.as_str()).collect();
-            let turn = self.runtime.block_on(self.turns.next());
-            let found = self.model.embed_documents(&texts, None, 1, &self.stop)?;
+            let turn = self.runtime.block_on(self.colbert.turns.next());
+            let found = self.colbert.model.embed_documents(&texts, None, 1, &self.stop)?;
             drop(turn);
             let ids: Vec<&str> = part.iter().map(|document| document.id.as_str()).collect();
             let texts: Vec<Option<&str>> = texts.into_iter().map(Some).collect();
             let metadata: Vec<Option<&str>> = part.iter().map(|document| document.metadata.as_deref()).collect();
             let (vectors, ends) = (&found.vectors[..], &found.offsets[1..]);
             let pushed = Documents { ids: &ids, texts: Some(&texts), metadata: Some(&metadata), vectors, ends };
-            writer.push(&pushed, self.model.dim(), &self.stop)?;
+            writer.push(&pushed, self.colbert.model.dim(), &self.stop)?;
             self.board.update(job, |job| {
                 job.done += part.len();
                 job.truncated.extend(found.truncated.iter().map(|&i| part[i].id.clone()));
@@ -338,25 +339,40 @@ impl Indexes {
     fn opened(&self, name: &IndexName) -> Result<Index, Error> {
         if !self.exists(name) {
             locked(&self.open).remove(name);
-            return Err(Error::NotFound(format!("there is no index {:?}", name.to_string())));
+            return Err(missing(name));
         }
         let known = locked(&self.open).get(name).cloned();
         if let Some(index) = known {
             // Another process may have changed it.
-            index.refresh()?;
+            index.refresh().map_err(|problem| self.unreadable(name, problem))?;
             return Ok(index);
         }
-        let index = Index::open(self.dir(name), self.threads)?;
+        let index = Index::open(self.dir(name), self.threads).map_err(|problem| self.unreadable(name, problem))?;
         self.check_model(name, index.info().model.as_deref())?;
         Ok(locked(&self.open).entry(name.clone()).or_insert(index).clone())
     }
 
+    /// That the files of an index cannot be read is not the client's fault, nor where they are the client's business.
+    fn unreadable(&self, name: &IndexName, problem: Error) -> Error {
+        if let Error::Busy(_) | Error::Cancelled = problem {
+            return problem;
+        }
+        // Another process may have deleted it meanwhile.
+        if !self.exists(name) {
+            return missing(name);
+        }
+        tracing::error!(index = %name, "an index cannot be read: {problem}");
+        let more = "its files are not as they were written; the service's log says more";
+        Error::io(format!("the index {:?} cannot be read", name.to_string()), std::io::Error::other(more))
+    }
+
     /// What an index keeps of its model; the Python package writes and reads the same.
     fn described(&self) -> String {
-        let (dim, query_maxlen, doc_maxlen) = (self.model.dim(), self.model.query_maxlen(), self.model.doc_maxlen());
-        let mut told = json!({"name": self.name, "dim": dim, "query_maxlen": query_maxlen, "doc_maxlen": doc_maxlen});
-        if !self.revision.is_empty() {
-            told["revision"] = json!(self.revision);
+        let Colbert { name, revision, model, .. } = &*self.colbert;
+        let (dim, query_maxlen, doc_maxlen) = (model.dim(), model.query_maxlen(), model.doc_maxlen());
+        let mut told = json!({"name": name, "dim": dim, "query_maxlen": query_maxlen, "doc_maxlen": doc_maxlen});
+        if !revision.is_empty() {
+            told["revision"] = json!(revision);
         }
         told.to_string()
     }
@@ -368,8 +384,8 @@ impl Indexes {
         // How products are rounded is no other model; a directory that was moved is none either.
         let plain = |revision: &str| revision.split('+').next().unwrap_or_default().to_owned();
         let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
-        let (theirs, ours) = (plain(of("revision")), plain(&self.revision));
-        let (their_name, our_name) = (last(of("name")), last(&self.name));
+        let (theirs, ours) = (plain(of("revision")), plain(&self.colbert.revision));
+        let (their_name, our_name) = (last(of("name")), last(&self.colbert.name));
         let known = !theirs.is_empty() && !ours.is_empty();
         let differs = if known { theirs != ours } else { !their_name.is_empty() && their_name != our_name };
         if differs {
@@ -377,8 +393,8 @@ impl Indexes {
                 "the index {name} was made with {:?} {:?}, not with {:?} {:?}",
                 of("name"),
                 of("revision"),
-                self.name,
-                self.revision
+                self.colbert.name,
+                self.colbert.revision
             )));
         }
         Ok(())
@@ -411,16 +427,13 @@ impl Indexes {
         k: usize,
         ids: Option<Vec<String>>,
     ) -> Result<Hits, Error> {
-        let _waits = self.turns.enter("search")?;
+        let query = self.colbert.question(text).await?;
         let ends = Ends::default();
-        let turn = self.turns.next().instrument(tracing::debug_span!("queue")).await;
         let (this, name, cancel) = (Arc::clone(self), name.clone(), ends.flag());
         let found = self.runtime.spawn_blocking(move || {
-            let query = this.model.embed_queries(&[&text], None, &cancel)?;
-            drop(turn);
             let ids: Option<Vec<&str>> = ids.as_ref().map(|ids| ids.iter().map(String::as_str).collect());
             let options = SearchOptions { k, ..SearchOptions::default() };
-            let (dim, ends) = (this.model.dim(), &query.offsets[1..]);
+            let (dim, ends) = (this.colbert.model.dim(), &query.offsets[1..]);
             let found = this.opened(&name)?.search(&query.vectors, dim, ends, &options, ids.as_deref(), &cancel)?;
             let read = |hit| {
                 let metadata = found.metadata(hit)?.map(serde_json::from_str).transpose();
@@ -432,7 +445,8 @@ impl Indexes {
                     metadata: metadata.map_err(broken)?,
                 })
             };
-            let hits = found.queries.iter().flatten().map(read).collect::<Result<_, Error>>()?;
+            let hits = found.queries.iter().flatten().map(read).collect::<Result<_, Error>>();
+            let hits = hits.map_err(|problem| this.unreadable(&name, problem))?;
             Ok(Hits { hits, truncated: !query.truncated.is_empty() })
         });
         let found = found.instrument(tracing::debug_span!("search")).await;

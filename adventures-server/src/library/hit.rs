@@ -26,7 +26,8 @@ pub struct Hit {
     pub id: String,
     /// The passage.
     pub text: String,
-    /// What the hits are ordered by: the cosine similarity, or in a hybrid search from 0 to 1 how well meaning and words fit.
+    /// What the hits are ordered by: the cosine similarity, the sum of the best products of tokens in a search by token vectors,
+    /// from 0 to 1 how well meaning and words fit in a hybrid search, or what the reranker says.
     pub score: f64,
     /// The cosine similarity of question and passage, in any search.
     pub similarity: f32,
@@ -35,6 +36,15 @@ pub struct Hit {
     pub metadata: Map<String, Value>,
     /// Where it comes from.
     pub source: Source,
+    /// Which passages of the row the text is of, first to last: one, but where a search expands hits.
+    pub passages: Vec<i64>,
+}
+
+impl Hit {
+    /// The id of its row.
+    pub(super) fn row(&self) -> &str {
+        self.id.rsplit_once('#').map_or(&self.id, |(row, _)| row)
+    }
 }
 
 /// Returns the passages of a batch, less their scores.
@@ -61,7 +71,10 @@ pub(super) fn hits(batch: &RecordBatch, query: &[f32], source: &Value) -> Result
         let similarity = vector.values().iter().zip(query).map(|(a, b)| a * b).sum();
         let source = Source { table: table.to_owned(), version, row };
         let (id, text) = (ids.value(i).to_owned(), passages.value(i).to_owned());
-        Ok(Hit { id, text, score: f64::from(similarity), similarity, metadata, source })
+        let ordinal = id.rsplit_once('#').and_then(|(_, ordinal)| ordinal.parse().ok());
+        let passages =
+            vec![ordinal.ok_or_else(|| format!("the library has a passage {id:?}, which is none of a row"))?];
+        Ok(Hit { id, text, score: f64::from(similarity), similarity, metadata, source, passages })
     })
     .collect()
 }

@@ -6,28 +6,47 @@
 
 mod filter;
 mod hit;
+mod late;
 mod model;
+mod neighbours;
 mod search;
 
 pub use hit::{Hit, Source};
+pub use late::{Late, Made};
 pub use model::Model;
 pub use search::Query;
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow_schema::{Schema, SchemaRef};
+use clap::ValueEnum;
 use lance::Dataset;
 use lance::index::DatasetIndexExt;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
+use utoipa::ToSchema;
 
 /// What marks the version that readers see.
 const TAG: &str = "published";
 /// The newest format that is understood.
 const FORMAT: u64 = 1;
+
+/// The most neighbours on each side that a hit takes in.
+pub const MAX_EXPAND: usize = 100;
+
+/// What finds passages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RetrievalKind {
+    /// One vector of each.
+    #[default]
+    Dense,
+    /// A vector of each token.
+    Colbert,
+}
 
 /// Returns an error where a table's name could be a path, or none.
 pub fn check_name(name: &str) -> Result<()> {
@@ -53,6 +72,8 @@ pub struct Snapshot {
     pub source: Value,
     /// Which model made the vectors.
     pub model: Model,
+    /// Its token vectors, where it has some.
+    pub late: Option<Late>,
     has_text_index: bool,
     has_vector_index: bool,
 }
@@ -64,13 +85,14 @@ pub struct Snapshot {
 pub struct Library {
     place: Place,
     name: String,
+    threads: Option<usize>,
     runtime: Handle,
     current: Mutex<Arc<Snapshot>>,
 }
 
 impl Library {
-    /// Opens the published version of a table.
-    pub async fn open(path: &str, name: &str, runtime: Handle) -> Result<Self> {
+    /// Opens the published version of a table; with so many threads its token vectors are searched.
+    pub async fn open(path: &str, name: &str, threads: Option<usize>, runtime: Handle) -> Result<Self> {
         check_name(name)?;
         if let Some((scheme, _)) = path.split_once("://") {
             // The rest may hold a password.
@@ -82,10 +104,10 @@ impl Library {
         let (place, name) = (Place::new(expand(path))?, name.to_owned());
         let opened = {
             let (place, name) = (place.clone(), name.clone());
-            runtime.spawn(async move { Snapshot::open(&place, &name).await })
+            runtime.spawn(async move { Snapshot::open(&place, &name, threads).await })
         };
         let snapshot = opened.await.context("opening the library")??;
-        Ok(Self { place, name, runtime, current: Mutex::new(Arc::new(snapshot)) })
+        Ok(Self { place, name, threads, runtime, current: Mutex::new(Arc::new(snapshot)) })
     }
 
     /// Returns the version that is served now.
@@ -95,12 +117,12 @@ impl Library {
 
     /// Serves the version that is published now; returns whether it is another. Searches that run keep theirs.
     pub async fn follow(&self) -> Result<bool> {
-        let (place, name, current) = (self.place.clone(), self.name.clone(), self.snapshot());
+        let (place, name, threads, current) = (self.place.clone(), self.name.clone(), self.threads, self.snapshot());
         let followed = self.runtime.spawn(async move {
             if current.published().await? == Some(current.version) {
                 return Ok(None);
             }
-            let next = Snapshot::open(&place, &name).await?;
+            let next = Snapshot::open(&place, &name, threads).await?;
             ensure!(
                 next.model.fits(&current.model),
                 "the new version was embedded with {}, not with {}; start the service anew",
@@ -128,17 +150,34 @@ impl Library {
         Ok(())
     }
 
-    /// Returns the passages that answer a query best.
-    pub async fn search(&self, query: Query) -> Result<Vec<Hit>, adventures::Error> {
-        let snapshot = self.snapshot();
-        let found = self.runtime.spawn(async move { search::search(&snapshot, &query).await });
-        found.await.unwrap_or_else(|problem| Err(adventures::Error::Busy(format!("the search was stopped: {problem}"))))
+    /// Returns the passages of a version that answer a query best.
+    pub async fn search(&self, snapshot: Arc<Snapshot>, query: Query) -> Result<Vec<Hit>, adventures::Error> {
+        self.run(async move { search::search(&snapshot, &query).await }).await
+    }
+
+    /// Returns hits of a version with up to `n` passages of their row before them and after; those that meet become one.
+    pub async fn expanded(
+        &self,
+        snapshot: Arc<Snapshot>,
+        hits: Vec<Hit>,
+        n: usize,
+    ) -> Result<Vec<Hit>, adventures::Error> {
+        self.run(async move { neighbours::expanded(&snapshot, hits, n).await }).await
+    }
+
+    async fn run(
+        &self,
+        work: impl Future<Output = Result<Vec<Hit>, adventures::Error>> + Send + 'static,
+    ) -> Result<Vec<Hit>, adventures::Error> {
+        let stopped = |problem| Err(adventures::Error::Busy(format!("the search was stopped: {problem}")));
+        self.runtime.spawn(work).await.unwrap_or_else(stopped)
     }
 }
 
 impl Snapshot {
-    async fn open(place: &Place, name: &str) -> Result<Self> {
+    async fn open(place: &Place, name: &str, threads: Option<usize>) -> Result<Self> {
         let uri = place.uri();
+        let folder = PathBuf::from(uri.strip_prefix("file://").unwrap_or(&uri));
         let place = format!("{} (table {name:?})", place.path);
         if !uri.contains("://") && !Path::new(&uri).is_dir() {
             bail!("no library at {place}: make one with `adventures sync`");
@@ -170,7 +209,10 @@ impl Snapshot {
         let rows = table.count_rows(None).await?;
         let source = source(&schema);
         let table = Arc::new(table);
-        Ok(Self { table, schema, version, rows, source, model, has_text_index, has_vector_index })
+        let (name, record) = (name.to_owned(), source.clone());
+        let late = tokio::task::spawn_blocking(move || Late::open(&folder, &name, &record, threads));
+        let late = late.await.context("opening the library's token vectors")?;
+        Ok(Self { table, schema, version, rows, source, model, late, has_text_index, has_vector_index })
     }
 
     async fn published(&self) -> Result<Option<u64>> {

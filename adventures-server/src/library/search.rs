@@ -1,9 +1,11 @@
-//! Search in a published library: dense, or dense and full text fused.
+//! Search in a published library: by vectors of passages or of their tokens, alone or fused with full text.
 
 use super::hit::{Hit, hits};
 use super::{Snapshot, filter};
-use adventures::Error;
-use arrow_array::Float32Array;
+use crate::turns::Ends;
+use adventures::{Error, SearchOptions, TokenVectors};
+use arrow_array::cast::AsArray;
+use arrow_array::{Float32Array, RecordBatch};
 use futures_util::TryStreamExt;
 use lance::dataset::scanner::Scanner;
 use lance_index::scalar::FullTextSearchQuery;
@@ -12,6 +14,8 @@ use lance_linalg::distance::DistanceType;
 use serde_json::{Map, Value};
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::Arc;
 
 // The Python package has the same figures, and says where they are from.
 const MEANING: f64 = 0.5;
@@ -28,6 +32,8 @@ pub struct Query {
     pub text: String,
     /// Its vector, of unit length.
     pub vector: Vec<f32>,
+    /// The vectors of its tokens, where it is compared by them.
+    pub tokens: Option<Arc<TokenVectors>>,
     /// How many passages at most.
     pub k: usize,
     /// Whether full-text search takes part.
@@ -45,7 +51,7 @@ pub(super) async fn search(snapshot: &Snapshot, query: &Query) -> Result<Vec<Hit
     let mut found = if query.hybrid {
         hybrid(snapshot, query, k, sql.as_deref()).await?
     } else {
-        nearest(snapshot, query, k + SPARE, sql.as_deref()).await?
+        leg(snapshot, query, k + SPARE, sql.as_deref()).await?
     };
     found.truncate(k);
     Ok(found)
@@ -54,25 +60,32 @@ pub(super) async fn search(snapshot: &Snapshot, query: &Query) -> Result<Vec<Hit
 /// By fusion of the nearest vectors and the best word matches.
 async fn hybrid(snapshot: &Snapshot, query: &Query, k: usize, sql: Option<&str>) -> Result<Vec<Hit>, Error> {
     let depth = DEPTH.max(5 * k);
-    let near = nearest(snapshot, query, depth, sql).await?;
-    Ok(fused(near, matching(snapshot, query, depth, sql).await?))
+    let near = leg(snapshot, query, depth, sql).await?;
+    let mut matching = matching(snapshot, query, depth, sql).await?;
+    if query.tokens.is_some() {
+        // What is not near by its tokens counts as the last of what is.
+        for (_, hit) in &mut matching {
+            hit.score = f64::NEG_INFINITY;
+        }
+    }
+    Ok(fused(near, matching))
 }
 
 /// The passages of both legs by a score from 0 to 1: half for similarity, counted from that of the last of the nearest to
 /// that of the first, half for the words, by the best of them.
 fn fused(near: Vec<Hit>, matching: Vec<(f32, Hit)>) -> Vec<Hit> {
-    let most = near.first().map_or(0.0, |hit| f64::from(hit.similarity));
-    let least = near.last().map_or(0.0, |hit| f64::from(hit.similarity));
+    let most = near.first().map_or(0.0, |hit| hit.score);
+    let least = near.last().map_or(0.0, |hit| hit.score);
     let spread = if most > least { most - least } else { 1.0 };
     let best = matching.iter().map(|(score, _)| f64::from(*score)).fold(0.0, f64::max);
     let best = if best > 0.0 { best } else { 1.0 };
     let mut found: HashMap<String, Hit> = HashMap::new();
     for hit in near {
-        let share = if most > least { (f64::from(hit.similarity) - least) / spread } else { 1.0 };
+        let share = if most > least { (hit.score - least) / spread } else { 1.0 };
         found.insert(hit.id.clone(), Hit { score: MEANING * share, ..hit });
     }
     for (score, hit) in matching {
-        let share = ((f64::from(hit.similarity) - least) / spread).clamp(0.0, 1.0);
+        let share = ((hit.score - least) / spread).clamp(0.0, 1.0);
         let known = found.entry(hit.id.clone()).or_insert(Hit { score: MEANING * share, ..hit });
         known.score += (1.0 - MEANING) * f64::from(score) / best;
     }
@@ -88,6 +101,89 @@ fn best_first(a: &Hit, b: &Hit) -> Ordering {
 fn columns(snapshot: &Snapshot) -> Vec<&str> {
     let metadata = snapshot.schema.field_with_name("metadata").is_ok();
     ["id", "text", "key", "vector"].into_iter().chain(metadata.then_some("metadata")).collect()
+}
+
+/// The passages nearest by their vectors, or by their tokens where the query has some; the best first.
+async fn leg(snapshot: &Snapshot, query: &Query, limit: usize, sql: Option<&str>) -> Result<Vec<Hit>, Error> {
+    match &query.tokens {
+        None => nearest(snapshot, query, limit, sql).await,
+        Some(tokens) => by_tokens(snapshot, query, tokens, limit, sql).await,
+    }
+}
+
+/// The passages whose tokens fit those of a query best; a filter is asked of the table first.
+async fn by_tokens(
+    snapshot: &Snapshot,
+    query: &Query,
+    tokens: &Arc<TokenVectors>,
+    limit: usize,
+    sql: Option<&str>,
+) -> Result<Vec<Hit>, Error> {
+    let Some(late) = &snapshot.late else {
+        return Err(Error::Invalid("the library has no token vectors; a sync with --colbert makes them".into()));
+    };
+    let index = late.index()?.clone();
+    let among = match sql {
+        None => None,
+        Some(sql) => Some(ids(snapshot, sql).await?),
+    };
+    if among.as_ref().is_some_and(Vec::is_empty) {
+        return Ok(Vec::new());
+    }
+    let ends = Ends::default();
+    let (tokens, dim, cancel) = (Arc::clone(tokens), late.made.dim(), ends.flag());
+    let found = tokio::task::spawn_blocking(move || {
+        let among: Option<Vec<&str>> = among.as_ref().map(|ids| ids.iter().map(String::as_str).collect());
+        let options = SearchOptions { k: limit, ..SearchOptions::default() };
+        let found = index.search(&tokens.vectors, dim, &tokens.offsets[1..], &options, among.as_deref(), &cancel)?;
+        Ok(found.queries.iter().flatten().map(|hit| (found.id(hit).to_owned(), hit.score)).collect())
+    });
+    let found: Result<HashMap<String, f32>, Error> =
+        found.await.unwrap_or_else(|problem| Err(Error::Busy(format!("the search was stopped: {problem}"))));
+    // The question was checked: what is wrong now is wrong with the files.
+    let scores = found.map_err(|problem| match problem {
+        Error::Cancelled | Error::Busy(_) => problem,
+        problem => read(&problem),
+    })?;
+    if scores.is_empty() {
+        return Ok(Vec::new());
+    }
+    let listed = |texts: &mut dyn Iterator<Item = &str>| texts.map(quoted).collect::<Vec<_>>().join(", ");
+    let named = listed(&mut scores.keys().map(String::as_str));
+    // Large tables have an index of rows' names: an id is a row's with its ordinal.
+    let of = listed(&mut scores.keys().map(|id| id.rsplit_once('#').map_or(id.as_str(), |(row, _)| row)));
+    let mut found = Vec::with_capacity(scores.len());
+    for batch in rows(snapshot, &columns(snapshot), &format!("row_id IN ({of}) AND id IN ({named})")).await? {
+        found.extend(hits(&batch, &query.vector, &snapshot.source).map_err(|e| read(&e))?);
+    }
+    for hit in &mut found {
+        hit.score = scores.get(&hit.id).copied().map_or(f64::NEG_INFINITY, f64::from);
+    }
+    found.sort_by(best_first);
+    Ok(found)
+}
+
+/// The ids of the passages that a filter lets through.
+async fn ids(snapshot: &Snapshot, sql: &str) -> Result<Vec<String>, Error> {
+    let mut found = Vec::new();
+    for batch in rows(snapshot, &["id"], sql).await? {
+        let ids = batch.column(0).as_string_opt::<i32>().ok_or_else(|| read(&"the library's ids are no text"))?;
+        found.extend(ids.iter().flatten().map(str::to_owned));
+    }
+    Ok(found)
+}
+
+/// Some columns of the passages that a condition lets through.
+pub(super) async fn rows(snapshot: &Snapshot, columns: &[&str], sql: &str) -> Result<Vec<RecordBatch>, Error> {
+    let mut search = snapshot.table.scan();
+    search.project(columns).and_then(|search| search.filter(sql)).map_err(|e| read(&e))?;
+    let batches = search.try_into_stream().await.map_err(|e| read(&e))?;
+    batches.try_collect().await.map_err(|e| read(&e))
+}
+
+/// A text as SQL has it.
+pub(super) fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 async fn nearest(snapshot: &Snapshot, query: &Query, limit: usize, sql: Option<&str>) -> Result<Vec<Hit>, Error> {
@@ -149,6 +245,8 @@ async fn run(
     Ok((found, scores))
 }
 
-fn read(problem: &dyn std::fmt::Display) -> Error {
-    Error::io("cannot read the library", std::io::Error::other(problem.to_string()))
+/// That the library cannot be read is not the client's fault, nor where it is the client's business.
+pub(super) fn read(problem: &dyn Display) -> Error {
+    tracing::error!("the library cannot be read: {problem}");
+    Error::io("cannot read the library", std::io::Error::other("the service's log says why"))
 }

@@ -57,12 +57,15 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Returns the longest prompt that fits: what does not fit goes, the oldest turn first, then the last passage.
+    /// Returns the longest prompt that fits, and its tokens: what does not fit goes, the oldest turn first, then the last passage.
     ///
     /// Fails where the question with one passage is longer than the context.
-    pub fn build(generator: &Generator, profile: &Profile, request: &PromptRequest<'_>) -> Result<Self> {
-        let count = |messages: &[Message]| Ok(generator.prompt(messages, &profile.prefix)?.len());
-        Self::fit(generator.context(), profile, request, count)
+    pub fn build(generator: &Generator, profile: &Profile, request: &PromptRequest<'_>) -> Result<(Self, Vec<u32>)> {
+        let read = |messages: &[Message]| {
+            let tokens = generator.prompt(messages, &profile.prefix)?;
+            Ok((tokens.len(), tokens))
+        };
+        Self::longest(generator.context(), profile, request, read)
     }
 
     /// [`Self::build`] for a model with this `context`, to which `count` tells how many tokens messages have.
@@ -74,17 +77,28 @@ impl Prompt {
         request: &PromptRequest<'_>,
         mut count: impl FnMut(&[Message]) -> Result<usize>,
     ) -> Result<Self> {
+        let read = |messages: &[Message]| Ok((count(messages)?, ()));
+        Ok(Self::longest(context, profile, request, read)?.0)
+    }
+
+    /// Returns the longest prompt that fits, with what `read` told of it beside its length.
+    fn longest<T>(
+        context: usize,
+        profile: &Profile,
+        request: &PromptRequest<'_>,
+        mut read: impl FnMut(&[Message]) -> Result<(usize, T)>,
+    ) -> Result<(Self, T)> {
         let room = context - request.reserve.min(context / 4);
         let parts = Parts::new(profile, request);
-        let whole = parts.without(0);
-        let mut needed = count(&whole.messages)?;
+        let mut prompt = parts.without(0);
+        let (mut needed, mut told) = read(&prompt.messages)?;
         if needed <= room {
-            return Ok(whole);
+            return Ok((prompt, told));
         }
         let (mut over, mut fits) = (0, parts.most());
-        let mut prompt = parts.without(fits);
         if fits > 0 {
-            needed = count(&prompt.messages)?;
+            prompt = parts.without(fits);
+            (needed, told) = read(&prompt.messages)?;
         }
         if needed > room {
             return invalid!(
@@ -95,13 +109,12 @@ impl Prompt {
         while fits - over > 1 {
             let middle = over.midpoint(fits);
             let longer = parts.without(middle);
-            if count(&longer.messages)? <= room {
-                (fits, prompt) = (middle, longer);
-            } else {
-                over = middle;
+            match read(&longer.messages)? {
+                (needed, tokens) if needed <= room => (fits, prompt, told) = (middle, longer, tokens),
+                _ => over = middle,
             }
         }
-        Ok(prompt)
+        Ok((prompt, told))
     }
 }
 

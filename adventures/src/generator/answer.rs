@@ -110,7 +110,7 @@ impl Answer {
         let start = run.len();
         let many = prompt.len() - start >= PIECE + FEWEST_TOGETHER;
         let end = if many { start + PIECE } else { prompt.len() };
-        let logits = run.read(&prompt[start..end])?;
+        let logits = run.read_unless(&prompt[start..end], self.stream.closed())?;
         self.stream.update(|stats| {
             if stats.read_tokens == 0 {
                 stats.cached_tokens = start;

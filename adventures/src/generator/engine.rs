@@ -140,7 +140,7 @@ impl Worker {
     fn step(&mut self) -> bool {
         self.turns += 1;
         let lm = Arc::clone(&self.lm);
-        let ready = |answer: &Answer| answer.is_writing() && answer.stream.has_room();
+        let ready = |answer: &Answer| answer.is_writing() && answer.stream.has_room() && !answer.stream.is_closed();
         let mut chosen: Vec<usize> = (0..self.answers.len()).filter(|i| ready(&self.answers[*i])).collect();
         chosen.sort_by_key(|i| self.answers[*i].stepped);
         chosen.truncate(self.slots);

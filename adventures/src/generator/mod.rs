@@ -216,7 +216,11 @@ impl Generator {
     /// Fails where there are no messages, where the model has no chat template or it refuses them, where an option is out of
     /// range, where the schema, the pattern or the choices cannot be kept to or forbid the prefix, or where the prompt leaves no room in the context.
     pub fn generate(&self, messages: &[Message], options: GenerateOptions) -> Result<Generation> {
-        let prompt = self.prompt(messages, &options.prefix)?;
+        self.answer(self.prompt(messages, &options.prefix)?, options)
+    }
+
+    /// Starts the answer to what [`Self::prompt`] returned with the prefix of these options.
+    pub fn answer(&self, prompt: Vec<u32>, options: GenerateOptions) -> Result<Generation> {
         let trim_start = self.tokenizer.leading_space() && options.prefix.is_empty();
         self.start(prompt, options, trim_start)
     }

@@ -4,6 +4,7 @@ use super::generation::{Finish, GenerationStats, Next};
 use super::logprob::TokenLogprob;
 use crate::error::Result;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ impl Bell {
 pub(super) struct Stream {
     state: Mutex<State>,
     arrived: Condvar,
+    /// Nothing more is read. Set with the lock held; a computation looks at it without.
+    closed: AtomicBool,
     bell: Arc<Bell>,
     started: Instant,
 }
@@ -49,8 +52,6 @@ struct State {
     pieces: VecDeque<Result<String>>,
     /// Nothing more is written.
     over: bool,
-    /// Nothing more is read.
-    closed: bool,
     /// Of the task that waits for a change.
     waker: Option<Waker>,
     stats: GenerationStats,
@@ -73,8 +74,9 @@ impl Stream {
             finish: None,
         };
         let logprobs = logprobs.then(Vec::new);
-        let state = State { pieces: VecDeque::new(), over: false, closed: false, waker: None, stats, logprobs };
-        Self { state: Mutex::new(state), arrived: Condvar::new(), bell, started: Instant::now() }
+        let state = State { pieces: VecDeque::new(), over: false, waker: None, stats, logprobs };
+        let (state, closed) = (Mutex::new(state), AtomicBool::new(false));
+        Self { state, arrived: Condvar::new(), closed, bell, started: Instant::now() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,11 +97,11 @@ impl Stream {
     // The reader's side.
 
     pub(super) fn next(&self, timeout: Duration) -> Result<Next> {
-        let waits = |state: &mut State| state.pieces.is_empty() && !state.over && !state.closed;
+        let waits = |state: &mut State| state.pieces.is_empty() && !state.over && !self.is_closed();
         let (mut state, _) =
             self.arrived.wait_timeout_while(self.state(), timeout, waits).unwrap_or_else(PoisonError::into_inner);
         let Some(piece) = state.pieces.pop_front() else {
-            return Ok(if state.over || state.closed { Next::End } else { Next::Waiting });
+            return Ok(if state.over || self.is_closed() { Next::End } else { Next::Waiting });
         };
         drop(state);
         self.bell.ring();
@@ -113,7 +115,7 @@ impl Stream {
             self.bell.ring();
             return Poll::Ready(Some(piece));
         }
-        if state.over || state.closed {
+        if state.over || self.is_closed() {
             return Poll::Ready(None);
         }
         if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
@@ -127,10 +129,9 @@ impl Stream {
 
     pub(super) fn close(&self) {
         let mut state = self.state();
-        if state.closed {
+        if self.closed.swap(true, Ordering::Relaxed) {
             return;
         }
-        state.closed = true;
         state.pieces.clear();
         state.stats.finish.get_or_insert(Finish::Closed);
         self.announce(state);
@@ -149,7 +150,12 @@ impl Stream {
 
     /// Returns whether the reader is gone.
     pub(super) fn is_closed(&self) -> bool {
-        self.state().closed
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// What is set when the reader goes.
+    pub(super) fn closed(&self) -> &AtomicBool {
+        &self.closed
     }
 
     /// Returns whether the model may go on before the reader takes what is there.
@@ -159,7 +165,7 @@ impl Stream {
 
     pub(super) fn send(&self, text: String) {
         let mut state = self.state();
-        if !text.is_empty() && !state.closed {
+        if !text.is_empty() && !self.is_closed() {
             state.pieces.push_back(Ok(text));
             self.announce(state);
         }
@@ -185,7 +191,7 @@ impl Stream {
         let finish = *result.as_ref().unwrap_or(&Finish::Error);
         state.stats.finish.get_or_insert(finish);
         if let Err(error) = result
-            && !state.closed
+            && !self.is_closed()
         {
             state.pieces.push_back(Err(error));
         }

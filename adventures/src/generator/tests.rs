@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::logprob::Logits;
 use super::{EngineLoad, Finish, GenerateOptions, Generation, Generator, GeneratorOptions, Next};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{CausalLm, Run};
 use crate::sampling::SamplingOptions;
 use crate::template::{Message, Role, Template};
@@ -11,7 +11,7 @@ use crate::tokenizer::Tokenizer;
 use candle_core::{Device, Tensor};
 use std::any::Any;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
@@ -58,7 +58,16 @@ impl CausalLm for Shared {
 
 impl Run for Reading {
     fn read(&mut self, ids: &[u32]) -> Result<Tensor> {
-        std::thread::sleep(self.script.pause);
+        self.read_unless(ids, &AtomicBool::new(false))
+    }
+    fn read_unless(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<Tensor> {
+        let end = Instant::now() + self.script.pause;
+        while Instant::now() < end {
+            if cancel.load(Ordering::SeqCst) {
+                return Err(Error::Cancelled);
+            }
+            std::thread::sleep((end - Instant::now()).min(Duration::from_millis(1)));
+        }
         self.script.reads.fetch_add(1, Ordering::SeqCst);
         self.read += ids.len();
         // It speaks after one token, the start token.
@@ -197,6 +206,24 @@ fn a_reader_that_does_not_read_holds_the_model_back() {
     std::thread::sleep(Duration::from_millis(200));
     assert!(reads.load(Ordering::SeqCst) <= 4);
     drop(generation);
+}
+
+#[test]
+fn who_leaves_while_a_piece_is_read_ends_it() {
+    // Longer than the test waits: the piece does not come to its end.
+    let Some((generator, reads)) = generator("0123456789", 99, Duration::from_secs(60)) else { return };
+    let generation = generator.complete("", options(99, &[])).unwrap();
+    let begun = Instant::now();
+    let until = |load: EngineLoad| {
+        while generator.engine_load() != load {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", generator.engine_load());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    until(EngineLoad { reading: 1, ..EngineLoad::default() });
+    drop(generation);
+    until(EngineLoad::default());
+    assert_eq!(reads.load(Ordering::SeqCst), 0);
 }
 
 #[test]

@@ -145,6 +145,12 @@ pub trait Run: Send {
     ///
     /// Fails, with the cache as it was, where `ids` is empty, out of the vocabulary, or longer than the context that is left.
     fn read(&mut self, ids: &[u32]) -> Result<Tensor>;
+    /// Reads as [`Self::read`] does. Setting `cancel` from another thread may end the call early with [`Error::Cancelled`], with
+    /// the cache as it was.
+    fn read_unless(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<Tensor> {
+        let _ = cancel;
+        self.read(ids)
+    }
     /// Returns how many tokens have been read.
     fn len(&self) -> usize;
     /// Returns whether nothing has been read.

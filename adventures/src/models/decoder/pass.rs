@@ -10,6 +10,7 @@ use crate::kernels::paged::{self, Number, PAGE};
 use crate::kernels::quant::{Product, Scratch, multiply};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Rows that one thread takes at a time where rows are independent.
 pub(super) const ROWS: usize = 8;
@@ -47,6 +48,16 @@ pub(super) enum Together {
     Read { batch: usize, last: bool },
 }
 
+/// What has come of a pass.
+pub(super) enum Passed {
+    /// The logits that were asked for, `(tokens, vocab)`.
+    Logits(Vec<f32>),
+    /// None were: the caches are filled.
+    Filled,
+    /// The caches of some layers are.
+    Cancelled,
+}
+
 /// Some tokens' way through the layers.
 pub(super) struct Pass<'a, 'b, N> {
     model: &'a Model,
@@ -73,8 +84,8 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
         }
     }
 
-    /// Fills the caches with `ids`; returns the logits that are asked for, `(tokens, vocab)`.
-    pub(super) fn layers(&mut self, ids: &[u32]) -> Option<Vec<f32>> {
+    /// Fills the caches with `ids`. Looks at `cancel` before each layer: a piece of a prompt takes a large model seconds.
+    pub(super) fn layers(&mut self, ids: &[u32], cancel: &AtomicBool) -> Passed {
         let (model, config) = (self.model, &self.model.config);
         let width = config.hidden;
         let buffers = &mut *self.buffers;
@@ -88,12 +99,15 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
         }
         let mut tokens = 0..ids.len();
         for (i, layer) in model.weights.layers.iter().enumerate() {
+            if cancel.load(Ordering::Relaxed) {
+                return Passed::Cancelled;
+            }
             self.queries_keys_values(i, layer, ids.len());
             if i + 1 == config.layers
                 && let Together::Read { last, .. } = self.together
             {
                 if !last {
-                    return None;
+                    return Passed::Filled;
                 }
                 // Nothing reads what the last layer makes of the tokens before.
                 let buffers = &mut *self.buffers;
@@ -115,7 +129,7 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
         if let Some(cap) = config.logit_cap {
             causal::soft_cap(&mut logits, cap);
         }
-        Some(logits)
+        Passed::Logits(logits)
     }
 
     fn queries_keys_values(&mut self, index: usize, layer: &Layer, tokens: usize) {

@@ -2,13 +2,14 @@
 
 use super::Model;
 use super::cache::{self, Page};
-use super::pass::{Buffers, Pass, Segment, Together};
-use crate::error::{Result, invalid};
+use super::pass::{Buffers, Pass, Passed, Segment, Together};
+use crate::error::{Error, Result, invalid};
 use crate::kernels::paged::{Number, PAGE};
 use crate::models::{Run, Step};
 use candle_core::{Device, Tensor};
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Tokens that go through the layers together: enough to hide the unpacking of weights, few enough to stay in cache.
 /// Whole fours, so that rows are grouped as in one product of all of them.
@@ -48,12 +49,12 @@ impl<N: Number> Reading<N> {
         Segment { pages: &mut self.pages, start: self.len, tokens }
     }
 
-    /// The logits after `ids`.
-    fn compute(&mut self, ids: &[u32]) -> Vec<f32> {
+    /// The logits after `ids`; `None` where it was cancelled.
+    fn compute(&mut self, ids: &[u32], cancel: &AtomicBool) -> Option<Vec<f32>> {
         let model = Arc::clone(&self.model);
         let mut buffers = std::mem::take(&mut self.buffers);
         let mut segment = self.segment(ids.len());
-        let mut logits = Vec::new();
+        let mut passed = Passed::Filled;
         let start = segment.start;
         for (i, chunk) in ids.chunks(CHUNK).enumerate() {
             segment.start = start + i * CHUNK;
@@ -64,22 +65,30 @@ impl<N: Number> Reading<N> {
                 _ => Together::Read { batch: end, last: end == ids.len() },
             };
             let mut pass = Pass::new(&model, std::slice::from_mut(&mut segment), &mut buffers, together);
-            if let Some(rows) = pass.layers(chunk) {
-                logits = rows;
+            passed = pass.layers(chunk, cancel);
+            if matches!(passed, Passed::Cancelled) {
+                break;
             }
         }
         self.buffers = buffers;
-        logits
+        match passed {
+            Passed::Logits(logits) => Some(logits),
+            Passed::Filled | Passed::Cancelled => None,
+        }
+    }
+
+    /// Leaves nothing of tokens that are not taken into the text: what was written must not meet later weights of 0.
+    fn forget(&mut self) {
+        self.pages.truncate(self.len.div_ceil(PAGE));
+        if !self.len.is_multiple_of(PAGE) {
+            self.pages[self.len / PAGE].clear_from(&self.model.shape, self.len % PAGE);
+        }
     }
 
     /// Takes `tokens` that were read into the text, or forgets them where what they led to is no number.
     fn finish(&mut self, tokens: usize, logits: &[f32]) -> Result<()> {
         if let Some(logit) = logits.iter().find(|x| !x.is_finite()) {
-            // What was written must not meet later weights of 0.
-            self.pages.truncate(self.len.div_ceil(PAGE));
-            if !self.len.is_multiple_of(PAGE) {
-                self.pages[self.len / PAGE].clear_from(&self.model.shape, self.len % PAGE);
-            }
+            self.forget();
             return invalid!("the model computed {logit} for a logit: its weights are damaged, or too large for it");
         }
         self.len += tokens;
@@ -104,9 +113,16 @@ pub(super) fn check(ids: &[u32], len: usize, vocab: usize, context: usize) -> Re
 
 impl<N: Number> Run for Reading<N> {
     fn read(&mut self, ids: &[u32]) -> Result<Tensor> {
+        self.read_unless(ids, &AtomicBool::new(false))
+    }
+
+    fn read_unless(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<Tensor> {
         self.check(ids)?;
         let model = self.model.clone();
-        let logits = model.pool.install(|| self.compute(ids));
+        let Some(logits) = model.pool.install(|| self.compute(ids, cancel)) else {
+            self.forget();
+            return Err(Error::Cancelled);
+        };
         self.finish(ids.len(), &logits)?;
         Ok(Tensor::from_vec(logits, model.config.vocab, &Device::Cpu)?)
     }
@@ -158,7 +174,12 @@ pub(super) fn step<N: Number>(model: &Arc<Model>, steps: &mut [Step<'_>]) -> Vec
     let logits = {
         let mut segments: Vec<_> = runs.iter_mut().flatten().map(|(run, tokens)| run.segment(*tokens)).collect();
         let mut pass = Pass::new(model, &mut segments, &mut buffers, Together::Alone);
-        model.pool.install(|| pass.layers(&ids)).unwrap_or_default()
+        match model.pool.install(|| pass.layers(&ids, &AtomicBool::new(false))) {
+            Passed::Logits(logits) => logits,
+            Passed::Filled | Passed::Cancelled => {
+                unreachable!("each token has logits, and nobody cancels; this is a bug")
+            }
+        }
     };
     let mut rest = logits.as_slice();
     let mut out = Vec::with_capacity(runs.len());
