@@ -152,7 +152,7 @@ impl Groups {
                 for ((row, product), at) in some.iter().zip(most).zip(at) {
                     let (best, found) = (&mut best[*row as usize], &mut found[*row as usize]);
                     let centroid = members[at as usize];
-                    if product > *best || (product == *best && centroid < *found) {
+                    if product > *best || (product >= *best && centroid < *found) {
                         (*best, *found) = (product, centroid);
                     }
                 }

@@ -249,6 +249,24 @@ fn a_small_index_is_compressed_when_it_grows() {
 }
 
 #[test]
+fn what_a_codec_is_trained_on_may_lie_in_any_files() {
+    // Of one bit there are fewer centroids, so that a token is taken of each few, which lie in two files now and then.
+    for seed in 0..6 {
+        let folder = Folder::new(&format!("files{seed}"));
+        let options = IndexOptions { nbits: 1, seed, ..Default::default() };
+        let (index, writer) = Index::create(&folder.0, &options).expect("it begins");
+        commit(writer);
+        for round in 0..12 {
+            let mut writer = index.writer(false).expect("nobody writes");
+            put(&mut writer, &data(73, round * 73)).expect("they fit");
+            assert_eq!(commit(writer), (round + 1) * 73);
+        }
+        let info = index.info();
+        assert!(info.centroids == 1024 && info.tokens > writer::EXACT, "{info:?}");
+    }
+}
+
+#[test]
 fn an_upsert_replaces_and_an_add_refuses() {
     let (folder, first) = (Folder::new("upsert"), data(20, 0));
     let index = made(&folder.0, 4, &first);

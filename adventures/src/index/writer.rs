@@ -242,21 +242,15 @@ impl Writer {
             (kmeans::count(tokens as u64, usize::MAX / 4, nbits) * kmeans::PER_CENTROID).min(SAMPLE).min(tokens);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut sample = Vec::with_capacity(wanted * dim);
-        let mut before = 0;
-        let mut next = 0;
+        let (mut before, mut places) = (0, places(tokens, wanted, &mut rng).peekable());
         for part in &whole.parts {
-            // One token of each of `wanted` stretches of the index.
-            while next < wanted {
-                let (from, to) = (next * tokens / wanted, (next + 1) * tokens / wanted);
-                let token = from + (rng.next_u64() % (to - from) as u64) as usize;
-                if token >= before + part.segment.token_count() {
-                    break;
-                }
-                sample.extend_from_slice(part.segment.vectors(token - before..token - before + 1));
-                next += 1;
+            let end = before + part.segment.token_count();
+            while let Some(place) = places.next_if(|place| *place < end) {
+                sample.extend_from_slice(part.segment.vectors(place - before..place - before + 1));
             }
-            before += part.segment.token_count();
+            before = end;
         }
+        drop(places);
         let shared = self.shared.clone();
         let pool = shared.pool()?;
         let codec = pool.install(|| Codec::train(&sample, dim, nbits, tokens as u64, &mut rng, cancel))?;
@@ -331,6 +325,14 @@ impl Drop for Writer {
             Err(_) => {}
         }
     }
+}
+
+/// One place of each of `wanted` stretches of `tokens`, rising.
+fn places(tokens: usize, wanted: usize, rng: &mut impl Rng) -> impl Iterator<Item = usize> {
+    (0..wanted).map(move |i| {
+        let (from, to) = (i * tokens / wanted, (i + 1) * tokens / wanted);
+        from + (rng.next_u64() % (to - from) as u64) as usize
+    })
 }
 
 /// Fails where vectors of `dim` dimensions do not fit an index of `known`, if those are known.
