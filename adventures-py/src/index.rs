@@ -70,7 +70,7 @@ impl MultiVectorIndex {
         Ok(IndexWriter { inner: Mutex::new(Some(writer)), process: Process::current() })
     }
 
-    #[pyo3(signature = (queries, *, k=10, ids=None, probes=32, candidates=None, exhaustive=false))]
+    #[pyo3(signature = (queries, *, k=10, ids=None, probes=None, candidates=None, exhaustive=false))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn search(
         &self,
@@ -78,7 +78,7 @@ impl MultiVectorIndex {
         queries: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = option::k)] k: usize,
         ids: Option<&Bound<'_, PyAny>>,
-        #[pyo3(from_py_with = option::probes)] probes: usize,
+        #[pyo3(from_py_with = option::probes)] probes: Option<usize>,
         #[pyo3(from_py_with = option::candidates)] candidates: Option<usize>,
         exhaustive: bool,
     ) -> PyResult<Vec<Vec<Hit>>> {

@@ -35,7 +35,7 @@ named! {
     top_k("top_k") -> usize = count;
     k("k") -> usize = count;
     nbits("nbits") -> usize = count;
-    probes("probes") -> usize = count;
+    probes("probes") -> Option<usize> = count_or_none;
     candidates("candidates") -> Option<usize> = count_or_none;
     index_seed("seed") -> u64 = whole;
     repeat_window("repeat_window") -> usize = count;

@@ -920,7 +920,7 @@ class MultiVectorIndex:
         *,
         k: int = 10,
         ids: Iterable[str] | None = None,
-        probes: int = 32,
+        probes: int | None = None,
         candidates: int | None = None,
         exhaustive: bool = False,
     ) -> list[list[tuple[str, str | None, float, str | None]]]:

@@ -206,7 +206,7 @@ class ColbertIndex:
         k: int = 10,
         ids: Iterable[str] | None = None,
         *,
-        probes: int = 32,
+        probes: int | None = None,
         candidates: int | None = None,
         exhaustive: bool = False,
     ) -> list[IndexHit]:
@@ -216,8 +216,10 @@ class ColbertIndex:
             query: A text for the model, or `(tokens, dim)` vectors, float32.
             k: How many at most.
             ids: Of these documents only.
-            probes: The centroids nearest to each token whose documents are looked at.
-            candidates: The documents that are scored; the larger of 512 and 16 `k` where it is `None`.
+            probes: The centroids nearest to each token whose documents are looked at; where it is `None`, 32 of an
+                index of up to 6,400 documents, and more as the root of what it has beyond: 126 of 100,000.
+            candidates: The documents that are scored; where it is `None`, the largest of 512, 16 `k`, and those that have
+                40,000 tokens.
             exhaustive: Whether to score all.
 
         Raises:
@@ -231,7 +233,7 @@ class ColbertIndex:
         k: int = 10,
         ids: Iterable[str] | None = None,
         *,
-        probes: int = 32,
+        probes: int | None = None,
         candidates: int | None = None,
         exhaustive: bool = False,
     ) -> list[list[IndexHit]]:

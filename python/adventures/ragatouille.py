@@ -265,7 +265,7 @@ class RAGPretrainedModel:
         queries = [query] if isinstance(query, str) else query
         first = 0 if zero_index_ranks else 1
         found = []
-        for hits in index.search_batch(queries, k, ids, probes=8 if force_fast else 32):
+        for hits in index.search_batch(queries, k, ids, probes=8 if force_fast else None):
             results = []
             for hit in hits:
                 result: dict[str, Any] = {"content": hit.text, "score": hit.score, "rank": hit.rank - 1 + first}

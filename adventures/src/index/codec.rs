@@ -6,6 +6,7 @@
 //! <https://arxiv.org/abs/1908.10396>).
 
 use super::kmeans;
+use super::nearest::{Nearest, Probes};
 use super::product::{self, Product};
 use super::scalar::{self, Scalar};
 use crate::error::{Result, invalid};
@@ -13,6 +14,7 @@ use crate::kernels::late::{Layout, Levels, codebooks::CODES};
 #[cfg(test)]
 use crate::kernels::late::{ZERO, bf16, codebooks};
 use rand_chacha::ChaCha8Rng;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 const MAGIC: &[u8; 8] = b"ADVCODEC";
@@ -36,7 +38,8 @@ pub(crate) struct Codec {
     scales: Vec<f32>,
     pub(crate) levels: Levels,
     coder: Coder,
-    searched: kmeans::Nearest,
+    /// Made when it is first wanted: an index that is searched alone does without.
+    searched: OnceLock<Nearest>,
 }
 
 enum Coder {
@@ -113,11 +116,11 @@ impl Codec {
         let layout = Layout::new(dim, nbits);
         // The levels are for residuals from the centroids as they are stored.
         let centroids = restored(&packed, &scales, dim);
-        let searched = kmeans::Nearest::new(&centroids, dim)?;
+        let searched = Nearest::new(&centroids, dim, cancel)?;
         let rows = if nbits == 2 { product::SAMPLE } else { scalar::SAMPLE / dim };
         let step = (sample.len() / dim / rows.max(1)).max(1);
         let rows: Vec<f32> = sample.chunks_exact(dim).step_by(step).flatten().copied().collect();
-        let nearest = searched.of(&rows, cancel)?;
+        let nearest = searched.of(&rows, Probes::Many, cancel)?;
         let mut residuals = rows;
         for (row, centroid) in residuals.chunks_exact_mut(dim).zip(nearest) {
             let centroid = &centroids[centroid as usize * dim..][..dim];
@@ -128,7 +131,16 @@ impl Codec {
         } else {
             scalar(layout, &scalar::levels(residuals, dim, 1 << nbits))
         };
-        Ok(Self { dim, layout, centroids, packed, scales, levels: coder.levels(), coder, searched })
+        Ok(Self {
+            dim,
+            layout,
+            centroids,
+            packed,
+            scales,
+            levels: coder.levels(),
+            coder,
+            searched: OnceLock::from(searched),
+        })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -139,9 +151,17 @@ impl Codec {
         &self.centroids[i * self.dim..(i + 1) * self.dim]
     }
 
+    fn searched(&self, cancel: &AtomicBool) -> Result<&Nearest> {
+        if let Some(searched) = self.searched.get() {
+            return Ok(searched);
+        }
+        let searched = Nearest::new(&self.centroids, self.dim, cancel)?;
+        Ok(self.searched.get_or_init(|| searched))
+    }
+
     /// Compresses `(n, dim)` vectors one after the other. Runs on the rayon pool it is called in.
     pub(crate) fn encode(&self, vectors: &[f32], cancel: &AtomicBool, mut put: impl FnMut(&Coded<'_>)) -> Result<()> {
-        let nearest = self.searched.of(vectors, cancel)?;
+        let nearest = self.searched(cancel)?.of(vectors, Probes::Many, cancel)?;
         let coded: Vec<(Option<u16>, Vec<u8>)> = {
             use rayon::prelude::*;
             let rows = vectors.par_chunks_exact(self.dim).zip(nearest.par_iter()).with_min_len(64);
@@ -248,8 +268,8 @@ impl Codec {
             scalar(layout, levels)
         };
         let centroids = restored(&packed, &scales, dim);
-        let searched = kmeans::Nearest::new(&centroids, dim)?;
-        Ok(Self { dim, layout, centroids, packed, scales, levels: coder.levels(), coder, searched })
+        let (levels, searched) = (coder.levels(), OnceLock::new());
+        Ok(Self { dim, layout, centroids, packed, scales, levels, coder, searched })
     }
 }
 

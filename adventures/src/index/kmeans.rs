@@ -1,17 +1,11 @@
 //! Spherical k-means: centroids are unit vectors, and the nearest has the largest product.
 
-use crate::error::{Error, Result};
-use crate::kernels::late::nearest;
-use crate::kernels::panels::{Kernel, Linear, Rounded, Then, Threads};
+use super::nearest::{Nearest, Probes};
+use crate::error::Result;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
-use rayon::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-/// Vectors whose products are computed together.
-const ROWS: usize = 96;
-/// Centroids whose products with them stay in the second cache.
-const COLUMNS: usize = 1024;
 /// Vectors of a sample for each centroid.
 pub(super) const PER_CENTROID: usize = 24;
 const ROUNDS: usize = 5;
@@ -23,46 +17,23 @@ pub(super) fn count(tokens: u64, sampled: usize, nbits: usize) -> usize {
     (1 << wanted as u32).min(sampled.max(1).next_power_of_two() / 8).max(1)
 }
 
-/// Centroids, packed to be searched.
-pub(super) struct Nearest {
-    dim: usize,
-    parts: Vec<Linear>,
-}
-
-impl Nearest {
-    pub(super) fn new(centroids: &[f32], dim: usize) -> Result<Self> {
-        let pack = |part: &[f32]| Linear::pack(part, &[], dim, Kernel::finer());
-        Ok(Self { dim, parts: centroids.chunks(COLUMNS * dim).map(pack).collect::<Result<_>>()? })
-    }
-
-    /// Returns the nearest centroid of each of `(n, dim)` vectors.
-    pub(super) fn of(&self, vectors: &[f32], cancel: &AtomicBool) -> Result<Vec<u32>> {
-        let mut found = vec![0; vectors.len() / self.dim];
-        let chunks = vectors.par_chunks(ROWS * self.dim).zip(found.par_chunks_mut(ROWS));
-        chunks.try_for_each_init(
-            || (Vec::new(), Rounded::new()),
-            |(products, rounded), (rows, found)| {
-                if cancel.load(Ordering::Relaxed) {
-                    return Err(Error::Cancelled);
-                }
-                let mut best = [f32::NEG_INFINITY; ROWS];
-                for (i, part) in self.parts.iter().enumerate() {
-                    products.resize(found.len() * part.outputs(), 0.0);
-                    part.apply(rows, products, Then::Store, Threads::One, rounded);
-                    nearest(products, part.outputs(), i * COLUMNS, &mut best, found);
-                }
-                Ok(())
-            },
-        )?;
-        Ok(found)
-    }
-}
-
 /// Returns `count` centroids of `(n, dim)` vectors. The same vectors and `rng` have the same ones on the same instructions.
 pub(super) fn train(
     sample: &[f32],
     dim: usize,
     count: usize,
+    rng: &mut ChaCha8Rng,
+    cancel: &AtomicBool,
+) -> Result<Vec<f32>> {
+    lloyd(sample, dim, count, ROUNDS, rng, cancel)
+}
+
+/// As [`train`], in so many rounds.
+pub(super) fn lloyd(
+    sample: &[f32],
+    dim: usize,
+    count: usize,
+    rounds: usize,
     rng: &mut ChaCha8Rng,
     cancel: &AtomicBool,
 ) -> Result<Vec<f32>> {
@@ -77,8 +48,8 @@ pub(super) fn train(
         let row = order[i % n] as usize;
         centroids.extend_from_slice(&sample[row * dim..(row + 1) * dim]);
     }
-    for _ in 0..ROUNDS {
-        let nearest = Nearest::new(&centroids, dim)?.of(sample, cancel)?;
+    for _ in 0..rounds {
+        let nearest = Nearest::new(&centroids, dim, cancel)?.of(sample, Probes::Few, cancel)?;
         let mut sums = vec![0.0_f32; count * dim];
         for (row, centroid) in sample.chunks_exact(dim).zip(nearest) {
             let sum = &mut sums[centroid as usize * dim..][..dim];

@@ -8,6 +8,7 @@ mod file;
 mod kmeans;
 mod lists;
 mod manifest;
+mod nearest;
 mod product;
 mod scalar;
 mod search;

@@ -15,6 +15,14 @@ use std::cmp::Ordering;
 const ALL: usize = 1 << 16;
 /// Tokens that are worth a thread of their own.
 const SHARE: usize = 1 << 14;
+/// Lists that are read for each token of the query, by default, of up to so many documents. The more there are, the more of them
+/// have a token that is nearer than those that the best documents have.
+const PROBES: f64 = 32.0;
+const MANY: f64 = 6400.0;
+/// Candidates that are scored at least, by default: so many documents, and so many tokens. The shorter documents are, the less one
+/// costs, and the more of them are nearly as good by the lists alone.
+const CANDIDATES: usize = 512;
+const SCORED: usize = 40_000;
 /// The most vectors of a query.
 pub(super) const MAX_QUERY: usize = 1 << 12;
 
@@ -23,9 +31,11 @@ pub(super) const MAX_QUERY: usize = 1 << 12;
 pub struct SearchOptions {
     /// How many documents to return.
     pub k: usize,
-    /// The nearest centroids of each token of the query whose documents are looked at.
-    pub probes: usize,
-    /// The documents that are scored with all their tokens; the larger of 512 and 16 `k` where it is `None`.
+    /// The nearest centroids of each token of the query whose documents are looked at; where it is `None`, 32 of an index of up to
+    /// 6,400 documents, and more as the root of what it has beyond: 126 of 100,000.
+    pub probes: Option<usize>,
+    /// The documents that are scored with all their tokens; where it is `None`, the largest of 512, 16 `k`, and those that have
+    /// 40,000 tokens.
     pub candidates: Option<usize>,
     /// Whether all documents are scored.
     pub exhaustive: bool,
@@ -33,7 +43,21 @@ pub struct SearchOptions {
 
 impl Default for SearchOptions {
     fn default() -> Self {
-        Self { k: 10, probes: 32, candidates: None, exhaustive: false }
+        Self { k: 10, probes: None, candidates: None, exhaustive: false }
+    }
+}
+
+impl SearchOptions {
+    /// How many lists are read for each token of the query, of an index of `documents`.
+    fn lists(&self, documents: usize) -> f64 {
+        let more = (documents as f64 / MANY).sqrt().max(1.0);
+        self.probes.map_or(PROBES * more, |probes| probes as f64)
+    }
+
+    /// How many documents of an index of `tokens` in `documents` are scored.
+    fn wanted(&self, tokens: usize, documents: usize) -> usize {
+        let least = (SCORED / (tokens / documents.max(1)).max(1)).max(CANDIDATES);
+        self.candidates.unwrap_or(self.k.saturating_mul(16).max(least)).max(self.k)
     }
 }
 
@@ -77,8 +101,9 @@ impl Snapshot {
         threads: Threads,
     ) -> Result<Vec<Found>> {
         let dim = self.manifest.dim;
-        if options.k == 0 || options.probes == 0 || options.candidates == Some(0) {
-            return invalid!("k={}, probes={}: each is at least 1", options.k, options.probes);
+        let counts = [("k", Some(options.k)), ("probes", options.probes), ("candidates", options.candidates)];
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == Some(0)) {
+            return invalid!("{name}=0: expected at least 1");
         }
         if self.len() == 0 || allowed.is_some_and(<[usize]>::is_empty) {
             return Ok(Vec::new());
@@ -150,11 +175,11 @@ impl Snapshot {
 
     /// The documents that are worth a score.
     fn candidates(&self, table: &[f32], rows: usize, options: &SearchOptions, allowed: Option<&[usize]>) -> Vec<usize> {
-        let count = options.candidates.unwrap_or(options.k.saturating_mul(16).max(512)).max(options.k);
+        let count = options.wanted(self.tokens(), self.documents);
         // Of few documents more lists are read, so that as many are found.
         let share = self.len() as f64 / allowed.map_or(self.len(), <[usize]>::len) as f64;
         let lanes = table.len() / self.codec.as_ref().map_or(1, |codec| codec.count());
-        let probes = (options.probes as f64 * share.sqrt()) as usize;
+        let probes = (options.lists(self.documents) * share.sqrt()) as usize;
         let probes = probes.clamp(1, table.len() / lanes);
         let allowed = allowed.map(|allowed| {
             let mut bits = Bits::default();
@@ -235,5 +260,24 @@ fn keep(found: &mut Vec<Found>, count: usize, order: impl FnMut(&Found, &Found) 
     if found.len() > count {
         found.select_nth_unstable_by(count - 1, order);
         found.truncate(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_read_of_many_documents_and_more_scored_of_short_ones() {
+        let of = |k, candidates, tokens: usize| {
+            SearchOptions { k, candidates, ..Default::default() }.wanted(tokens * 1000, 1000)
+        };
+        assert_eq!((of(10, None, 180), of(10, None, 20), of(10, None, 0)), (512, 2000, 40_000));
+        let lists = |probes, documents| SearchOptions { probes, ..Default::default() }.lists(documents) as usize;
+        assert_eq!(
+            (lists(None, 0), lists(None, 6400), lists(None, 100_000), lists(Some(5), 100_000)),
+            (32, 32, 126, 5)
+        );
+        assert_eq!((of(1000, None, 20), of(10, Some(7), 20), of(10, Some(70), 20)), (16_000, 10, 70));
     }
 }

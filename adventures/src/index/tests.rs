@@ -5,7 +5,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::fs;
 
 static NO: AtomicBool = AtomicBool::new(false);
-const DIM: usize = 24;
+pub(super) const DIM: usize = 24;
 
 /// A directory of its own, removed at the end.
 struct Folder(PathBuf);
@@ -25,7 +25,7 @@ impl Drop for Folder {
 }
 
 /// Unit vectors around a few hundred directions, as tokens lie.
-fn vectors(count: usize, seed: u64) -> Vec<f32> {
+pub(super) fn vectors(count: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let normal =
         |rng: &mut ChaCha8Rng| -> f32 { (0..4).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 24) as f32 - 0.5).sum() };
@@ -165,6 +165,37 @@ fn compressed_vectors_find_nearly_what_the_exact_ones_do() {
 }
 
 #[test]
+fn of_many_centroids_groups_are_compared_and_as_much_is_found() {
+    let (folder, data) = (Folder::new("groups"), data(6700, 0));
+    let index = made(&folder.0, 4, &data);
+    let info = index.info();
+    assert!(info.centroids == 8192 && info.documents == 6700, "{info:?}");
+    let all = SearchOptions { exhaustive: true, ..Default::default() };
+    let (all, some) = (recall(&index, &data, &all), recall(&index, &data, &SearchOptions::default()));
+    assert!(all >= 0.85 && some >= all - 0.05, "{all} of all, {some} of candidates");
+}
+
+#[test]
+fn the_same_seed_makes_the_same_codec_of_many_centroids() {
+    let sample = vectors(40_000, 1);
+    let made = |threads| {
+        let pool = device::pool(threads, "test").expect("a pool");
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        pool.install(|| Codec::train(&sample, DIM, 4, 300_000, &mut rng, &NO)).expect("it trains")
+    };
+    let (one, three) = (made(1), made(3));
+    assert_eq!(one.count(), 8192);
+    assert_eq!(one.to_bytes(), three.to_bytes());
+    let codes = |codec: &Codec| {
+        let mut codes = Vec::new();
+        codec.encode(&sample[..9000 * DIM], &NO, |c| codes.push((c.centroid, c.scale, c.row.to_vec()))).expect("codes");
+        codes
+    };
+    let read = Codec::from_bytes(&one.to_bytes()).expect("it is read");
+    assert_eq!(codes(&one), codes(&read), "one that is read adds what the one that was made does");
+}
+
+#[test]
 fn the_same_seed_makes_the_same_files() {
     let data = data(1000, 0);
     let files = |name: &str, seed| {
@@ -233,6 +264,24 @@ fn a_small_index_is_compressed_when_it_grows() {
     let names: Vec<_> = fs::read_dir(&folder.0).expect("a folder").flatten().map(|e| e.file_name()).collect();
     assert_eq!(names.len(), 4, "a manifest, a lock, a codec and a segment: {names:?}");
     assert_eq!(search(&Index::open(&folder.0, None).expect("it opens"), &query, &some), before);
+}
+
+#[test]
+fn what_a_codec_is_trained_on_may_lie_in_any_files() {
+    // Of one bit there are fewer centroids, so that a token is taken of each few, which lie in two files now and then.
+    for seed in 0..6 {
+        let folder = Folder::new(&format!("files{seed}"));
+        let options = IndexOptions { nbits: 1, seed, ..Default::default() };
+        let (index, writer) = Index::create(&folder.0, &options).expect("it begins");
+        commit(writer);
+        for round in 0..12 {
+            let mut writer = index.writer(false).expect("nobody writes");
+            put(&mut writer, &data(73, round * 73)).expect("they fit");
+            assert_eq!(commit(writer), (round + 1) * 73);
+        }
+        let info = index.info();
+        assert!(info.centroids == 1024 && info.tokens > writer::EXACT, "{info:?}");
+    }
 }
 
 #[test]

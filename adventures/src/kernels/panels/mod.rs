@@ -274,6 +274,24 @@ impl Linear {
         });
     }
 
+    /// Appends rows of `x` as [`Self::apply_rounded`] reads them.
+    pub(crate) fn round_rows(&self, x: &[f32], rounded: &mut Rounded, out: &mut Vec<u32>) {
+        out.extend_from_slice(round(self.kernel, x, self.inputs, rounded));
+    }
+
+    /// As [`Self::apply`] on the caller's thread, of rows that are rounded already.
+    pub(crate) fn apply_rounded(&self, a: &[u32], out: &mut [f32]) {
+        let steps = self.kernel.steps(self.inputs).0;
+        let rows = a.len() / steps;
+        assert!(a.len() == rows * steps && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
+        let out = Target(out.as_mut_ptr());
+        for row in (0..rows).step_by(CHUNK_ROWS) {
+            let range = row..rows.min(row + CHUNK_ROWS);
+            let a = &a[range.start * steps..range.end * steps];
+            self.piece(a, out, range, 0..self.outputs.div_ceil(PANEL), Then::Store);
+        }
+    }
+
     /// `a` are the elements of `rows`.
     fn piece(&self, a: &[u32], out: Target, rows: Range<usize>, panels: Range<usize>, then: Then) {
         let (stride, steps) = self.kernel.steps(self.inputs);
