@@ -218,8 +218,8 @@ class ColbertIndex:
             ids: Of these documents only.
             probes: The centroids nearest to each token whose documents are looked at; where it is `None`, 32 of an
                 index of up to 6,400 documents, and more as the root of what it has beyond: 126 of 100,000.
-            candidates: The documents that are scored; where it is `None`, the largest of 512, 16 `k`, and those that have
-                40,000 tokens.
+            candidates: The documents that are scored; where it is `None`, the largest of 512, 16 `k`, and those that
+                have 40,000 tokens.
             exhaustive: Whether to score all.
 
         Raises:
