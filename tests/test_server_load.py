@@ -11,15 +11,18 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import load
-from serving import KEY, Server
+from serving import KEY, Server, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -288,3 +291,14 @@ def test_one_key_does_not_shut_out_another(tmp_path_factory: pytest.TempPathFact
         assert len(served) >= 6
         # The polite one waited for one answer, not for all.
         assert polite.total < sorted(outcome.total for outcome in served)[3]
+
+
+def test_a_minute_of_mixed_requests() -> None:
+    """What `make soak` does for an hour: nothing fails, and all ends well."""
+    program()
+    script = Path(__file__).parents[1] / "tools" / "soak.py"
+    done = subprocess.run(
+        [sys.executable, script, "--seconds", "60"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "responses by status: {200: " in done.stdout
