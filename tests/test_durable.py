@@ -60,6 +60,19 @@ def states(delta: Path, folder: Path) -> dict[int, Any]:
     return found
 
 
+def at_once(code: str, count: int) -> list[str]:
+    """What as many processes print that begin together; each is told its number, and all must end well."""
+    start = [sys.executable, "-c", code]
+    children = [subprocess.Popen([*start, str(n)], stdin=-1, stdout=-1, stderr=-1, text=True) for n in range(count)]
+    for child in children:
+        assert child.stdin
+        child.stdin.write("\n")
+        child.stdin.flush()
+    ends = [child.communicate(timeout=300) for child in children]
+    assert all(child.returncode == 0 for child in children), [err for _, err in ends]
+    return [out for out, _ in ends]
+
+
 class TestKilled:
     @pytest.mark.timeout(200 + 20 * KILLS)
     def test_at_any_moment(self, library: Library, delta: Path, tmp_path: Path) -> None:
@@ -128,15 +141,7 @@ while won < 3:
         time.sleep(0.05)
 print(won, lost)
 """
-        start = [sys.executable, "-c", code]
-        children = [subprocess.Popen([*start, str(n)], stdin=-1, stdout=-1, stderr=-1, text=True) for n in range(4)]
-        for child in children:
-            assert child.stdin
-            child.stdin.write("\n")
-            child.stdin.flush()
-        ends = [child.communicate(timeout=300) for child in children]
-        assert all(child.returncode == 0 for child in children), [err for _, err in ends]
-        assert sum(int(out.split()[1]) for out, _ in ends) > 0, "nobody was in the way of anybody"
+        assert sum(int(out.split()[1]) for out in at_once(code, 4)) > 0, "nobody was in the way of anybody"
         library = Library.open(path, embedder=WordEmbedder())
         version = library.metadata["source"]["version"]
         assert contents(library) == states(delta, tmp_path / "truth")[version]
@@ -165,20 +170,34 @@ Library.open({path!r}, embedder=Dies()).sync({str(delta)!r}, id="id", text="{{te
         library.sync(delta, **COLUMNS, version=0)
         assert len(library) == 2000
 
-    def test_a_lease_that_was_lost_publishes_nothing(self, tmp_path: Path, delta: Path) -> None:
+    @pytest.mark.parametrize("moment", ["embedding", "write", "index"])
+    def test_a_lease_that_was_lost_publishes_nothing(
+        self, tmp_path: Path, delta: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = f"file://{tmp_path / 'library'}"
         db = lancedb.connect(path)
+        lost: list[int] = []
+
+        def lose() -> None:
+            db.create_table("passages-lease-9", schema=lease._SCHEMA)
+            lost.append(db.open_table("passages").version)
 
         class Loses(WordEmbedder):
             def encode(self, texts: list[str], kind: str = "passage") -> Any:
-                if not self.embedded:
-                    db.create_table("passages-lease-9", schema=lease._SCHEMA)
-                    lost.append(db.open_table("passages").version)
+                if moment == "embedding" and not lost:
+                    lose()
                 return super().encode(texts, kind)
 
-        lost: list[int] = []
         library = Library.open(path, embedder=WordEmbedder())
         library.sync(delta, **COLUMNS, version=0)
+        if moment != "embedding":
+            done = getattr(store.LanceDraft, moment)
+
+            def then_lose(*args: Any, **more: Any) -> None:
+                done(*args, **more)
+                lose()
+
+            monkeypatch.setattr(store.LanceDraft, moment, then_lose)
         with pytest.raises(adv.AdventuresError, match="was lost to another writer; nothing was published"):
             Library.open(path, embedder=Loses()).sync(delta, **COLUMNS)
         assert len(library) == 2000
@@ -205,16 +224,7 @@ while time.time() < end:
         pass
 print(won)
 """
-        children = [
-            subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=-1, text=True) for _ in range(6)
-        ]
-        for child in children:
-            assert child.stdin
-            child.stdin.write("\n")
-            child.stdin.flush()
-        ends = [child.communicate(timeout=60) for child in children]
-        assert all(child.returncode == 0 for child in children), [err for _, err in ends]
-        assert sum(int(out) for out, _ in ends) > 10
+        assert sum(map(int, at_once(code, 6))) > 10
 
     def test_who_lost_a_lease_does_not_hold_it_up(self, tmp_path: Path) -> None:
         """One who tried to make the same table leaves a note in it, that it is held."""

@@ -68,15 +68,12 @@ class Lease:
 
     def say(self, *, held: bool) -> None:
         """Notes whether the holder is there."""
-        metadata = {"lease": _note(self.owner, held=held)}
-        for last in [False] * (_TRIES - 1) + [True]:
-            try:
-                self.db.open_table(self.name).update_field_metadata({"path": "lease", "metadata": metadata})
-            except (OSError, RuntimeError, ValueError):
-                if last:
-                    raise
-            else:
+        note = {"path": "lease", "metadata": {"lease": _note(self.owner, held=held)}}
+        for _ in range(_TRIES - 1):
+            with suppress(OSError, RuntimeError, ValueError):
+                self.db.open_table(self.name).update_field_metadata(note)
                 return
+        self.db.open_table(self.name).update_field_metadata(note)
 
 
 @contextmanager
