@@ -105,7 +105,8 @@ impl Codec {
         rng: &mut ChaCha8Rng,
         cancel: &AtomicBool,
     ) -> Result<Self> {
-        let centroids = kmeans::train(sample, dim, kmeans::count(tokens, sample.len() / dim, nbits), rng, cancel)?;
+        let count = kmeans::count(tokens, sample.len() / dim, nbits);
+        let centroids = kmeans::train(sample, dim, count, kmeans::ROUNDS, rng, cancel)?;
         let (mut packed, mut scales) = (Vec::with_capacity(centroids.len()), Vec::new());
         for row in centroids.chunks_exact(dim) {
             let largest = row.iter().fold(0.0_f32, |a, b| a.max(b.abs()));

@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 /// Vectors of a sample for each centroid.
 pub(super) const PER_CENTROID: usize = 24;
-const ROUNDS: usize = 5;
+/// Rounds that make an index's centroids.
+pub(super) const ROUNDS: usize = 5;
 
 /// Returns how many centroids an index of `tokens` has, of which `sampled` are at hand: PLAID's 16 √n, a power of two below; half
 /// as many with 2 bits or fewer, where what a centroid takes is better spent on codes.
@@ -17,19 +18,9 @@ pub(super) fn count(tokens: u64, sampled: usize, nbits: usize) -> usize {
     (1 << wanted as u32).min(sampled.max(1).next_power_of_two() / 8).max(1)
 }
 
-/// Returns `count` centroids of `(n, dim)` vectors. The same vectors and `rng` have the same ones on the same instructions.
+/// Returns `count` centroids of `(n, dim)` vectors, after so many rounds. The same vectors and `rng` have the same ones on the same
+/// instructions.
 pub(super) fn train(
-    sample: &[f32],
-    dim: usize,
-    count: usize,
-    rng: &mut ChaCha8Rng,
-    cancel: &AtomicBool,
-) -> Result<Vec<f32>> {
-    lloyd(sample, dim, count, ROUNDS, rng, cancel)
-}
-
-/// As [`train`], in so many rounds.
-pub(super) fn lloyd(
     sample: &[f32],
     dim: usize,
     count: usize,

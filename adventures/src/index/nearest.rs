@@ -87,7 +87,7 @@ impl Nearest {
     /// Compares those of the nearest of `count` groups. The same centroids have the same groups on the same instructions.
     fn grouped(centroids: &[f32], dim: usize, count: usize, cancel: &AtomicBool) -> Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let heads = kmeans::lloyd(centroids, dim, count, ROUNDS, &mut rng, cancel)?;
+        let heads = kmeans::train(centroids, dim, count, ROUNDS, &mut rng, cancel)?;
         let mut products = vec![0.0; centroids.len() / dim * count];
         pack(&heads, dim)?.apply(centroids, &mut products, Then::Store, Threads::All, &mut Rounded::new());
         let (mut members, mut near) = (vec![Vec::new(); count], Vec::new());
