@@ -72,9 +72,7 @@ pub struct Found {
 
 /// The vectors of a question's tokens, where those of a version can be compared with them.
 async fn tokens(service: &Service, snapshot: &Snapshot, question: &str) -> Result<TokenVectors> {
-    let Some(late) = &snapshot.late else {
-        return Err(Error::Invalid("the library has no token vectors; `adventures sync --colbert` makes them".into()));
-    };
+    let late = snapshot.late()?;
     let Some(colbert) = &service.colbert else {
         let message = "this service has no model of the library's token vectors; it is named with --colbert";
         return Err(Error::Invalid(message.into()));

@@ -8,7 +8,7 @@ use crate::models::{self, Located};
 use crate::options::Options;
 use crate::reranking::Reranking;
 use adventures::{Embedder, EmbedderOptions, Generator, GeneratorOptions, Kind, Precision, Profile};
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -138,10 +138,11 @@ fn load_colbert(options: &Options, library: Option<&Snapshot>) -> Result<Option<
         model.map(Arc::new).with_context(|| format!("the ColBERT model {spec}"))
     };
     let asked = options.retrieval == RetrievalKind::Colbert;
-    let Some(late) = &snapshot.late else {
-        ensure!(!asked, "retrieval colbert: the library has no token vectors; `adventures sync --colbert` makes them");
+    let late = match snapshot.late() {
+        Ok(late) => late,
+        Err(problem) if asked => return Err(Error::new(problem).context("retrieval colbert")),
         // A sync may make some yet.
-        return options.colbert.as_deref().map(|spec| load(spec, Precision::F32)).transpose();
+        Err(_) => return options.colbert.as_deref().map(|spec| load(spec, Precision::F32)).transpose(),
     };
     // With indexes, the one that is named may be theirs alone.
     let is_own = |spec: &&String| models::locate(spec).is_ok_and(|found| found.name == late.made.name());

@@ -43,8 +43,13 @@ pub struct Hit {
 impl Hit {
     /// The id of its row.
     pub(super) fn row(&self) -> &str {
-        self.id.rsplit_once('#').map_or(&self.id, |(row, _)| row)
+        row_of(&self.id)
     }
+}
+
+/// The id of a passage's row, by its own.
+pub(super) fn row_of(id: &str) -> &str {
+    id.rsplit_once('#').map_or(id, |(row, _)| row)
 }
 
 /// Returns the passages of a batch, less their scores.

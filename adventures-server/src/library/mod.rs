@@ -175,6 +175,12 @@ impl Library {
 }
 
 impl Snapshot {
+    /// Returns its token vectors; fails where it has none.
+    pub fn late(&self) -> Result<&Late, adventures::Error> {
+        let missing = "the library has no token vectors; `adventures sync --colbert` makes them";
+        self.late.as_ref().ok_or_else(|| adventures::Error::Invalid(missing.into()))
+    }
+
     async fn open(place: &Place, name: &str, threads: Option<usize>) -> Result<Self> {
         let uri = place.uri();
         let folder = PathBuf::from(uri.strip_prefix("file://").unwrap_or(&uri));

@@ -1,6 +1,6 @@
 //! Search in a published library: by vectors of passages or of their tokens, alone or fused with full text.
 
-use super::hit::{Hit, hits};
+use super::hit::{Hit, hits, row_of};
 use super::{Snapshot, filter};
 use crate::turns::Ends;
 use adventures::{Error, SearchOptions, TokenVectors};
@@ -119,9 +119,7 @@ async fn by_tokens(
     limit: usize,
     sql: Option<&str>,
 ) -> Result<Vec<Hit>, Error> {
-    let Some(late) = &snapshot.late else {
-        return Err(Error::Invalid("the library has no token vectors; a sync with --colbert makes them".into()));
-    };
+    let late = snapshot.late()?;
     let index = late.index()?.clone();
     let among = match sql {
         None => None,
@@ -151,7 +149,7 @@ async fn by_tokens(
     let listed = |texts: &mut dyn Iterator<Item = &str>| texts.map(quoted).collect::<Vec<_>>().join(", ");
     let named = listed(&mut scores.keys().map(String::as_str));
     // Large tables have an index of rows' names: an id is a row's with its ordinal.
-    let of = listed(&mut scores.keys().map(|id| id.rsplit_once('#').map_or(id.as_str(), |(row, _)| row)));
+    let of = listed(&mut scores.keys().map(|id| row_of(id)));
     let mut found = Vec::with_capacity(scores.len());
     for batch in rows(snapshot, &columns(snapshot), &format!("row_id IN ({of}) AND id IN ({named})")).await? {
         found.extend(hits(&batch, &query.vector, &snapshot.source).map_err(|e| read(&e))?);
