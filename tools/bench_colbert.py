@@ -1,4 +1,4 @@
-"""Times `ColbertIndex` against next-plaid (`make bench-colbert`): the same token vectors, in turn, in processes.
+"""Times `ColbertIndex` against next-plaid and fast-plaid (`make bench-colbert`): the same vectors, a process each.
 
 The vectors are the last hidden states of all-MiniLM-L6-v2, turned to 96 dimensions by a fixed orthogonal matrix and
 scaled to length 1: of 1,500 documents of BEIR's NFCorpus (at most 180 tokens each), and of the first 32 tokens of 200
@@ -7,7 +7,7 @@ others, which are the queries. The interpreter given as --theirs, which has torc
 threads; recall is the share of the ten best by exact MaxSim in f32 that are found. `delete` is of 1,000 documents:
 ours is on the disk then, `durable` is until theirs is, too. Figures are the median of the rounds.
 
-    python tools/bench_colbert.py --theirs PYTHON [--next-plaid PROGRAM] [--data nfcorpus.zip]
+    python tools/bench_colbert.py --theirs PYTHON [--next-plaid PROGRAM] [--fast-plaid] [--data nfcorpus.zip]
 """
 
 from __future__ import annotations
@@ -151,6 +151,35 @@ def ours(path: Path, nbits: int) -> dict[str, Any]:
     return {**figures, "delete": delete, "durable": delete, "hits": hits, "judged": judged}
 
 
+def fast_plaid(path: Path, nbits: int) -> dict[str, Any]:
+    """The same by fast-plaid on the CPU, with its defaults; runs where torch is."""
+    import torch
+    from fast_plaid.search import FastPlaid
+
+    documents = [torch.from_numpy(one) for one in ragged(path, "documents")]
+    queries, judged = ([torch.from_numpy(one) for one in ragged(path, name)] for name in ("queries", "judged"))
+    where = path / f"fast-plaid-{nbits}"
+    shutil.rmtree(where, ignore_errors=True)
+    start = time.perf_counter()
+    index = FastPlaid(str(where), device="cpu")
+    index.create(documents_embeddings=documents, nbits=nbits)
+    build = time.perf_counter() - start
+    size = sum(file.stat().st_size for file in where.rglob("*") if file.is_file()) / sum(map(len, documents))
+
+    def search(some: list[Any]) -> list[list[int]]:
+        found = index.search(queries_embeddings=some, top_k=K, show_progress=False)
+        return [[document for document, _ in one] for one in found]
+
+    start = time.perf_counter()
+    hits = search(queries)
+    rate = len(queries) / (time.perf_counter() - start)
+    single = timed(lambda query: search([query]), queries)
+    figures = {"build": build, "bytes": size, "rate": rate, "single": single, "hits": hits, "judged": search(judged)}
+    start = time.perf_counter()
+    index.delete(list(range(1000)))
+    return {**figures, "delete": time.perf_counter() - start}
+
+
 def timed(search: Callable[[Any], object], queries: list[Any]) -> list[float]:
     """How long each of some queries takes, one after the other."""
     seconds = []
@@ -179,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--theirs", default=sys.executable)
     parser.add_argument("--next-plaid")
+    parser.add_argument("--fast-plaid", action="store_true", help="that interpreter has fast-plaid, too")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vectors", type=Path, default=CACHE / "bench" / "colbert")
@@ -187,10 +217,9 @@ def main() -> None:
     if args.part == "make":
         return make(args.data, CACHE / "models" / "all-minilm-l6-v2", args.vectors)
     if args.part is not None:
-        engine, _, nbits = args.part.partition("-")
-        if engine == "torch":
-            return print(json.dumps(exact(args.vectors)))
-        return print(json.dumps(ours(args.vectors, int(nbits))))
+        engine, _, nbits = args.part.rpartition("-")
+        run = {"ours": ours, "fast-plaid": fast_plaid}
+        return print(json.dumps(run[engine](args.vectors, int(nbits)) if engine else exact(args.vectors)))
     self = ["tools/bench_colbert.py", "--data", str(args.data), "--vectors", str(args.vectors), "--part"]
     args.vectors.mkdir(parents=True, exist_ok=True)
     if not (args.vectors / "judged.ends").exists():
@@ -200,6 +229,8 @@ def main() -> None:
         engines[f"ours, {nbits} bits"] = [sys.executable, *self, f"ours-{nbits}"]
         if args.next_plaid:
             engines[f"next-plaid, {nbits} bits"] = [args.next_plaid, str(args.vectors), str(DIM), str(nbits), str(K)]
+        if args.fast_plaid:
+            engines[f"fast-plaid, {nbits} bits"] = [args.theirs, *self, f"fast-plaid-{nbits}"]
     rounds = [{name: child(command) for name, command in engines.items()} for _ in range(args.rounds)]
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
     print(f"{cpu.split(':')[-1].strip() or platform.machine()}, {os.cpu_count()} threads, {args.rounds} rounds")
@@ -220,7 +251,7 @@ def main() -> None:
             ndcg = mean([measure([str(i) for i in hits], own) for hits, own in found_of]).ndcg
             row.append(f"nDCG@{K} of {len(judgements)} judged queries {ndcg:.4f}")
         print("  ".join(row), f" recall@{K} {found:.4f}")
-    peers = [(f"ours, {n} bits", f"next-plaid, {n} bits") for n in (4, 2)]
+    peers = [(f"ours, {n} bits", f"{peer}, {n} bits") for peer in ("next-plaid", "fast-plaid") for n in (4, 2)]
     for a, b in [*peers, ("ours, exact", "torch, exact")]:
         if a in engines and b in engines:
             both = [figure for figure in UNITS if figure in rounds[0][a] and figure in rounds[0][b]]
