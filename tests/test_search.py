@@ -7,6 +7,7 @@ import decimal
 import math
 from typing import TYPE_CHECKING, Any
 
+import lance
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -293,6 +294,9 @@ class TestSearch:
         library.sync(tmp_path / "d", id="id", text="{text}")
         kinds = {column: index.index_type for index in library.table.list_indices() for column in index.columns}
         assert kinds == {"text": "FTS", "vector": "IvfSq", "row_id": "BTree"}
+        # Upkeep has left the partitions small.
+        lance_table = lance.dataset(f"{library.path}/passages.lance", version=library.table.version)
+        assert lance_table.stats.index_stats("vector_idx")["indices"][0]["num_partitions"] > 3
         vectors = library.embedder.embed(texts)
         right = 0
         for n in range(0, 6000, 100):

@@ -24,8 +24,8 @@ _SOURCE = b"adventures.source"
 # LanceDB's own batches are of a thousand rows; to look each of a million up in a set, the set is prepared that often.
 _BATCH = 65_536
 # What an index is asked for: the partitions it looks into, and how many candidates per hit are compared exactly.
-_PROBES = 32
-_REFINE = 5
+_PROBES = 96
+_REFINE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class LanceSnapshot:
         search = search.distance_type("cosine").limit(limit)
         if "vector" in self.indexed:
             search = search.nprobes(_PROBES).refine_factor(_REFINE)
-        return self._found(search, where)
+        return self._found(search, where, "_distance")
 
     def matching(self, words: str, where: Mapping[str, object] | None, limit: int) -> list[dict[str, Any]]:
         """Returns the passages that words fit best, in any order, with their `_score` by BM25."""
@@ -84,7 +84,7 @@ class LanceSnapshot:
             return []
         # A match query is only words: quotes and operators in it are not a syntax that could be wrong.
         match: Any = MatchQuery
-        return self._found(self.table.search(match(words, "text"), query_type="fts").limit(limit), where)
+        return self._found(self.table.search(match(words, "text"), query_type="fts").limit(limit), where, "_score")
 
     def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, str]]:
         """Returns row, ordinal and text of the passages of stretches: each of a row, from an ordinal to another."""
@@ -113,18 +113,21 @@ class LanceSnapshot:
         rows = {id_.rpartition("#")[0] for id_ in ids}
         return self._found(search.where(f"row_id IN ({_listed(rows)}) AND id IN ({_listed(ids)})"), None)
 
-    def _found(self, search: Any, where: Mapping[str, object] | None) -> list[dict[str, Any]]:
+    def _found(self, search: Any, where: Mapping[str, object] | None, *scores: str) -> list[dict[str, Any]]:
         filtered = condition(where, self.schema)
         if filtered is not None:
             search = search.where(filtered)
-        table = search.to_arrow()
+        # Each column that is read costs a search in a million passages a millisecond.
+        wanted = [name for name in ("id", "text", "key", "metadata", "vector") if name in self.schema.names]
+        table = search.select([*wanted, *scores]).to_arrow()
         if not table.num_rows:
             return []
         vectors = np.asarray(table.column("vector").combine_chunks().flatten()).reshape(table.num_rows, -1)
         nested = self._nested()
         rows: list[dict[str, Any]] = table.drop_columns(["vector"]).to_pylist()
         for row, vector in zip(rows, vectors, strict=True):
-            row["vector"] = vector
+            row_id, _, ordinal = row["id"].rpartition("#")
+            row |= {"row_id": row_id, "ordinal": int(ordinal), "vector": vector}
             metadata = row.setdefault("metadata", {})
             for name in nested:
                 if metadata[name] is not None:

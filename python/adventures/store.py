@@ -51,7 +51,7 @@ _UNINDEXED = 10_000
 INDEX_FROM = 200_000
 # A row is found faster by an index of their names, twice of 100,000; it takes a tenth of a second for 500,000.
 NAMES_FROM = 50_000
-_PARTITION = 1_000
+_PARTITION = 500
 _READINGS = 4
 # How many vectors for each partition their centres are found from: of four times as many, none is found better.
 _SAMPLE = 64
@@ -191,10 +191,10 @@ class Store:
         if "row_id" not in columns and rows >= NAMES_FROM:
             table.create_index("row_id", config=BTree())
         if "vector" not in columns and rows >= INDEX_FROM:
-            # Small partitions, for a search reads some whole, but not too many, for it compares all centres. Of those
-            # that LanceDB makes by itself, of 8,192 rows, a search of a million vectors would read half.
-            partitions = max(1, min(rows // _PARTITION, 4 * isqrt(rows)))
-            config = IvfSq(distance_type="cosine", num_partitions=partitions, sample_rate=_SAMPLE)
+            # Small partitions, for a search reads some whole, but not too many, for it compares all centres. It is their
+            # size that is asked for: where LanceDB knows only their number, `optimize` joins them to 20,000 rows each.
+            size = max(_PARTITION, isqrt(rows) // 2)
+            config = IvfSq(distance_type="cosine", target_partition_size=size, sample_rate=_SAMPLE)
             table.create_index("vector", config=config)
 
     def publish(self, table: Table, *, anew: bool, keep: int, since: float) -> None:

@@ -20,8 +20,8 @@ use std::sync::Arc;
 // The Python package has the same figures, and says where they are from.
 const MEANING: f64 = 0.5;
 const DEPTH: usize = 50;
-const PROBES: usize = 32;
-const REFINE: u32 = 5;
+const PROBES: usize = 96;
+const REFINE: u32 = 2;
 /// Passages of equal text come in any order; with a few to spare, the order of their ids decides which are returned.
 const SPARE: usize = 16;
 
