@@ -191,8 +191,8 @@ class Store:
         if "row_id" not in columns and rows >= NAMES_FROM:
             table.create_index("row_id", config=BTree())
         if "vector" not in columns and rows >= INDEX_FROM:
-            # Small partitions, for a search reads some whole, but not too many, for it compares all centres. It is their
-            # size that is asked for: where LanceDB knows only their number, `optimize` joins them to 20,000 rows each.
+            # Small partitions, for a search reads some whole, but not too many, for it compares all centres. Asked for
+            # is their size: where LanceDB knows only their number, `optimize` joins them to 20,000 rows each.
             size = max(_PARTITION, isqrt(rows) // 2)
             config = IvfSq(distance_type="cosine", target_partition_size=size, sample_rate=_SAMPLE)
             table.create_index("vector", config=config)
