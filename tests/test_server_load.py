@@ -126,7 +126,7 @@ def test_who_reads_slowly_is_dropped(server: Server) -> None:
 
     async def both() -> tuple[list[tuple[bytes, float]], list[load.Outcome]]:
         slow = [long] * 2 + [short] * (count - 2)
-        readers = [load.dawdle(server.address, data, seconds=60) for data in slow]
+        readers = [load.dawdle(server.address, data, seconds=60 if FULL else 20) for data in slow]
         fast = [load.read(server.address, write(20)) for _ in range(2)]
         slow_ones, healthy = await asyncio.gather(asyncio.gather(*readers), asyncio.gather(*fast))
         return slow_ones, healthy
