@@ -27,8 +27,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 RUST := $(shell find adventures adventures-py -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 SERVER := $(RUST) $(shell find adventures-server/src adventures-server/page -type f) adventures-server/Cargo.toml
-# Clippy in place of the compiler, as `cargo clippy` would have it, but with what Lance is built into already.
-LINTED := RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS='-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__'
+# See tools/clippy.sh.
+LINTED := RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tools/clippy.sh CLIPPY_ARGS='-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__'
 # The embedded default pair, and what the tests read besides.
 DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
@@ -49,7 +49,7 @@ test: lint cuda-check models rust-test python-test
 lint: $(VENV)/installed-dev $(BIN)/protoc
 	cargo fmt --all --check
 	cargo clippy --release --locked --quiet -p adventures -p adventures-py --all-targets -- -D warnings
-	$(LINTED) cargo build --release --locked -p adventures-server --all-targets
+	$(LINTED) cargo build --release --locked -p adventures-server --lib --tests
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
@@ -149,8 +149,9 @@ bench-maxsim: $(VENV)/installed
 bench-colbert: models
 	$(PYTHON) -m venv $(CACHE)/goldens
 	$(CACHE)/goldens/bin/pip install --quiet --requirement tools/goldens-requirements.txt
+	$(CACHE)/goldens/bin/pip install --quiet fast-plaid==1.7.0.2110
 	cargo build --release --manifest-path tools/next_plaid/Cargo.toml --target-dir $(CACHE)/next-plaid
-	$(BIN)/python tools/bench_colbert.py --theirs $(CACHE)/goldens/bin/python \
+	$(BIN)/python tools/bench_colbert.py --theirs $(CACHE)/goldens/bin/python --fast-plaid \
 		--next-plaid $(CACHE)/next-plaid/release/bench-next-plaid $(BENCH)
 
 # ColbertIndex as it grows. BENCH="--passages 10000 100000" leaves out the million, which takes the better part of an hour.
