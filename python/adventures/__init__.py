@@ -14,6 +14,7 @@ Read a Delta table into a library, search it, and stream answers that cite it:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,9 @@ __all__ = [
     "TruncationWarning",
     "__version__",
 ]
+
+# Read when LanceDB is imported. Where upkeep joins and splits partitions, it would warn of what it sees to itself.
+os.environ.setdefault("LANCEDB_LOG", "warn,lance::index::vector::builder=error")
 
 # LanceDB, Polars and deltalake take a second to import: only what is used is loaded (PEP 562).
 _LAZY = {
