@@ -31,6 +31,16 @@ fn sync(dir: &std::path::Path) -> std::io::Result<()> {
     std::fs::File::open(dir)?.sync_all()
 }
 
+/// Makes one folder of files like another, on the disk.
+fn copied(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)?.flatten() {
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    sync(to)
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let [_, dir, dim, nbits, k] = args.as_slice() else { panic!("DIR DIM NBITS K") };
@@ -41,7 +51,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&path);
     let start = Instant::now();
     let config = IndexConfig { nbits, ..Default::default() };
-    let mut index = MmapIndex::create_with_kmeans(&documents, &path, &config).expect("it builds");
+    let index = MmapIndex::create_with_kmeans(&documents, &path, &config).expect("it builds");
     let build = start.elapsed().as_secs_f64();
     let size = bytes(std::path::Path::new(&path)) as f64 / tokens as f64;
     let parameters = SearchParameters { top_k: k, ..Default::default() };
@@ -60,12 +70,18 @@ fn main() {
         single.push(start.elapsed().as_secs_f64());
     }
     let gone: Vec<i64> = (0..documents.len().min(1000) as i64).collect();
-    let start = Instant::now();
-    index.delete(&gone).expect("it deletes");
-    let delete = start.elapsed().as_secs_f64();
-    // It leaves what it has written to the system; this is what makes that durable.
-    sync(std::path::Path::new(&path)).expect("the disk takes it");
-    let durable = start.elapsed().as_secs_f64();
+    let (mut delete, mut durable) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..3 {
+        let copy = format!("{path}-copy");
+        copied(std::path::Path::new(&path), std::path::Path::new(&copy)).expect("a copy");
+        let mut index = MmapIndex::load(&copy).expect("it opens");
+        let start = Instant::now();
+        index.delete(&gone).expect("it deletes");
+        delete = delete.min(start.elapsed().as_secs_f64());
+        // It leaves what it has written to the system; this is what makes that durable.
+        sync(std::path::Path::new(&copy)).expect("the disk takes it");
+        durable = durable.min(start.elapsed().as_secs_f64());
+    }
     let best = rates.iter().copied().fold(0.0, f64::max);
     let numbers = format!("\"build\": {build}, \"bytes\": {size}, \"rate\": {best}, \"single\": {single:?}");
     let hits = hits.join(", ");
