@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -11,7 +12,11 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 import adventures as adv
+import object_store
 from adventures import demo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # The same examples each time; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
@@ -38,3 +43,16 @@ def stock(tmp_path_factory: pytest.TempPathFactory, minilm: adv.Embedder) -> adv
     library = adv.Library.open(path / "library", embedder=minilm)
     library.sync(path / "delta", id="scenario", text=demo.TEXT)
     return library
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 on loopback."""
+    with object_store.serving() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3: str) -> object_store.Place:
+    """A bucket of its own in that S3."""
+    return object_store.bucket(s3)

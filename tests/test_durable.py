@@ -19,6 +19,7 @@ import adventures as adv
 from adventures import lease, store
 from adventures.library import Library
 from killing import kill
+from object_store import Place
 from test_follow import COLUMNS, FEED, contents, table
 from words import WordEmbedder
 
@@ -114,9 +115,15 @@ library = Library.open({library.path!r}, embedder=WordEmbedder())
 class TestWriters:
     """Of several writers one wins at a time."""
 
-    @pytest.mark.parametrize("scheme", ["", "file://"])
-    def test_four_at_once(self, tmp_path: Path, delta: Path, scheme: str) -> None:
-        path = f"{scheme}{tmp_path / 'library'}"
+    @pytest.fixture(params=["", "file://", "s3://"])
+    def place(self, request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+        own: Place = (
+            request.getfixturevalue("bucket") if request.param == "s3://" else Place(f"{request.param}{tmp_path}")
+        )
+        return own
+
+    def test_four_at_once(self, place: Place, tmp_path: Path, delta: Path) -> None:
+        path, options = f"{place.uri}/library", place.options
         code = f"""{PREFACE}
 from pathlib import Path
 import time
@@ -129,7 +136,7 @@ class Watched(WordEmbedder):
         inside.rmdir()
         return super().encode(texts, kind)
 
-library = Library.open({path!r}, embedder=Watched())
+library = Library.open({path!r}, embedder=Watched(), storage_options={options!r})
 sys.stdin.readline()
 won = lost = 0
 while won < 3:
@@ -142,7 +149,7 @@ while won < 3:
 print(won, lost)
 """
         assert sum(int(out.split()[1]) for out in at_once(code, 4)) > 0, "nobody was in the way of anybody"
-        library = Library.open(path, embedder=WordEmbedder())
+        library = Library.open(path, embedder=WordEmbedder(), storage_options=options)
         version = library.metadata["source"]["version"]
         assert contents(library) == states(delta, tmp_path / "truth")[version]
 
@@ -204,13 +211,15 @@ Library.open({path!r}, embedder=Dies()).sync({str(delta)!r}, id="id", text="{{te
         # Nor does it write, or undo, what may be the other's by now.
         assert db.open_table("passages").version == lost[0]
 
-    def test_a_lease_has_one_holder(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("place", ["file://", "s3://"], indirect=True)
+    def test_a_lease_has_one_holder(self, place: Place, tmp_path: Path) -> None:
         """Of many that ask at once: LanceDB tells several of them that they made the same table."""
         code = f"""{PREFACE}
 import time, lancedb
 from pathlib import Path
 from adventures.lease import leased
-db, inside = lancedb.connect("file://{tmp_path}/library"), Path({str(tmp_path / "inside")!r})
+db = lancedb.connect({place.uri + "/library"!r}, storage_options={place.options!r})
+inside = Path({str(tmp_path / "inside")!r})
 sys.stdin.readline()
 won, end = 0, time.time() + 3
 while time.time() < end:
