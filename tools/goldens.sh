@@ -14,6 +14,7 @@ CACHE=${ADVENTURES_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/adventures}
 export HF_HUB_OFFLINE=1
 
 "$PYTHON" tools/goldens_embedder.py "$CACHE/models/all-minilm-l6-v2" ${NFCORPUS:+"$NFCORPUS"}
+"$PYTHON" tools/goldens_e5.py "$CACHE/tests/multilingual-e5-small-q4"
 "$PYTHON" tools/goldens_colbert.py
 "$PYTHON" tools/goldens_decoder.py
 "$PYTHON" tools/goldens_llm2vec.py
