@@ -143,13 +143,7 @@ def ours(path: Path, nbits: int) -> dict[str, Any]:
         rates.append(len(queries) / (time.perf_counter() - start))
     single = timed(lambda query: index.search(query, K), queries)
     judged = [[int(hit.id) for hit in one] for one in index.search_batch(ragged(path, "judged"), K)]
-    seconds = []
-    for _ in range(3):
-        copy = adv.ColbertIndex.open(copied(where))
-        start = time.perf_counter()
-        copy.delete(names[:1000])
-        seconds.append(time.perf_counter() - start)
-    delete = min(seconds)
+    delete = deletion(where, adv.ColbertIndex.open, names[:1000])
     hits = [[int(hit.id) for hit in one] for one in found]
     figures = {"build": build, "bytes": size, "rate": max(rates), "single": single}
     return {**figures, "delete": delete, "durable": delete, "hits": hits, "judged": judged}
@@ -179,22 +173,21 @@ def fast_plaid(path: Path, nbits: int) -> dict[str, Any]:
     rate = len(queries) / (time.perf_counter() - start)
     single = timed(lambda query: search([query]), queries)
     figures = {"build": build, "bytes": size, "rate": rate, "single": single, "hits": hits, "judged": search(judged)}
-    seconds = []
+    return {**figures, "delete": deletion(where, lambda copy: FastPlaid(str(copy), device="cpu"), list(range(1000)))}
+
+
+def deletion(folder: Path, opened: Callable[[Path], Any], gone: list[Any]) -> float:
+    """How long an index takes to delete some documents, the best of three copies that are on the disk before."""
+    copy, seconds = folder.with_name(f"{folder.name}-copy"), []
     for _ in range(3):
-        copy = FastPlaid(str(copied(where)), device="cpu")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        os.sync()
+        index = opened(copy)
         start = time.perf_counter()
-        copy.delete(list(range(1000)))
+        index.delete(gone)
         seconds.append(time.perf_counter() - start)
-    return {**figures, "delete": min(seconds)}
-
-
-def copied(folder: Path) -> Path:
-    """Returns a folder like another; what is deleted there is on the disk."""
-    copy = folder.with_name(f"{folder.name}-copy")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
-    os.sync()
-    return copy
+    return min(seconds)
 
 
 def timed(search: Callable[[Any], object], queries: list[Any]) -> list[float]:

@@ -24,4 +24,8 @@ done
 # Build scripts run; and cargo asks for versions.
 [[ $name && $name != build_script_* ]] || exec clippy-driver "$@"
 clippy-driver "${args[@]}"
-[[ $kind == lib ]] && touch "$folder/lib$name$suffix.rlib" || touch "$folder/$name$suffix"
+if [[ $kind == lib ]]; then
+    touch "$folder/lib$name$suffix.rlib"
+else
+    touch "$folder/$name$suffix"
+fi
