@@ -84,8 +84,9 @@ def made(folder: Path, rows: int) -> Table:
     vectors = centres[generator.integers(0, 256, rows)] + 0.5 * generator.standard_normal((rows, _DIM), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), _DIM)
-    texts = bench_sync.texts(0, rows, 0)
-    return lancedb.connect(str(folder)).create_table("passages", pa.table({"text": texts, "vector": column}))
+    names = [str(number) for number in range(rows)]
+    table = pa.table({"row_id": names, "text": bench_sync.texts(0, rows, 0), "vector": column})
+    return lancedb.connect(str(folder)).create_table("passages", table)
 
 
 def size(folder: Path) -> int:
@@ -110,7 +111,7 @@ def measure(model: str, rows: int) -> dict[str, float]:
             lambda: tables.append(made(folder / "lance", rows))
         )
         found["bytes_per_row"] = size(folder / "lance") / rows
-        store.index(tables[0])  # the full text
+        store.index(tables[0])  # the full text, and the names of rows
         found["bytes_per_row_of_words"] = size(folder / "lance") / rows - found["bytes_per_row"]
         import adventures.store
 
