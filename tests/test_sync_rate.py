@@ -1,4 +1,4 @@
-"""What a sync asks of its embedder: each passage once, as Arrow, many at a time; `make bench-sync-rate` times it."""
+"""What a sync asks of its embedder: each passage once, as Arrow, many at a time; the tools that time it run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from deltalake import write_deltalake
 
 import adventures as adv
 import bench_sync_rate
+import scale_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,3 +67,12 @@ def test_the_measurement_in_short(minilm: adv.Embedder) -> None:
     ((alone, synced),) = bench_sync_rate.measure(minilm, 60, 1)
     assert alone.tokens == synced.tokens > 60 * 6
     assert min(alone.wall, alone.cpu, synced.wall, synced.cpu) > 0
+
+
+def test_the_scale_model_measures_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few rows, with all indexes that a large library has."""
+    monkeypatch.setattr("adventures.store.INDEX_FROM", 10**9)
+    monkeypatch.setattr("adventures.store.NAMES_FROM", 0)
+    found = scale_model.measure("all-minilm-l6-v2", 1000)
+    assert len(found) == 9
+    assert all(value > 0 for value in found.values())
