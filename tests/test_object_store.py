@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+import adventures as adv
+from adventures import demo
 from adventures.library import Library
+from serving import Server, program
 from test_follow import COLUMNS, FEED
 from test_library import contents, table
 from words import WordEmbedder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from object_store import Place
 
 
@@ -53,3 +56,43 @@ def test_a_table_is_followed(bucket: Place, tmp_path: Path) -> None:
 def test_what_cannot_be_reached_is_named(bucket: Place) -> None:
     with pytest.raises(FileNotFoundError, match=f"no Delta table at {bucket.uri}/nothing"):
         library(bucket).sync(f"{bucket.uri}/nothing", **COLUMNS, storage_options=bucket.options)
+
+
+class TestService:
+    """The service over a library on an object store; that it follows is in test_replicas.py."""
+
+    def test_it_finds_what_it_finds_in_a_folder(self, bucket: Place, stock: adv.Library, minilm: adv.Embedder) -> None:
+        own = adv.Library.open(f"{bucket.uri}/library", embedder=minilm, storage_options=bucket.options)
+        demo.write_table(delta := Path(stock.path).parent / "delta-of-the-store")
+        own.sync(delta, id="scenario", text=demo.TEXT)
+        common = ("--generator", "none")
+        with (
+            Server("--library", own.path, *bucket.flags, *common) as there,
+            Server("--library", stock.path, *common) as here,
+        ):
+            assert there.get("/info").json()["library"]["passages"] == here.get("/info").json()["library"]["passages"]
+            for ask in (
+                {"query": "a rope for an icy cliff"},
+                {"query": "a rope for an icy cliff", "hybrid": True, "k": 9},
+                {"query": "a light in a cave", "where": {"category": "potion"}, "expand": 1},
+            ):
+                found, expected = there.post("/v1/search", ask), here.post("/v1/search", ask)
+                assert found.status == expected.status == 200, found.json()
+                kept = ("id", "text", "similarity", "score", "metadata")
+                assert [{key: hit[key] for key in kept} for hit in found.json()["hits"]] == [
+                    {key: hit[key] for key in kept} for hit in expected.json()["hits"]
+                ]
+
+    def test_what_is_not_there_is_named(self, bucket: Place) -> None:
+        for library, more, message in (
+            (f"{bucket.uri}/nothing", [], f"no library at {bucket.uri}/nothing"),
+            ("s3://no-such-bucket/library", [], "The specified bucket does not exist"),
+            (f"{bucket.uri}/library", ["--storage-option=aws_endpoint=http://127.0.0.1:1"], "127.0.0.1:1"),
+        ):
+            command = [program(), "--port", "0", "--generator", "none", "--library", library, *bucket.flags, *more]
+            finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert finished.returncode == 1
+            said = finished.stderr.splitlines()[-1]
+            assert library in said
+            assert said.count(message) == 1
+            assert "secret" not in finished.stderr

@@ -27,12 +27,14 @@ def fastest(code: str) -> float:
     return min(times)
 
 
+@pytest.mark.alone
 def test_import_is_quick() -> None:
     assert fastest("import adventures") - fastest("import numpy") <= 0.15
     seconds = float(run("import time; s = time.perf_counter(); import adventures; print(time.perf_counter() - s)"))
     assert seconds <= 1
 
 
+@pytest.mark.alone
 def test_first_vector_within_a_second(minilm: adv.Embedder) -> None:
     path = minilm.path
     assert fastest(f"import adventures; adventures.Embedder({path!r}).embed('a dragon')") <= 1.0

@@ -297,6 +297,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_text_takes_long(watched: Watched, name: str) -> None:
     seconds = watched.page.evaluate(

@@ -7,9 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pytest
 from deltalake import write_deltalake
 
 import adventures as adv
+from object_store import Place
 from serving import Server
 
 if TYPE_CHECKING:
@@ -20,11 +22,19 @@ def rows(version: int) -> pa.Table:
     return pa.table({"id": range(200), "text": [f"Edition {version} of lantern number {n}" for n in range(200)]})
 
 
-def test_both_follow_and_nothing_is_dropped(tmp_path: Path, minilm: adv.Embedder) -> None:
+@pytest.fixture(params=["a folder", "an object store"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return request.getfixturevalue("bucket") if request.param == "an object store" else Place(str(tmp_path))
+
+
+def test_both_follow_and_nothing_is_dropped(tmp_path: Path, place: Place, minilm: adv.Embedder) -> None:
     write_deltalake(tmp_path / "d", rows(0))
-    library = adv.Library.open(tmp_path / "l", embedder=minilm)
+    library = adv.Library.open(f"{place.uri}/l", embedder=minilm, storage_options=place.options)
     library.sync(tmp_path / "d", id="id", text="{text}")
-    with Server("--library", library.path) as one, Server("--library", library.path) as other:
+    with (
+        Server("--library", library.path, *place.flags) as one,
+        Server("--library", library.path, env=place.variables) as other,
+    ):
         replicas = (one, other)
         answers: list[tuple[int, int, Any]] = []
         done = threading.Event()

@@ -345,6 +345,7 @@ def test_a_schema_that_holds_itself_or_is_too_deep(smollm2: adv.Generator) -> No
         smollm2.generate("x", schema=deep)
 
 
+@pytest.mark.alone
 def test_ctrl_c_stops_it() -> None:
     code = """
 import adventures as adv, os, signal, threading, time

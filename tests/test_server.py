@@ -600,6 +600,8 @@ class TestStart:
             (["--precision", "f31"], "f31"),
             (["--quantize", "q3"], "q3"),
             (["--colour", "red"], "--colour"),
+            (["--library", "s3://shop/library", "--storage-option", "secret"], "storage-option 1: expected NAME=VALUE"),
+            (["--storage-option", "aws_region=x"], "storage-option aws_region: there is no library"),
             (["--config", "/no/such/file"], "/no/such/file"),
             (["--api-key-file", "/no/such/file"], "/no/such/file"),
         ],
@@ -619,8 +621,16 @@ class TestStart:
             (["--generator", "gemma-2b-it"], "adventures models pull gemma-2b-it"),
             (["--generator", "owner/name"], "adventures models pull owner/name"),
             (["--library", "/no/such/library"], "no library at /no/such/library"),
-            (["--library", "s3://shop/library"], "the library s3://…: the service reads libraries on a file system"),
             (["--library", "postgresql://me:secret@host/shop"], "the library postgresql://…: the service reads"),
+            (["--library", "s3://me:secret@host/shop"], "the library s3://…: credentials come from the environment"),
+            (
+                ["--library", "s3://shop/library", "--storage-option", "colour=secret"],
+                "storage-option colour: s3 has no such setting",
+            ),
+            (
+                ["--library", "/tmp", "--storage-option", "aws_region=secret"],
+                "the library /tmp is not on an object store",
+            ),
         ],
     )
     def test_what_is_not_there(self, arguments: list[str], message: str) -> None:

@@ -391,6 +391,7 @@ class TestTogether:
         assert [done(server, accepted)["kind"] for accepted in (made, added, dropped)] == ["create", "add", "drop"]
         assert server.get("/indexes/early").status == 404
 
+    @pytest.mark.alone
     def test_questions_are_answered_while_an_index_is_made(self, server: Server) -> None:
         create(server, "asked", documents(20))
         made = server.post("/create_index", {"index_name": "large", "documents": documents(4_000)})
@@ -428,6 +429,7 @@ class TestEnd:
         with serve(tmp_path / "i", model) as server:
             assert server.get("/indexes/made").json()["documents"] == 300
 
+    @pytest.mark.alone
     @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
     def test_cut_changes_leave_the_last_commit(self, tmp_path: Path, model: Path, how: signal.Signals) -> None:
         with serve(tmp_path / "i", model, env={"ADVENTURES_GRACE": "1"}) as server:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     import adventures as adv
 
+pytestmark = pytest.mark.alone
+
 FULL = os.environ.get("SERVER_LOAD") == "full"
 MODEL = "smollm2-135m-instruct"
 MIB = 1 << 20

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Clippy in place of rustc, as RUSTC_WORKSPACE_WRAPPER of `cargo build`: this workspace's crates are checked against what Lance is
-# built into already, as `cargo clippy` would, which has all of Lance checked anew. No code is made of them; cargo finds empty files
+# Clippy in place of rustc, as RUSTC_WORKSPACE_WRAPPER of `cargo build`: this workspace's crates are checked against what is
+# built already, as `cargo clippy` would, which has all dependencies checked anew. No code is made of them; cargo finds empty files
 # where it looks for it.
 set -euo pipefail
 args=() last='' name='' suffix='' folder='' kind=''
@@ -24,7 +24,7 @@ done
 # Build scripts run; and cargo asks for versions.
 [[ $name && $name != build_script_* ]] || exec clippy-driver "$@"
 clippy-driver "${args[@]}"
-if [[ $kind == lib ]]; then
+if [[ $kind == lib || $kind == rlib ]]; then
     touch "$folder/lib$name$suffix.rlib"
 else
     touch "$folder/$name$suffix"

@@ -26,9 +26,20 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip)]
     pub probe: bool,
-    /// The library: a folder that `adventures sync` wrote. Without one the model answers from itself.
+    /// The library, which `adventures sync` wrote: a folder, or s3://, gs://, az:// or abfss:// with credentials in the variables
+    /// of their vendor's tools. Without one the model answers from itself
     #[arg(long, short, env = "ADVENTURES_LIBRARY", value_name = "PATH")]
     pub library: Option<String>,
+    /// A setting of the library's object store, such as aws_region=eu-west-1; may repeat
+    #[arg(
+        long,
+        env = "ADVENTURES_STORAGE_OPTION",
+        value_name = "NAME=VALUE",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_option: Option<Vec<String>>,
     /// The library's table [default: passages]
     #[arg(long, env = "ADVENTURES_TABLE", value_name = "NAME")]
     pub table: Option<String>,
@@ -154,6 +165,7 @@ pub enum LogFormat {
 #[allow(missing_docs, reason = "the flags of the same name have the documentation")]
 pub struct Options {
     pub library: Option<String>,
+    pub storage: Vec<(String, String)>,
     pub table: String,
     pub embedder: Option<String>,
     pub generator: Option<String>,
@@ -253,10 +265,19 @@ impl Flags {
             ensure!((1..=86_400).contains(&value), "{name} {value}: expected 1 to 86400 seconds");
             Ok(Duration::from_secs(value))
         };
+        let mut storage = Vec::new();
+        for (i, option) in flags.storage_option.iter().flatten().enumerate() {
+            // A message must not hold a secret.
+            let pair = option.split_once('=').filter(|(name, _)| !name.is_empty());
+            let (name, value) = pair.with_context(|| format!("storage-option {}: expected NAME=VALUE", i + 1))?;
+            ensure!(flags.library.is_some(), "storage-option {name}: there is no library; name it with --library");
+            storage.push((name.to_owned(), value.to_owned()));
+        }
         let table = flags.table.unwrap_or_else(|| "passages".into());
         crate::library::check_name(&table)?;
         Ok(Options {
             library: flags.library,
+            storage,
             table,
             embedder: flags.embedder,
             generator: Some(flags.generator.unwrap_or_else(|| "smollm2-135m-instruct".into())).filter(|g| g != "none"),

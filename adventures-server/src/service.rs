@@ -94,7 +94,10 @@ impl Service {
         });
         let library = match &options.library {
             None => None,
-            Some(path) => Some(Library::open(path, &options.table, options.threads, runtime.clone()).await?),
+            Some(path) => {
+                let storage = &options.storage;
+                Some(Library::open(path, storage, &options.table, options.threads, runtime.clone()).await?)
+            }
         };
         let tokens = {
             let (options, snapshot, handle) =

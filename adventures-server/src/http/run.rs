@@ -21,8 +21,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How many connections there may be; more wait outside.
 const CONNECTIONS: usize = 2_048;
-/// How often the library is asked whether another version was published.
-const FOLLOW: Duration = Duration::from_secs(1);
 
 /// Serves until SIGTERM or Ctrl-C; `runtime` is where models are loaded and libraries searched.
 ///
@@ -117,7 +115,7 @@ async fn follow(service: &Service) -> Result<()> {
     let Some(library) = &service.library else { return std::future::pending().await };
     let mut failed = false;
     loop {
-        tokio::time::sleep(FOLLOW).await;
+        tokio::time::sleep(library.interval()).await;
         match library.follow().await {
             Ok(changed) => {
                 failed = false;

@@ -9,6 +9,7 @@ mod hit;
 mod late;
 mod model;
 mod neighbours;
+mod place;
 mod search;
 
 pub use hit::{Hit, Source};
@@ -21,11 +22,11 @@ use arrow_schema::{Schema, SchemaRef};
 use clap::ValueEnum;
 use lance::Dataset;
 use lance::index::DatasetIndexExt;
+use place::Place;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use tempfile::TempDir;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use utoipa::ToSchema;
 
@@ -92,16 +93,17 @@ pub struct Library {
 
 impl Library {
     /// Opens the published version of a table; with so many threads its token vectors are searched.
-    pub async fn open(path: &str, name: &str, threads: Option<usize>, runtime: Handle) -> Result<Self> {
+    ///
+    /// `path` is a folder or the address of an object store, `storage` are settings of that store.
+    pub async fn open(
+        path: &str,
+        storage: &[(String, String)],
+        name: &str,
+        threads: Option<usize>,
+        runtime: Handle,
+    ) -> Result<Self> {
         check_name(name)?;
-        if let Some((scheme, _)) = path.split_once("://") {
-            // The rest may hold a password.
-            ensure!(
-                scheme == "file",
-                "the library {scheme}://…: the service reads libraries on a file system; sync to a folder that it can read"
-            );
-        }
-        let (place, name) = (Place::new(expand(path))?, name.to_owned());
+        let (place, name) = (Place::new(path, storage)?, name.to_owned());
         let opened = {
             let (place, name) = (place.clone(), name.clone());
             runtime.spawn(async move { Snapshot::open(&place, &name, threads).await })
@@ -113,6 +115,11 @@ impl Library {
     /// Returns the version that is served now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How often to ask whether another version was published.
+    pub fn interval(&self) -> Duration {
+        self.place.interval()
     }
 
     /// Serves the version that is published now; returns whether it is another. Searches that run keep theirs.
@@ -142,7 +149,7 @@ impl Library {
         ensure!(
             made.fits(model),
             "the library {} (table {:?}) was embedded with {}, not with {}",
-            self.place.path,
+            self.place.path(),
             self.name,
             made.spell(),
             model.spell()
@@ -182,17 +189,11 @@ impl Snapshot {
     }
 
     async fn open(place: &Place, name: &str, threads: Option<usize>) -> Result<Self> {
-        let uri = place.uri();
-        let folder = PathBuf::from(uri.strip_prefix("file://").unwrap_or(&uri));
-        let place = format!("{} (table {name:?})", place.path);
-        if !uri.contains("://") && !Path::new(&uri).is_dir() {
-            bail!("no library at {place}: make one with `adventures sync`");
-        }
-        let newest = match Dataset::open(&format!("{uri}/{name}.lance")).await {
-            Err(lance::Error::DatasetNotFound { .. }) => {
-                bail!("no library at {place}: make one with `adventures sync`")
-            }
-            opened => opened.with_context(|| format!("opening the library {place}"))?,
+        let folder = place.folder();
+        let opened = place.open(name).await;
+        let place = format!("{} (table {name:?})", place.path());
+        let Some(newest) = opened.with_context(|| format!("opening the library {place}"))? else {
+            bail!("no library at {place}: make one with `adventures sync`")
         };
         let Some(version) = published(&newest).await? else {
             bail!("nothing was published of the library {place}: its first sync is not done")
@@ -216,7 +217,8 @@ impl Snapshot {
         let source = source(&schema);
         let table = Arc::new(table);
         let (name, record) = (name.to_owned(), source.clone());
-        let late = tokio::task::spawn_blocking(move || Late::open(&folder, &name, &record, threads));
+        // They are mapped into memory: on an object store there are none.
+        let late = tokio::task::spawn_blocking(move || Late::open(&folder?, &name, &record, threads));
         let late = late.await.context("opening the library's token vectors")?;
         Ok(Self { table, schema, version, rows, source, model, late, has_text_index, has_vector_index })
     }
@@ -233,47 +235,14 @@ impl Snapshot {
 }
 
 async fn published(table: &Dataset) -> Result<Option<u64>> {
-    Ok(table.tags().list().await.context("the tags of the library")?.get(TAG).map(|tag| tag.version))
+    match table.tags().get_version(TAG).await {
+        Err(lance::Error::RefNotFound { .. }) => Ok(None),
+        found => found.map(Some).map_err(place::plain).context("the tags of the library"),
+    }
 }
 
 /// What the schema says of the Delta table.
 fn source(schema: &Schema) -> Value {
     let raw = schema.field_with_name("id").ok().and_then(|field| field.metadata().get("adventures.source"));
     raw.and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_else(|| json!({}))
-}
-
-/// Where a library is.
-#[derive(Debug, Clone)]
-struct Place {
-    path: String,
-    /// A link of a plain name. Of other names LanceDB writes %xx in places, and looks for tags in a folder of that name.
-    link: Option<Arc<TempDir>>,
-}
-
-impl Place {
-    fn new(path: String) -> Result<Self> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "_./ -".contains(c);
-        let whole = std::path::absolute(&path).with_context(|| format!("the library {path}"))?;
-        if path.contains("://") || !whole.is_dir() || whole.to_string_lossy().chars().all(plain) {
-            return Ok(Self { path, link: None });
-        }
-        let what = || format!("linking to the library {path}");
-        let folder = tempfile::Builder::new().prefix("adventures-").tempdir().with_context(what)?;
-        std::os::unix::fs::symlink(&whole, folder.path().join("library")).with_context(what)?;
-        Ok(Self { path, link: Some(Arc::new(folder)) })
-    }
-
-    fn uri(&self) -> String {
-        match &self.link {
-            Some(folder) => folder.path().join("library").to_string_lossy().into_owned(),
-            None => self.path.clone(),
-        }
-    }
-}
-
-fn expand(path: &str) -> String {
-    match (path.strip_prefix("~/"), std::env::home_dir()) {
-        (Some(rest), Some(home)) => home.join(rest).to_string_lossy().into_owned(),
-        _ => path.to_owned(),
-    }
 }
