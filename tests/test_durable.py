@@ -211,6 +211,7 @@ Library.open({path!r}, embedder=Dies()).sync({str(delta)!r}, id="id", text="{{te
         # Nor does it write, or undo, what may be the other's by now.
         assert db.open_table("passages").version == lost[0]
 
+    @pytest.mark.alone
     @pytest.mark.parametrize("place", ["file://", "s3://"], indirect=True)
     def test_a_lease_has_one_holder(self, place: Place, tmp_path: Path) -> None:
         """Of many that ask at once: LanceDB tells several of them that they made the same table."""

@@ -677,6 +677,7 @@ class TestFailures:
             library.sync(delta, id="id", text=text)
         assert len(library) == 0
 
+    @pytest.mark.alone  # workers of pytest-xdist ignore SIGINT
     def test_ctrl_c(self, tmp_path: Path, big: Path) -> None:
         timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
 

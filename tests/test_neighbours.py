@@ -83,7 +83,9 @@ class TestExpand:
     def test_none_is_as_before(self, book: Library) -> None:
         assert book.search("w20", k=5, expand=0) == book.search("w20", k=5)
 
-    @pytest.mark.parametrize("way", [{}, {"hybrid": True}, {"rerank": Longest()}, {"mmr": 0.5}], ids=str)
+    @pytest.mark.parametrize(
+        "way", [{}, {"hybrid": True}, {"rerank": Longest()}, {"mmr": 0.5}], ids=["dense", "hybrid", "reranked", "mmr"]
+    )
     def test_hits_of_a_row_that_meet_are_one(self, book: Library, way: dict[str, Any]) -> None:
         plain = book.search("w20 w21 w5", k=8, **way)
         wide = book.search("w20 w21 w5", k=8, expand=1, **way)
