@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
 NAME = "adventures-server"
@@ -58,13 +58,19 @@ class Reply:
 class Server:
     """A running service; `with Server(…) as server:` waits until it is ready."""
 
-    def __init__(self, *arguments: str | Path, env: Mapping[str, str] | None = None, ready: bool = True) -> None:
+    def __init__(
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        ready: bool = True,
+        command: Sequence[str] = (),
+    ) -> None:
         self.started = time.perf_counter()
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ADVENTURES_")}
         if cache := os.environ.get("ADVENTURES_CACHE"):
             clean["ADVENTURES_CACHE"] = cache
         self.process = subprocess.Popen(
-            [program(), "--port", "0", "--log-format", "json", *map(str, arguments)],
+            [*(command or [program()]), "--port", "0", "--log-format", "json", *map(str, arguments)],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,17 @@ class TestService:
                 assert [{key: hit[key] for key in kept} for hit in found.json()["hits"]] == [
                     {key: hit[key] for key in kept} for hit in expected.json()["hits"]
                 ]
+
+    def test_started_from_python(self, bucket: Place, minilm: adv.Embedder, tmp_path: Path) -> None:
+        """`adventures serve` asks the library for its model before it becomes the service."""
+        own = adv.Library.open(f"{bucket.uri}/library", embedder=minilm, storage_options=bucket.options)
+        write_deltalake(tmp_path / "delta", table(20))
+        own.sync(tmp_path / "delta", **COLUMNS)
+        program()
+        command = [sys.executable, "-m", "adventures", "serve"]
+        with Server("--library", own.path, *bucket.flags, "--generator", "none", command=command) as server:
+            assert server.get("/info").json()["library"]["passages"] == 20
+            assert server.stop() == 0
 
     def test_what_is_not_there_is_named(self, bucket: Place) -> None:
         for library, more, message in (

@@ -21,7 +21,20 @@ _GREETING = "Welcome, traveller. What is standing between you and your adventure
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
-@click.option("-l", "--library", "library_path", metavar="PATH", help="The library: a folder that `sync` wrote.")
+@click.option(
+    "-l",
+    "--library",
+    "library_path",
+    metavar="PATH",
+    help="The library that `sync` wrote: a folder, s3://, gs:// or az://.",
+)
+@click.option(
+    "--storage-option",
+    "storage",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of its object store; may repeat.",
+)
 @click.option("-e", "--embedder", "embedder_spec", metavar="MODEL", help="The model that embeds.")
 @click.option("-g", "--generator", "generator_spec", metavar="MODEL", help="The model that writes, or none.")
 @click.option("--demo", is_flag=True, help="Serve the made-up shop of `adventures demo`, from ./data.")
@@ -29,6 +42,7 @@ _GREETING = "Welcome, traveller. What is standing between you and your adventure
 def serve(
     *,
     library_path: str | None,
+    storage: Sequence[str],
     embedder_spec: str | None,
     generator_spec: str | None,
     demo: bool,
@@ -52,12 +66,13 @@ def serve(
             raise click.UsageError("--demo serves its own library; leave out --library")
         library_path, shown = _demo(embedder_spec)
         arguments = [*shown, *arguments]
-    embedder_spec = embedder_spec or _recorded(library_path)
+    embedder_spec = embedder_spec or _recorded(library_path, storage)
     for spec in (embedder_spec, generator_spec or options.GENERATOR):
         if spec is not None and spec != "none":
             locate(spec)
     given = (("--library", library_path), ("--embedder", embedder_spec), ("--generator", generator_spec))
     arguments += [part for flag, value in given if value is not None for part in (flag, value)]
+    arguments += [f"--storage-option={option}" for option in storage]
     sys.stdout.flush()
     os.execv(program, [PROGRAM, *arguments])  # noqa: S606 (no shell: the arguments are a list)
 
@@ -71,13 +86,15 @@ def _program() -> str:
     return found
 
 
-def _recorded(library_path: str | None) -> str | None:
+def _recorded(library_path: str | None, storage: Sequence[str]) -> str | None:
     """Returns the model that a library was made with; the usual one where there is no library."""
     from adventures import Library
 
     if library_path is None:
         return options.EMBEDDER
-    made_with = Library.open(library_path).metadata.get("model", {})
+    # What is no pair, the service refuses; of several the last counts, as there.
+    settings = dict(option.split("=", 1) for option in storage if "=" in option)
+    made_with = Library.open(library_path, storage_options=settings or None).metadata.get("model", {})
     name, revision = made_with.get("name", options.EMBEDDER), made_with.get("revision", "")
     # A hub id has moved on since, perhaps; the library needs the commit that it was made with.
     return f"{name}@{revision}" if "/" in name and revision and "+" not in revision else str(name)
