@@ -677,8 +677,9 @@ class TestFailures:
             library.sync(delta, id="id", text=text)
         assert len(library) == 0
 
-    @pytest.mark.alone  # workers of pytest-xdist ignore SIGINT
     def test_ctrl_c(self, tmp_path: Path, big: Path) -> None:
+        # What a shell runs in the background is born ignoring it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
 
         class Slow(WordEmbedder):
