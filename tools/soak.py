@@ -3,8 +3,7 @@
     python tools/soak.py --seconds 3600
 
 Prints a line a minute and fails where memory grows by more than 1 MiB an hour after the first ten minutes, where a
-response is 5xx, or where files or threads are left over. Memory is the least of each five minutes: what requests take
-while they run comes and goes. Clients leave in the middle (10 %) and send nonsense (5 %).
+response is 5xx, or where files or threads are left over. Clients leave in the middle (10 %) and send nonsense (5 %).
 """
 
 from __future__ import annotations
@@ -95,16 +94,6 @@ async def soak(server: Server, seconds: float, seed: int) -> tuple[dict[int, int
     return seen, memory
 
 
-def least(memory: Sequence[tuple[float, int]], window: float = 300) -> list[tuple[float, int]]:
-    """Returns the least of each whole window: the middle of its time, and how much."""
-    windows: dict[int, int] = {}
-    for at, size in memory:
-        number = int(at // window)
-        windows[number] = min(size, windows.get(number, size))
-    windows.pop(int(memory[-1][0] // window))
-    return [((number + 0.5) * window, size) for number, size in windows.items()]
-
-
 def slope(memory: Sequence[tuple[float, int]], after: float) -> float:
     """Returns by how many bytes an hour memory grew, by a line through what was measured `after` so many seconds."""
     late = [point for point in memory if point[0] >= after]
@@ -126,12 +115,9 @@ def main() -> None:
             seen, memory = asyncio.run(soak(server, options.seconds, options.seed))
             time.sleep(6)
             files, threads = descriptors(server)
-            begin = min(600, options.seconds / 3)
-            # A short run has too few windows.
-            growth = slope(least(memory) if options.seconds >= 3600 else memory, begin)
+            growth = slope(memory, min(600, options.seconds / 3))
             print(f"responses by status: {dict(sorted(seen.items()))}")
             print(f"memory grows by {growth / MIB:+.1f} MiB an hour; {files} files and {threads} threads at the end")
-            print(f"with what requests took while they ran: {slope(memory, begin) / MIB:+.1f} MiB an hour")
             problems = [status for status in seen if status >= 500 or status == 0]
             if options.seconds >= 3600 and growth > MIB:
                 problems.append(-1)
