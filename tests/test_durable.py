@@ -222,7 +222,7 @@ from adventures.lease import leased
 db = lancedb.connect({place.uri + "/library"!r}, storage_options={place.options!r})
 inside = Path({str(tmp_path / "inside")!r})
 sys.stdin.readline()
-won, end = 0, time.time() + 3
+won, end = 0, time.time() + 5
 while time.time() < end:
     try:
         with leased(db, "passages", "the library") as lease:
@@ -234,7 +234,7 @@ while time.time() < end:
         pass
 print(won)
 """
-        assert sum(map(int, at_once(code, 6))) >= 3
+        assert sum(map(int, at_once(code, 6))) > 10
 
     def test_who_lost_a_lease_does_not_hold_it_up(self, tmp_path: Path) -> None:
         """One who tried to make the same table leaves a note in it, that it is held."""
