@@ -67,7 +67,7 @@ fn log(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Has glibc give memory back: left to itself it keeps what threads freed apart, eight heaps for each core, and takes ever larger
-/// blocks from them. After ten minutes of mixed requests on two cores a service has 380 MiB, not 430, and an hour adds nothing.
+/// blocks from them. After ten minutes of mixed requests on two cores a service has 387 MiB, not 429, and an hour adds nothing.
 fn keep_little() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
