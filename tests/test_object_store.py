@@ -95,6 +95,16 @@ class TestService:
             assert server.get("/info").json()["library"]["passages"] == 20
             assert server.stop() == 0
 
+    @pytest.mark.parametrize("option", ["secret", "=secret"])
+    def test_a_setting_that_is_none(self, option: str) -> None:
+        """It is refused before the library is asked for."""
+        program()
+        command = [sys.executable, "-m", "adventures", "serve", "-l", "s3://shop/library", "--storage-option", option]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert finished.returncode == 2
+        assert "--storage-option 1: expected NAME=VALUE" in finished.stderr
+        assert "secret" not in finished.stderr
+
     def test_what_is_not_there_is_named(self, bucket: Place) -> None:
         for library, more, message in (
             (f"{bucket.uri}/nothing", [], f"no library at {bucket.uri}/nothing"),

@@ -1,6 +1,6 @@
 //! Where a library is: in a folder, or on an object store.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
 use lance::dataset::{DEFAULT_INDEX_CACHE_SIZE, DEFAULT_METADATA_CACHE_SIZE};
@@ -59,13 +59,17 @@ impl Place {
                 "{shown}: the service reads libraries in a folder and on s3://, gs://, az:// and abfss://"
             );
             let url = Url::parse(path).with_context(|| shown.clone())?;
+            let bucket = url.host_str().is_some_and(|bucket| !bucket.is_empty());
+            ensure!(bucket, "{shown}: the address names no bucket or container");
             ensure!(url.password().is_none(), "{shown}: credentials come from the environment, not from the address");
+            let more = url.query().or(url.fragment()).is_some();
+            ensure!(!more, "{shown}: the address goes on after '?' or '#'; settings are given by --storage-option");
             let registry = ObjectStoreRegistry::default();
             registry.insert(scheme, Arc::new(Stores { options: options.to_vec() }));
             return Ok(Self { path: path.trim_end_matches('/').to_owned(), kind: Kind::Store(Arc::new(registry)) });
         }
         if let Some((name, _)) = options.first() {
-            anyhow::bail!("storage-option {name}: the library {path} is not on an object store");
+            bail!("storage-option {name}: the library {path} is not on an object store");
         }
         let path = expand(path);
         let plain = |c: char| c.is_ascii_alphanumeric() || "_./ -".contains(c);
@@ -157,19 +161,16 @@ impl ObjectStoreProvider for Stores {
         let retry = RetryConfig { max_retries: RETRIES, retry_timeout: RETRY, ..RetryConfig::default() };
         let inner: Arc<object_store::DynObjectStore> = match scheme {
             "s3" => {
-                let set = |builder: AmazonS3Builder, key, value| builder.with_config(key, value);
                 let builder = AmazonS3Builder::from_env().with_url(base.as_str()).with_retry(retry);
-                Arc::new(in_its_region(self.set(scheme, builder, set)?, &base).await?.build()?)
+                Arc::new(in_its_region(self.set(scheme, builder, AmazonS3Builder::with_config)?, &base).await?.build()?)
             }
             "gs" => {
-                let set = |builder: GoogleCloudStorageBuilder, key, value| builder.with_config(key, value);
                 let builder = GoogleCloudStorageBuilder::from_env().with_url(base.as_str()).with_retry(retry);
-                Arc::new(self.set(scheme, builder, set)?.build()?)
+                Arc::new(self.set(scheme, builder, GoogleCloudStorageBuilder::with_config)?.build()?)
             }
             _ => {
-                let set = |builder: MicrosoftAzureBuilder, key, value| builder.with_config(key, value);
                 let builder = MicrosoftAzureBuilder::from_env().with_url(base.as_str()).with_retry(retry);
-                Arc::new(self.set(scheme, builder, set)?.build()?)
+                Arc::new(self.set(scheme, builder, MicrosoftAzureBuilder::with_config)?.build()?)
             }
         };
         // Directory buckets of S3 list in no order.
@@ -223,7 +224,16 @@ mod tests {
 
     #[test]
     fn other_places_are_refused_without_their_secrets() {
-        for uri in ["postgresql://me:secret@host/shop", "db://secret", "https://secret", "s3://key:secret@bucket/l"] {
+        for uri in [
+            "postgresql://me:secret@host/shop",
+            "db://secret",
+            "https://secret",
+            "s3://",
+            "s3:///secret",
+            "s3://key:secret@bucket/l",
+            "az://shop/l?sig=secret",
+            "gs://shop/l#secret",
+        ] {
             let problem = Place::new(uri, &[]).expect_err("it is no place").to_string();
             assert!(problem.contains(uri.split_once("://").expect("it has a scheme").0), "{problem}");
             assert!(!problem.contains("secret"), "{problem}");

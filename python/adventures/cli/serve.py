@@ -92,12 +92,20 @@ def _recorded(library_path: str | None, storage: Sequence[str]) -> str | None:
 
     if library_path is None:
         return options.EMBEDDER
-    # What is no pair, the service refuses; of several the last counts, as there.
-    settings = dict(option.split("=", 1) for option in storage if "=" in option)
-    made_with = Library.open(library_path, storage_options=settings or None).metadata.get("model", {})
+    made_with = Library.open(library_path, storage_options=_settings(storage) or None).metadata.get("model", {})
     name, revision = made_with.get("name", options.EMBEDDER), made_with.get("revision", "")
     # A hub id has moved on since, perhaps; the library needs the commit that it was made with.
     return f"{name}@{revision}" if "/" in name and revision and "+" not in revision else str(name)
+
+
+def _settings(storage: Sequence[str]) -> dict[str, str]:
+    """Returns what `--storage-option` said, by name; of one that came twice, the last."""
+    pairs = [option.partition("=") for option in storage]
+    for number, (name, equals, _) in enumerate(pairs, 1):
+        if not name or not equals:
+            # As the service says it: what there is may be a secret.
+            raise click.UsageError(f"--storage-option {number}: expected NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def _demo(embedder_spec: str | None) -> tuple[str, list[str]]:
