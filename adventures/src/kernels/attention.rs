@@ -1,14 +1,16 @@
 //! Bidirectional attention over one sequence: no padding, and never all scores at a time.
 
 use super::panels::dot::Floats;
-use super::panels::tile::{Place, ROWS, multiply, share};
-use super::panels::{PANEL, Strip, Target, Threads};
+use super::panels::tile::{Place, ROWS, Tile, share};
+use super::panels::{Kernel, PANEL, Rounded, Strip, Target, Threads};
 use super::vector::{Level, Vector, at_level, largest, total};
 use rayon::prelude::*;
 
 /// Keys that are scored together; scores of a tile's rows stay in the first cache. Sums over longer sequences are carried from
 /// one block to the next, scaled by the largest score so far (Milakov and Gimelshein 2018).
 const BLOCK_KEYS: usize = 512;
+/// How far a query's scores are from those of the next: an odd number of the cache's lines, which then share no places.
+const STRIDE: usize = BLOCK_KEYS + 16;
 
 /// The shape of multi-head attention.
 #[derive(Debug, Clone, Copy)]
@@ -41,11 +43,13 @@ pub(crate) struct Sight<'a> {
 /// What attention keeps between calls, to be reused.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// Panels of keys, `dim` strips each.
+    /// Panels of keys, whose inputs are a head's numbers.
     keys: Vec<Strip>,
-    /// Panels of values, a strip for each token.
+    /// Panels of values, whose inputs are the tokens.
     values: Vec<Strip>,
-    /// `(ROWS, BLOCK_KEYS)`.
+    /// Queries, and then their weights, as products read them.
+    rounded: Rounded,
+    /// `(ROWS, STRIDE)`.
     scores: Vec<f32>,
     /// `(ROWS, dim)`, `dim` filled up to whole panels.
     sums: Vec<f32>,
@@ -57,8 +61,10 @@ pub(crate) struct Scratch {
 ///
 /// `qkv` is `(tokens, 3 * count * dim)`: queries, keys and values side by side. `out` is `(tokens, count * dim)`, or fewer rows:
 /// those of the first tokens.
+///
+/// Products are those of `kernel` where it has tiles, at least of bfloat16; elsewhere they are of f32.
 pub(crate) fn attention(
-    level: Level,
+    kernel: Kernel,
     out: &mut [f32],
     qkv: &[f32],
     heads: Heads,
@@ -88,7 +94,7 @@ pub(crate) fn attention(
         let (window, distances) = (sight.window.unwrap_or(tokens).min(tokens), distances.flatten());
         let head = Head { qkv, out, queries, tokens, keys, width, dim, column, window, distances };
         let head = &head;
-        at_level!(level, attend::<V>(head: &Head<'_>, scratch: &mut Scratch));
+        run(kernel, head, scratch);
     };
     match threads {
         Threads::One => (0..heads.count).for_each(|head| one(scratch, head)),
@@ -125,48 +131,167 @@ struct Seen {
     total: f32,
 }
 
+/// How the operands of a tile's products lie.
+trait Operands: Tile {
+    /// The elements of a row of `inputs` numbers, and the strips of a panel; of 32 and their multiples there are no others
+    /// between them.
+    fn steps(inputs: usize) -> (usize, usize);
+    /// Returns rows of `inputs` numbers as products read them.
+    ///
+    /// # Safety
+    /// `x` must have the rows, for as long as the result is used.
+    #[allow(unsafe_code)]
+    unsafe fn rows(x: Place<*const f32>, rows: usize, inputs: usize, rounded: &mut Rounded) -> Place<*const u32>;
+    /// Writes a panel of up to 32 columns whose inputs are `rows`, zeros behind the last.
+    fn pack<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]);
+}
+
+impl<V: Vector> Operands for Floats<V> {
+    #[inline(always)]
+    fn steps(inputs: usize) -> (usize, usize) {
+        (inputs, inputs)
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn rows(x: Place<*const f32>, _: usize, _: usize, _: &mut Rounded) -> Place<*const u32> {
+        Place { first: x.first.cast(), stride: x.stride }
+    }
+
+    #[inline(always)]
+    fn pack<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]) {
+        for (i, strip) in panel[..count].iter_mut().enumerate() {
+            for (to, x) in strip.0.iter_mut().zip(rows(i)) {
+                *to = x.to_bits();
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod tiles {
+    use super::{Operands, Place, Rounded, Strip};
+    use crate::kernels::panels::{Precision, amx};
+
+    macro_rules! operands {
+        ($tile:ty, $precision:expr) => {
+            impl Operands for $tile {
+                #[inline(always)]
+                fn steps(inputs: usize) -> (usize, usize) {
+                    amx::steps($precision, inputs)
+                }
+
+                #[inline(always)]
+                #[allow(unsafe_code)]
+                unsafe fn rows(
+                    x: Place<*const f32>,
+                    rows: usize,
+                    inputs: usize,
+                    rounded: &mut Rounded,
+                ) -> Place<*const u32> {
+                    let stride = Self::steps(inputs).0;
+                    let out = rounded.room(rows * stride);
+                    for (i, out) in out.chunks_exact_mut(stride).enumerate() {
+                        // SAFETY: the caller has the rows.
+                        let x = unsafe { std::slice::from_raw_parts(x.first.add(i * x.stride), inputs) };
+                        amx::round($precision, x, inputs, out);
+                    }
+                    Place { first: out.as_ptr(), stride }
+                }
+
+                #[inline(always)]
+                fn pack<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]) {
+                    amx::pack_rows($precision, rows, count, panel);
+                }
+            }
+        };
+    }
+    operands!(amx::Brief, Precision::Bf16);
+    operands!(amx::Split, Precision::F32);
+}
+
+fn run(kernel: Kernel, head: &Head<'_>, scratch: &mut Scratch) {
+    #[inline(always)]
+    fn floats<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
+        attend::<Floats<V>>(head, scratch);
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        use super::panels::{Precision, amx};
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+        fn tiles<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
+            attend::<T>(head, scratch);
+        }
+        if let Kernel::Tiles(precision) = kernel {
+            // SAFETY: a kernel's instructions are detected before it is chosen.
+            #[allow(unsafe_code)]
+            unsafe {
+                if precision == Precision::F32 {
+                    tiles::<amx::Split>(head, scratch);
+                } else {
+                    tiles::<amx::Brief>(head, scratch);
+                }
+            }
+            return;
+        }
+    }
+    let level = if let Kernel::Floats(level) = kernel { level } else { Level::best() };
+    at_level!(level, floats::<V>(head: &Head<'_>, scratch: &mut Scratch));
+}
+
 #[inline(always)]
-fn attend<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
+fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
     let Head { qkv, queries, keys: tokens, width, dim, column, window, .. } = *head;
-    scratch.pack(head);
+    scratch.pack::<T>(head);
     let value_panels = dim.div_ceil(PANEL);
     let sum_stride = value_panels * PANEL;
+    let mut tiles = T::State::default();
     let mut first = 0;
     while first < queries {
-        let count = share::<Floats<V>>(queries - first);
+        let count = share::<T>(queries - first);
         let mut seen = [Seen { largest: f32::NEG_INFINITY, total: 0.0 }; ROWS];
         // What one of these queries sees, from a whole panel on.
         let nearest = first.saturating_sub(window) / PANEL * PANEL;
         let farthest = tokens.min(first + count + window);
         for start in (nearest..farthest).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(farthest - start);
-            let queries = qkv[first * 3 * width + column..].as_ptr().cast();
-            let key_panels = scratch.keys[start / PANEL * dim..].chunks_exact(dim).take(keys.div_ceil(PANEL));
+            let of = T::steps(dim).1;
+            let key_panels = scratch.keys[start / PANEL * of..].chunks_exact(of).take(keys.div_ceil(PANEL));
+            // SAFETY: the queries of `count` tokens lie three widths apart.
+            #[allow(unsafe_code)]
+            let queries = unsafe {
+                let rows = Place { first: qkv[first * 3 * width + column..].as_ptr(), stride: 3 * width };
+                T::rows(rows, count, dim, &mut scratch.rounded)
+            };
             for (p, panel) in key_panels.enumerate() {
-                // SAFETY: the queries of `count` tokens lie three widths apart, the panel has `dim` strips, and there are
-                // `BLOCK_KEYS` scores, whole panels, for each.
+                // SAFETY: the queries are as long as the panel, and there are `BLOCK_KEYS` scores, whole panels, for each.
                 #[allow(unsafe_code)]
                 unsafe {
-                    let to = Place { first: scratch.scores.as_mut_ptr().add(p * PANEL), stride: BLOCK_KEYS };
-                    multiply::<Floats<V>>(count, Place { first: queries, stride: 3 * width }, panel, to);
+                    let to = Place { first: scratch.scores.as_mut_ptr().add(p * PANEL), stride: STRIDE };
+                    T::multiply(&mut tiles, count, queries, panel, to, &mut ());
                 }
             }
             let mut carried = [0.0; ROWS];
             for i in 0..count {
-                let scores = &mut scratch.scores[i * BLOCK_KEYS..(i + 1) * BLOCK_KEYS];
+                let scores = &mut scratch.scores[i * STRIDE..(i + 1) * STRIDE];
                 let scale = head.look(&mut scores[..keys], first + i, start);
-                carried[i] = weigh::<V>(scores, keys, scale, &mut seen[i]);
+                carried[i] = weigh::<T::V>(scores, keys, scale, &mut seen[i]);
             }
             // The sums of the blocks before are scaled to the new largest score, and those of this one added.
             let to = if start == nearest { &mut scratch.sums } else { &mut scratch.more };
+            // SAFETY: `count` rows of weights lie a stride apart.
+            #[allow(unsafe_code)]
+            let weights = unsafe {
+                let rows = Place { first: scratch.scores.as_ptr(), stride: STRIDE };
+                T::rows(rows, count, keys, &mut scratch.rounded)
+            };
             for p in 0..value_panels {
-                let panel = &scratch.values[p * tokens + start..][..keys];
-                // SAFETY: `count` rows of weights lie `BLOCK_KEYS` apart, and the panel has a strip for each of a row.
+                let panel = &scratch.values[p * T::steps(tokens).1 + T::steps(start).1..][..T::steps(keys).1];
+                // SAFETY: the rows are as long as the panel, and there is room for their sums.
                 #[allow(unsafe_code)]
                 unsafe {
                     let to = Place { first: to.as_mut_ptr().add(p * PANEL), stride: sum_stride };
-                    let weights = Place { first: scratch.scores.as_ptr().cast(), stride: BLOCK_KEYS };
-                    multiply::<Floats<V>>(count, weights, panel, to);
+                    T::multiply(&mut tiles, count, weights, panel, to, &mut ());
                 }
             }
             if start > nearest {
@@ -245,29 +370,35 @@ impl Scratch {
     /// Makes panels of a head's keys and values. What is left of others gives scores that are overwritten, and columns of
     /// sums that are not read.
     #[inline(always)]
-    fn pack(&mut self, head: &Head<'_>) {
+    fn pack<T: Operands>(&mut self, head: &Head<'_>) {
         let Head { qkv, keys: tokens, width, dim, column, .. } = *head;
         let row = |token: usize, part: usize| &qkv[token * 3 * width + part * width + column..][..dim];
         let value_panels = dim.div_ceil(PANEL);
-        self.keys.resize(tokens.div_ceil(PANEL) * dim, Strip([0; PANEL]));
-        self.values.resize(value_panels * tokens, Strip([0; PANEL]));
-        self.scores.resize(ROWS * BLOCK_KEYS, 0.0);
+        let (key_row, key_panel) = T::steps(dim);
+        let value_panel = T::steps(tokens).1;
+        self.keys.resize(tokens.div_ceil(PANEL) * key_panel, Strip([0; PANEL]));
+        self.values.resize(value_panels * value_panel, Strip([0; PANEL]));
+        self.scores.resize(ROWS * STRIDE, 0.0);
         self.sums.resize(ROWS * value_panels * PANEL, 0.0);
         self.more.resize(ROWS * value_panels * PANEL, 0.0);
-        for (p, panel) in self.keys.chunks_exact_mut(dim).enumerate() {
+        for (p, panel) in self.keys.chunks_exact_mut(key_panel).enumerate() {
             for lane in 0..PANEL.min(tokens - p * PANEL) {
-                for (strip, x) in panel.iter_mut().zip(row(p * PANEL + lane, 1)) {
-                    strip.0[lane] = x.to_bits();
+                let key = row(p * PANEL + lane, 1);
+                // SAFETY: one row, of `dim` numbers, of which `key_row` elements are made.
+                #[allow(unsafe_code)]
+                let key = unsafe {
+                    let key = T::rows(Place { first: key.as_ptr(), stride: 0 }, 1, dim, &mut self.rounded);
+                    std::slice::from_raw_parts(key.first, key_row)
+                };
+                // A row's elements are those of the panel's strips, in their order.
+                for (strip, x) in panel.iter_mut().zip(key) {
+                    strip.0[lane] = *x;
                 }
             }
         }
-        for (p, panel) in self.values.chunks_exact_mut(tokens).enumerate() {
+        for (p, panel) in self.values.chunks_exact_mut(value_panel).enumerate() {
             let columns = p * PANEL..dim.min((p + 1) * PANEL);
-            for (token, strip) in panel.iter_mut().enumerate() {
-                for (to, x) in strip.0.iter_mut().zip(&row(token, 2)[columns.clone()]) {
-                    *to = x.to_bits();
-                }
-            }
+            T::pack(|token| &row(token, 2)[columns.clone()], tokens, panel);
         }
     }
 }
@@ -275,9 +406,22 @@ impl Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::panels::Precision;
 
     fn numbers(count: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 250.0 - 2.0).collect()
+    }
+
+    fn kernels() -> Vec<Kernel> {
+        let mut all = Kernel::all(Precision::F32);
+        all.extend(Kernel::all(Precision::Bf16).pop());
+        all
+    }
+
+    /// How far from the formula: numbers are up to 2, and weights add up to 1.
+    fn tolerance(kernel: Kernel) -> f64 {
+        let tiles = Kernel::all(Precision::Bf16).last() == Some(&kernel) && !matches!(kernel, Kernel::Widened(_));
+        if tiles { 3e-2 } else { 3e-5 }
     }
 
     /// The formula in f64.
@@ -319,10 +463,10 @@ mod tests {
             for (window, distances) in windows.into_iter().flat_map(|w| [(w, None), (w, Some(&distances))]) {
                 let sight = Sight { keys: None, window, distances };
                 let want = plain(&qkv, heads, sight);
-                for level in Level::all() {
+                for kernel in kernels() {
                     let run = |rows: usize, threads: Threads| {
                         let mut out = vec![f32::NAN; rows * width];
-                        attention(level, &mut out, &qkv, heads, sight, &mut Scratch::default(), threads);
+                        attention(kernel, &mut out, &qkv, heads, sight, &mut Scratch::default(), threads);
                         out
                     };
                     let out = run(tokens, Threads::One);
@@ -330,7 +474,10 @@ mod tests {
                     assert_eq!(run(1, Threads::One), out[..width]);
                     for (want, got) in want.iter().zip(&out) {
                         let error = (want - f64::from(*got)).abs();
-                        assert!(error < 1e-5, "{level:?} {tokens} tokens, window {window:?}: {want} {got}");
+                        assert!(
+                            error < tolerance(kernel),
+                            "{kernel:?} {tokens} tokens, window {window:?}: {want} {got}"
+                        );
                     }
                 }
             }
@@ -344,14 +491,14 @@ mod tests {
         let qkv = numbers(tokens * 3 * width);
         let farthest = tokens;
         let distances = Distances { farthest, values: numbers(2 * (2 * farthest + 1)) };
-        for level in Level::all() {
+        for kernel in kernels() {
             for (window, distances) in
                 [(None, None), (Some(40), None), (None, Some(&distances)), (Some(50), Some(&distances))]
             {
                 let run = |qkv: &[f32], queries: usize, keys: Option<usize>| {
                     let mut out = vec![f32::NAN; queries * width];
                     let sight = Sight { keys, window, distances };
-                    attention(level, &mut out, qkv, heads, sight, &mut Scratch::default(), Threads::One);
+                    attention(kernel, &mut out, qkv, heads, sight, &mut Scratch::default(), Threads::One);
                     out
                 };
                 let part = run(&qkv, tokens, Some(keys));
@@ -365,7 +512,10 @@ mod tests {
                 assert_eq!(part, run(&other, tokens, Some(keys)));
                 let want = plain(&qkv, heads, Sight { keys: Some(keys), window, distances });
                 for (want, got) in want.iter().zip(&part) {
-                    assert!((want - f64::from(*got)).abs() < 1e-5, "{level:?} window {window:?}: {want} {got}");
+                    assert!(
+                        (want - f64::from(*got)).abs() < tolerance(kernel),
+                        "{kernel:?} window {window:?}: {want} {got}"
+                    );
                 }
             }
         }
@@ -375,21 +525,15 @@ mod tests {
     fn what_other_sequences_left_behind_does_not_matter() {
         let heads = Heads { count: 2, dim: 24 };
         let qkv = numbers(21 * 3 * 48);
-        let mut fresh = vec![0.0; 21 * 48];
-        attention(Level::best(), &mut fresh, &qkv, heads, Sight::default(), &mut Scratch::default(), Threads::One);
-        let mut scratch = Scratch::default();
-        let mut other = vec![0.0; 90 * 48];
-        attention(
-            Level::best(),
-            &mut other,
-            &vec![f32::NAN; 90 * 3 * 48],
-            heads,
-            Sight::default(),
-            &mut scratch,
-            Threads::One,
-        );
-        let mut again = vec![0.0; 21 * 48];
-        attention(Level::best(), &mut again, &qkv, heads, Sight::default(), &mut scratch, Threads::One);
-        assert_eq!(fresh, again);
+        for kernel in kernels() {
+            let run = |tokens: usize, qkv: &[f32], scratch: &mut Scratch| {
+                let mut out = vec![0.0; tokens * 48];
+                attention(kernel, &mut out, qkv, heads, Sight::default(), scratch, Threads::One);
+                out
+            };
+            let (fresh, mut scratch) = (run(21, &qkv, &mut Scratch::default()), Scratch::default());
+            run(90, &vec![f32::NAN; 90 * 3 * 48], &mut scratch);
+            assert_eq!(fresh, run(21, &qkv, &mut scratch), "{kernel:?}");
+        }
     }
 }

@@ -46,18 +46,25 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     y * power(half) * power(n - half)
 }
 
+/// Beyond it, the error function is 1 or -1.
+pub(super) const ERF_LIMIT: f32 = 4.0;
+/// The coefficients of the error function's numerator, which is odd, and of its denominator: highest powers first.
+pub(super) const ERF_P: [f32; 7] =
+    [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2];
+pub(super) const ERF_Q: [f32; 5] = [-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827e-3, -7.373_329_2e-3, -1.426_473_9e-2];
+pub(super) const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+
 /// The error function to 3 ulp: the rational approximation that Eigen and XLA use on [-4, 4].
 #[inline(always)]
 fn erf<const FMA: bool>(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
+    let x = x.clamp(-ERF_LIMIT, ERF_LIMIT);
     let x2 = x * x;
-    let mut p = -2.726_142_3e-10_f32;
-    for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2] {
-        p = mul_add::<FMA>(p, x2, c);
+    let (mut p, mut q) = (ERF_P[0], ERF_Q[0]);
+    for c in &ERF_P[1..] {
+        p = mul_add::<FMA>(p, x2, *c);
     }
-    let mut q = -1.456_607_2e-5_f32;
-    for c in [-2.133_740_5e-4, -1.682_827e-3, -7.373_329_2e-3, -1.426_473_9e-2] {
-        q = mul_add::<FMA>(q, x2, c);
+    for c in &ERF_Q[1..] {
+        q = mul_add::<FMA>(q, x2, *c);
     }
     x * p / q
 }
@@ -70,7 +77,6 @@ pub(crate) fn gelu_erf<const FMA: bool>(x: f32) -> f32 {
 /// `tanh` as `1 - 2 / (e^2x + 1)`.
 #[inline(always)]
 pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     let inner = SQRT_2_OVER_PI * mul_add::<FMA>(0.044_715 * x * x, x, x);
     let tanh = 1.0 - 2.0 / (exp::<FMA>(2.0 * inner) + 1.0);
     0.5 * x * (1.0 + tanh)

@@ -6,6 +6,8 @@
     reason = "bodies are compiled inside their callers, with the instructions enabled there"
 )]
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(crate) mod attention;
 pub(crate) mod causal;
 pub(crate) mod late;

@@ -2,7 +2,7 @@
 //!
 //! The integer sums are exact and the groups are added in their order, so every instruction set gives the same bits.
 
-use super::tile::{Place, Tile};
+use super::tile::{Place, Registers};
 use super::{PANEL, Strip};
 use crate::kernels::vector::{Vector, largest, total};
 use std::marker::PhantomData;
@@ -37,7 +37,7 @@ pub(super) trait Bytes {
 /// Tiles of [`Bytes`].
 pub(super) struct Grouped<B>(PhantomData<B>);
 
-impl<B: Bytes> Tile for Grouped<B> {
+impl<B: Bytes> Registers for Grouped<B> {
     const ROWS: usize = B::ROWS;
     type V = B::V;
 
@@ -91,22 +91,28 @@ pub(super) fn round<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
     let groups = inputs.div_ceil(GROUP);
     for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(groups * ROW_STEPS)) {
         for (x, out) in x.chunks(GROUP).zip(out.as_chunks_mut::<ROW_STEPS>().0) {
-            if let Ok(x) = x.try_into() {
-                round_group::<V>(x, out);
-            } else {
-                let mut group = [0.0; GROUP];
-                group[..x.len()].copy_from_slice(x);
-                round_group::<V>(&group, out);
-            }
+            let (bytes, scale) = out.split_at_mut(STEPS);
+            scale[0] = round_group::<V>(x, bytes.try_into().expect("a group's bytes; this is a bug")).to_bits();
         }
     }
 }
 
+/// Rounds a group's numbers, of the last group maybe fewer; returns their scale.
 #[inline(always)]
-fn round_group<V: Vector>(x: &[f32; GROUP], out: &mut [u32; ROW_STEPS]) {
+pub(super) fn round_group<V: Vector>(x: &[f32], out: &mut [u32; STEPS]) -> f32 {
+    if let Ok(x) = x.try_into() {
+        return round_whole::<V>(x, out);
+    }
+    let mut group = [0.0; GROUP];
+    group[..x.len()].copy_from_slice(x);
+    round_whole::<V>(&group, out)
+}
+
+#[inline(always)]
+fn round_whole<V: Vector>(x: &[f32; GROUP], out: &mut [u32; STEPS]) -> f32 {
     let zero = V::splat(0.0);
     let (mut most, mut gap) = (zero, zero);
-    // SAFETY: a group is whole registers, and its elements are as many bytes; the scale comes behind them.
+    // SAFETY: a group is whole registers, and its elements are as many bytes.
     #[allow(unsafe_code)]
     unsafe {
         for i in (0..GROUP).step_by(V::LANES) {
@@ -120,7 +126,7 @@ fn round_group<V: Vector>(x: &[f32; GROUP], out: &mut [u32; ROW_STEPS]) {
         for i in (0..GROUP).step_by(V::LANES) {
             V::load(x.as_ptr().add(i)).mul(scale).store_bytes(out.as_mut_ptr().cast::<u8>().add(i));
         }
-        out[STEPS] = (most / 127.0 + total(gap)).to_bits();
+        most / 127.0 + total(gap)
     }
 }
 

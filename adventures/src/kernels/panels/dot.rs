@@ -1,7 +1,7 @@
 //! What multiplies an element of an activation row with the columns of a panel, for each precision and instruction set.
 
 use super::Strip;
-use super::tile::{Place, Tile};
+use super::tile::{Place, Registers};
 use crate::kernels::vector::Vector;
 use std::marker::PhantomData;
 
@@ -78,7 +78,7 @@ impl<V: Vector> Dot for Widened<V> {
     }
 }
 
-impl<D: Dot> Tile for D {
+impl<D: Dot> Registers for D {
     const ROWS: usize = D::ROWS;
     type V = D::Sum;
 

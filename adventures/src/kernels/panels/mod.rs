@@ -3,6 +3,8 @@
 //! A sum runs over the inputs in their order, whatever is computed beside it: a row's result has the same bits in any batch
 //! and on any number of threads.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod bytes;
 pub(crate) mod dot;
 pub(crate) mod maxsim;
@@ -20,7 +22,10 @@ use tile::Place;
 /// Outputs in a panel: two registers of AVX-512.
 pub(crate) const PANEL: usize = 32;
 /// Rows that go through all panels together: their inputs and one panel stay in the second cache.
-pub(crate) const CHUNK_ROWS: usize = 96;
+const CHUNK_ROWS: usize = 96;
+/// The same where tiles multiply: reading the weights takes longer there than multiplying.
+#[cfg(target_arch = "x86_64")]
+const TILES_ROWS: usize = 256;
 /// The fewest rows that are worth a thread of their own: weights are read once for each share.
 const SHARE_ROWS: usize = 48;
 
@@ -32,7 +37,7 @@ pub(crate) struct Strip(pub(crate) [u32; PANEL]);
 /// What weights and activations are rounded to before they are multiplied. Sums are in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// Nothing.
+    /// Nothing; with AMX two bfloat16 each, 16 bits of a number.
     #[default]
     F32,
     /// bfloat16, 8 bits of a number.
@@ -44,11 +49,14 @@ pub enum Precision {
 impl Precision {
     /// Returns the fastest precision on this CPU whose vectors keep a cosine of 0.999 to those of f32, of texts that have words.
     ///
-    /// That is `Int8` with AVX-512 VNNI, else `Bf16` with AVX-512 BF16, else `F32`: elsewhere the others save memory, and next
-    /// to no time.
+    /// That is `Bf16` with AMX, `Int8` with AVX-512 VNNI, else `Bf16` with AVX-512 BF16, else `F32`: elsewhere the others save
+    /// memory, and next to no time.
     pub fn fastest() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
+            if Kernel::best(Self::Bf16) == Kernel::Tiles(Self::Bf16) {
+                return Self::Bf16;
+            }
             if Kernel::best(Self::Int8) == Kernel::Vnni {
                 return Self::Int8;
             }
@@ -96,6 +104,9 @@ pub(crate) enum Kernel {
     Bytes(Level),
     #[cfg(target_arch = "x86_64")]
     Vnni,
+    /// Those of AMX, which have f32 as two bfloat16 each.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Precision),
 }
 
 impl Kernel {
@@ -104,11 +115,16 @@ impl Kernel {
         *Self::all(precision).last().expect("every CPU has the plain one; this is a bug")
     }
 
+    /// Returns the fastest kernel that rounds nothing.
+    pub(crate) fn exact() -> Self {
+        Self::Floats(Level::best())
+    }
+
     /// Returns the fastest kernel that rounds less than bytes.
     pub(crate) fn finer() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if Self::best(Precision::Bf16) == Self::Bf16 {
-            return Self::Bf16;
+        if !matches!(Self::best(Precision::Bf16), Self::Widened(_)) {
+            return Self::best(Precision::Bf16);
         }
         Self::best(Precision::F32)
     }
@@ -116,33 +132,38 @@ impl Kernel {
     /// Returns the kernels for `precision` that this CPU has, the fastest last.
     pub(crate) fn all(precision: Precision) -> Vec<Self> {
         let levels = Level::all().into_iter();
-        match precision {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "there is but one"))]
+        let mut all: Vec<Self> = match precision {
             Precision::F32 => levels.map(Self::Floats).collect(),
-            Precision::Bf16 => {
-                let mut all: Vec<Self> = levels.map(Self::Widened).collect();
-                #[cfg(target_arch = "x86_64")]
-                if all.contains(&Self::Widened(Level::Avx512)) && is_x86_feature_detected!("avx512bf16") {
-                    all.push(Self::Bf16);
-                }
-                all
+            Precision::Bf16 => levels.map(Self::Widened).collect(),
+            Precision::Int8 => levels.map(Self::Bytes).collect(),
+        };
+        #[cfg(target_arch = "x86_64")]
+        {
+            let wide = Level::best() == Level::Avx512;
+            if wide && precision == Precision::Bf16 && is_x86_feature_detected!("avx512bf16") {
+                all.push(Self::Bf16);
             }
-            Precision::Int8 => {
-                let mut all: Vec<Self> = levels.map(Self::Bytes).collect();
-                #[cfg(target_arch = "x86_64")]
-                if all.contains(&Self::Bytes(Level::Avx512)) {
-                    // What AVX-512 lacks without them, AVX2 has.
-                    all.pop();
-                    if is_x86_feature_detected!("avx512vnni") {
-                        all.push(Self::Vnni);
-                    }
+            if wide && precision == Precision::Int8 {
+                // What AVX-512 lacks without them, AVX2 has.
+                all.pop();
+                if is_x86_feature_detected!("avx512vnni") {
+                    all.push(Self::Vnni);
                 }
-                all
+            }
+            if crate::kernels::amx::available() {
+                all.push(Self::Tiles(precision));
             }
         }
+        all
     }
 
     /// The elements that a row of `inputs` numbers has, and the strips of a panel.
     fn steps(self, inputs: usize) -> (usize, usize) {
+        #[cfg(target_arch = "x86_64")]
+        if let Self::Tiles(precision) = self {
+            return amx::steps(precision, inputs);
+        }
         match self.precision() {
             Precision::F32 => (inputs, inputs),
             Precision::Bf16 => (inputs.div_ceil(2), inputs.div_ceil(2)),
@@ -162,6 +183,8 @@ impl Kernel {
             Self::Bf16 => Precision::Bf16,
             #[cfg(target_arch = "x86_64")]
             Self::Vnni => Precision::Int8,
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(precision) => precision,
         }
     }
 }
@@ -191,7 +214,31 @@ pub(crate) enum Threads {
 }
 
 /// Rounded activations; kept between calls, to be reused.
-pub(crate) type Rounded = Vec<u32>;
+#[derive(Default)]
+pub(crate) struct Rounded(Vec<Line>);
+
+/// A line of the cache.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+impl Rounded {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes room for `count` elements, in whole lines; of what lies there nothing is known.
+    pub(crate) fn room(&mut self, count: usize) -> &mut [u32] {
+        if self.0.len() * 16 < count {
+            self.0.resize(count.div_ceil(16), Line([0; 16]));
+        }
+        // SAFETY: a line is sixteen elements.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), count)
+        }
+    }
+}
 
 /// A linear layer.
 pub(crate) struct Linear {
@@ -217,6 +264,8 @@ impl Linear {
         strips.par_chunks_exact_mut(steps).zip(weight.par_chunks(PANEL * inputs)).for_each(|(panel, rows)| {
             for (column, row) in rows.chunks_exact(inputs).enumerate() {
                 match kernel.precision() {
+                    #[cfg(target_arch = "x86_64")]
+                    Precision::F32 if kernel == Kernel::Tiles(Precision::F32) => amx::pack_split(row, panel, column),
                     Precision::F32 => {
                         for (strip, x) in panel.iter_mut().zip(row) {
                             strip.0[column] = x.to_bits();
@@ -244,6 +293,19 @@ impl Linear {
         self.outputs
     }
 
+    /// How many rows go through all panels together.
+    pub(crate) fn chunk_rows(&self) -> usize {
+        match self.kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Tiles(_) => TILES_ROWS,
+            _ => CHUNK_ROWS,
+        }
+    }
+
+    pub(crate) fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
     /// `out = then(x wᵀ + b)` for row-major `x` of `(rows, inputs)` and `out` of `(rows, outputs)`.
     pub(crate) fn apply(&self, x: &[f32], out: &mut [f32], then: Then, threads: Threads, rounded: &mut Rounded) {
         let rows = x.len() / self.inputs;
@@ -252,8 +314,9 @@ impl Linear {
         let out = Target(out.as_mut_ptr());
         let threads = if threads == Threads::All { rayon::current_num_threads() } else { 1 };
         if threads == 1 {
-            for row in (0..rows).step_by(CHUNK_ROWS) {
-                let range = row..rows.min(row + CHUNK_ROWS);
+            let chunk = self.chunk_rows();
+            for row in (0..rows).step_by(chunk) {
+                let range = row..rows.min(row + chunk);
                 let a =
                     round(self.kernel, &x[range.start * self.inputs..range.end * self.inputs], self.inputs, rounded);
                 self.piece(a, out, range, 0..panels, then);
@@ -263,7 +326,8 @@ impl Linear {
         let a = round(self.kernel, x, self.inputs, rounded);
         // Many rows are shared out; of few, each thread computes a part of the outputs, and reads its weights alone.
         let by_rows = rows >= threads * SHARE_ROWS;
-        let chunk = if by_rows { rows.div_ceil(rows.div_ceil(threads * CHUNK_ROWS) * threads) } else { rows.max(1) };
+        let most = threads * self.chunk_rows();
+        let chunk = if by_rows { rows.div_ceil(rows.div_ceil(most) * threads) } else { rows.max(1) };
         let group = if by_rows { panels } else { panels.div_ceil(2 * threads) };
         let (chunks, groups) = (rows.div_ceil(chunk), panels.div_ceil(group));
         (0..chunks * groups).into_par_iter().for_each(|i| {
@@ -285,8 +349,9 @@ impl Linear {
         let rows = a.len() / steps;
         assert!(a.len() == rows * steps && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
         let out = Target(out.as_mut_ptr());
-        for row in (0..rows).step_by(CHUNK_ROWS) {
-            let range = row..rows.min(row + CHUNK_ROWS);
+        let chunk = self.chunk_rows();
+        for row in (0..rows).step_by(chunk) {
+            let range = row..rows.min(row + chunk);
             let a = &a[range.start * steps..range.end * steps];
             self.piece(a, out, range, 0..self.outputs.div_ceil(PANEL), Then::Store);
         }
@@ -315,16 +380,19 @@ impl Linear {
 /// Returns the rows of `x` as the kernel reads them.
 fn round<'a>(kernel: Kernel, x: &'a [f32], inputs: usize, rounded: &'a mut Rounded) -> &'a [u32] {
     let ((steps, _), precision) = (kernel.steps(inputs), kernel.precision());
+    let length = x.len() / inputs * steps;
+    #[cfg(target_arch = "x86_64")]
+    if let Kernel::Tiles(precision) = kernel {
+        let out = rounded.room(length);
+        amx::round(precision, x, inputs, out);
+        return out;
+    }
     if precision == Precision::F32 {
         // SAFETY: both have four bytes and the same alignment, and every four bytes are a number.
         #[allow(unsafe_code)]
         return unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) };
     }
-    let length = x.len() / inputs * steps;
-    if rounded.len() < length {
-        rounded.resize(length, 0);
-    }
-    let out = &mut rounded[..length];
+    let out = rounded.room(length);
     let level = Level::best();
     if precision == Precision::Bf16 {
         at_level!(level, round_pairs::<V>(x: &[f32], inputs: usize, out: &mut [u32]));

@@ -1,11 +1,13 @@
 //! A few rows times a panel, sums in registers.
 
 use super::{Kernel, PANEL, Strip, Then};
-use crate::kernels::math::{gelu_erf, gelu_tanh};
+use crate::kernels::math;
 use crate::kernels::vector::Vector;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// The most rows of a tile.
-pub(crate) const ROWS: usize = 12;
+pub(crate) const ROWS: usize = 32;
 
 /// Where a row is, and how far from there the next.
 #[derive(Clone, Copy)]
@@ -16,14 +18,82 @@ pub(crate) struct Place<T> {
 
 /// The products of a few rows with a panel.
 pub(crate) trait Tile {
-    /// The most rows.
+    /// The most rows, at most [`ROWS`].
+    const ROWS: usize;
+    type V: Vector;
+    /// What is set up for some products, and ended behind them.
+    type State: Default;
+    /// Panels that the same rows meet before the next rows do: their bytes, which stay in the second cache.
+    const GROUP: usize = 0;
+    /// Writes the products of `rows` rows of `a` with a panel, and does what there is to do `beside` it, or some of that.
+    ///
+    /// # Safety
+    /// `rows` must be 1 to [`Self::ROWS`]; each of as many rows of `a` must have an element for each strip that has inputs; each
+    /// row of `out` must have room for 32 sums, which nothing else uses.
+    #[allow(unsafe_code)]
+    unsafe fn multiply<B: Beside>(
+        state: &mut Self::State,
+        rows: usize,
+        a: Place<*const u32>,
+        panel: &[Strip],
+        out: Place<*mut f32>,
+        beside: &mut B,
+    );
+}
+
+/// What is done in small pieces while other units of the CPU multiply.
+pub(crate) trait Beside {
+    /// Is called before the first of `steps`.
+    fn begin(&mut self, steps: usize);
+    fn step(&mut self);
+}
+
+impl Beside for () {
+    #[inline(always)]
+    fn begin(&mut self, _: usize) {}
+
+    #[inline(always)]
+    fn step(&mut self) {}
+}
+
+/// A [`Tile`] whose sums are in registers, compiled for each number of rows.
+pub(crate) trait Registers {
+    /// The most rows, at most twelve.
     const ROWS: usize;
     type V: Vector;
     /// # Safety
-    /// `M` must be 1 to [`Self::ROWS`]; each of as many rows of `a` must have an element for each strip that has inputs; each
-    /// row of `out` must have room for 32 sums, which nothing else uses.
+    /// As [`Tile::multiply`] with `M` rows.
     #[allow(unsafe_code)]
     unsafe fn tile<const M: usize>(a: Place<*const u32>, panel: &[Strip], out: Place<*mut f32>);
+}
+
+impl<R: Registers> Tile for R {
+    const ROWS: usize = R::ROWS;
+    type V = R::V;
+    type State = ();
+
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn multiply<B: Beside>(
+        (): &mut (),
+        rows: usize,
+        a: Place<*const u32>,
+        panel: &[Strip],
+        out: Place<*mut f32>,
+        _: &mut B,
+    ) {
+        macro_rules! rows {
+            ($($m:literal)*) => {
+                match rows {
+                    // Beyond what the registers hold there is no code.
+                    $($m if $m <= R::ROWS => R::tile::<$m>(a, panel, out),)*
+                    _ => unreachable!("a tile of {rows} rows; this is a bug"),
+                }
+            };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { rows!(1 2 3 4 5 6 7 8 9 10 11 12) }
+    }
 }
 
 /// Rows times panels. `a` and `out` stay inside what the maker of a job has borrowed.
@@ -50,7 +120,7 @@ macro_rules! at_kernel {
     ($kernel:expr, $f:ident::<T>($job:ident: $type:ty)) => {{
         use $crate::kernels::panels::bytes::{self, Grouped};
         #[cfg(target_arch = "x86_64")]
-        use $crate::kernels::panels::dot::x86::Bf16;
+        use $crate::kernels::panels::{Precision, amx, dot::x86::Bf16};
         use $crate::kernels::panels::dot::{Floats, Widened};
         use $crate::kernels::vector::{Level, Vector, at_level};
         #[inline(always)]
@@ -79,6 +149,16 @@ macro_rules! at_kernel {
         unsafe fn bytes_avx2($job: $type) {
             $f::<Grouped<bytes::x86::Avx2>>($job);
         }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+        #[allow(unsafe_code)]
+        unsafe fn tiles(precision: Precision, $job: $type) {
+            match precision {
+                Precision::F32 => $f::<amx::Split>($job),
+                Precision::Bf16 => $f::<amx::Brief>($job),
+                Precision::Int8 => $f::<amx::Bytes>($job),
+            }
+        }
         match $kernel {
             Kernel::Floats(level) => at_level!(level, floats::<V>($job: $type)),
             Kernel::Widened(level) => at_level!(level, widened::<V>($job: $type)),
@@ -93,6 +173,9 @@ macro_rules! at_kernel {
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             Kernel::Vnni => unsafe { vnni($job) },
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Kernel::Tiles(precision) => unsafe { tiles(precision, $job) },
         }
     }};
 }
@@ -102,31 +185,110 @@ pub(super) fn run(kernel: Kernel, job: &Job<'_>) {
     at_kernel!(kernel, panels::<T>(job: &Job<'_>));
 }
 
+/// Sums of a tile, in whole lines of the cache.
+#[repr(align(64))]
+pub(super) struct Sums(pub(super) [[f32; PANEL]; ROWS]);
+
 #[inline(always)]
 fn panels<T: Tile>(job: &Job<'_>) {
-    let mut sums = [[0.0; PANEL]; ROWS];
-    for (p, panel) in job.strips.chunks_exact(job.steps).enumerate() {
-        let bias = job.bias[p * PANEL..(p + 1) * PANEL].try_into().expect("a panel's bias; this is a bug");
-        let columns = PANEL.min(job.columns - p * PANEL);
+    let mut sums = [const { MaybeUninit::<Sums>::uninit() }; 2];
+    let mut state = T::State::default();
+    let mut which = 0;
+    // What follows the products of a tile is done beside those of the next.
+    let mut last = Finish::<T::V>::none(job.then);
+    let group = (T::GROUP / (job.steps * size_of::<Strip>())).max(1);
+    for (g, panels) in job.strips.chunks(group * job.steps).enumerate() {
         let mut row = 0;
         while row < job.rows {
             let count = share::<T>(job.rows - row);
-            // SAFETY: the rows are the job's, and the sums have room for all of them.
-            #[allow(unsafe_code)]
-            unsafe {
-                let a = Place { first: job.a.first.add(row * job.a.stride), stride: job.a.stride };
-                multiply::<T>(count, a, panel, Place { first: sums.as_mut_ptr().cast(), stride: PANEL });
-            }
-            for (i, sums) in sums[..count].iter().enumerate() {
-                // SAFETY: a row and columns of the job's, which nothing else uses.
+            for (i, panel) in panels.chunks_exact(job.steps).enumerate() {
+                let p = g * group + i;
+                which = 1 - which;
+                let sums = sums[which].as_mut_ptr().cast();
+                // SAFETY: the rows are the job's, and the sums have room for all of them; the other ones are finished before
+                // they are written to again.
                 #[allow(unsafe_code)]
-                let out = unsafe {
-                    let first = job.out.first.add((row + i) * job.out.stride + p * PANEL);
-                    std::slice::from_raw_parts_mut(first, columns)
-                };
-                finish::<T::V>(sums, bias, job.then, out);
+                unsafe {
+                    let a = Place { first: job.a.first.add(row * job.a.stride), stride: job.a.stride };
+                    T::multiply(&mut state, count, a, panel, Place { first: sums, stride: PANEL }, &mut last);
+                    last.rest();
+                    let first = job.out.first.add(row * job.out.stride + p * PANEL);
+                    let out = Place { first, stride: job.out.stride };
+                    let bias = job.bias[p * PANEL..(p + 1) * PANEL].as_ptr();
+                    let columns = PANEL.min(job.columns - p * PANEL);
+                    last = Finish { rows: count, sums, bias, out, columns, ..Finish::none(job.then) };
+                }
             }
             row += count;
+        }
+    }
+    last.rest();
+}
+
+/// What follows the products of a tile, row by row.
+///
+/// Its maker has sums of `rows` rows and the biases of as many columns as a panel has, and room for `columns` of each row, which
+/// nothing else uses, until it is done.
+struct Finish<V> {
+    rows: usize,
+    sums: *const f32,
+    bias: *const f32,
+    then: Then,
+    out: Place<*mut f32>,
+    columns: usize,
+    /// Rows that are done.
+    done: usize,
+    /// Rows of a step.
+    each: usize,
+    vector: PhantomData<V>,
+}
+
+impl<V: Vector> Finish<V> {
+    #[inline(always)]
+    fn none(then: Then) -> Self {
+        let out = Place { first: std::ptr::null_mut(), stride: 0 };
+        let (sums, bias) = (std::ptr::null(), std::ptr::null());
+        Self { rows: 0, sums, bias, then, out, columns: 0, done: 0, each: 0, vector: PhantomData }
+    }
+
+    /// Does the rows that are left.
+    #[inline(always)]
+    fn rest(&mut self) {
+        while self.done < self.rows {
+            self.row();
+        }
+    }
+
+    #[inline(always)]
+    fn row(&mut self) {
+        // SAFETY: the maker's promise.
+        #[allow(unsafe_code)]
+        unsafe {
+            let sums = self.sums.add(self.done * PANEL);
+            let out = self.out.first.add(self.done * self.out.stride);
+            if self.columns == PANEL {
+                finish::<V>(sums, self.bias, self.then, out);
+            } else {
+                let mut whole = [0.0; PANEL];
+                whole.as_mut_ptr().copy_from_nonoverlapping(out, self.columns);
+                finish::<V>(sums, self.bias, self.then, whole.as_mut_ptr());
+                out.copy_from_nonoverlapping(whole.as_ptr(), self.columns);
+            }
+        }
+        self.done += 1;
+    }
+}
+
+impl<V: Vector> Beside for Finish<V> {
+    #[inline(always)]
+    fn begin(&mut self, steps: usize) {
+        self.each = (self.rows - self.done).div_ceil(steps);
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        for _ in 0..self.each.min(self.rows - self.done) {
+            self.row();
         }
     }
 }
@@ -137,53 +299,50 @@ pub(crate) fn share<T: Tile>(rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(T::ROWS))
 }
 
-#[inline(always)]
-fn finish<V: Vector>(sums: &[f32; PANEL], bias: &[f32; PANEL], then: Then, out: &mut [f32]) {
-    let mut y = [0.0; PANEL];
-    for i in 0..PANEL {
-        y[i] = sums[i] + bias[i];
-    }
-    match then {
-        Then::Store => {}
-        Then::Add => {
-            for (y, out) in y.iter_mut().zip(out.iter()) {
-                *y += *out;
-            }
-        }
-        Then::GeluErf => y = each(y, |x| if V::FMA { gelu_erf::<true>(x) } else { gelu_erf::<false>(x) }),
-        Then::GeluTanh => y = each(y, |x| if V::FMA { gelu_tanh::<true>(x) } else { gelu_tanh::<false>(x) }),
-        Then::Relu => y = each(y, |x| x.max(0.0)),
-    }
-    match <&mut [f32; PANEL]>::try_from(&mut *out) {
-        Ok(out) => *out = y,
-        Err(_) => out.copy_from_slice(&y[..out.len()]),
-    }
-}
-
-#[inline(always)]
-fn each(mut y: [f32; PANEL], f: impl Fn(f32) -> f32) -> [f32; PANEL] {
-    for y in &mut y {
-        *y = f(*y);
-    }
-    y
-}
-
-/// Writes the products of `count` rows of `a` with a panel.
-///
 /// # Safety
-/// As [`Tile::tile`] with `count` rows.
+/// Each must have a panel's columns.
 #[inline(always)]
 #[allow(unsafe_code)]
-pub(crate) unsafe fn multiply<T: Tile>(count: usize, a: Place<*const u32>, panel: &[Strip], out: Place<*mut f32>) {
-    macro_rules! rows {
-        ($($m:literal)*) => {
-            match count {
-                // Beyond what the registers hold there is no code.
-                $($m if $m <= T::ROWS => T::tile::<$m>(a, panel, out),)*
-                _ => unreachable!("a tile of {count} rows; this is a bug"),
-            }
-        };
+unsafe fn finish<V: Vector>(sums: *const f32, bias: *const f32, then: Then, out: *mut f32) {
+    for i in (0..PANEL).step_by(V::LANES) {
+        // SAFETY: a panel is whole registers.
+        unsafe {
+            let x = V::load(sums.add(i)).add(V::load(bias.add(i)));
+            let y = match then {
+                Then::Store => x,
+                Then::Add => x.add(V::load(out.add(i))),
+                Then::GeluErf => gelu_erf(x),
+                Then::GeluTanh => gelu_tanh(x),
+                Then::Relu => x.max(V::splat(0.0)),
+            };
+            y.store(out.add(i));
+        }
     }
-    // SAFETY: the caller's promise.
-    unsafe { rows!(1 2 3 4 5 6 7 8 9 10 11 12) }
+}
+
+/// [`math::gelu_erf`].
+#[inline(always)]
+fn gelu_erf<V: Vector>(x: V) -> V {
+    let y = x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2));
+    let y = y.max(V::splat(-math::ERF_LIMIT)).min(V::splat(math::ERF_LIMIT));
+    let square = y.mul(y);
+    let (mut p, mut q) = (V::splat(math::ERF_P[0]), V::splat(math::ERF_Q[0]));
+    for c in &math::ERF_P[1..] {
+        p = p.mul_add(square, V::splat(*c));
+    }
+    for c in &math::ERF_Q[1..] {
+        q = q.mul_add(square, V::splat(*c));
+    }
+    let half = x.mul(V::splat(0.5));
+    y.mul(p).div(q).mul_add(half, half)
+}
+
+/// [`math::gelu_tanh`].
+#[inline(always)]
+fn gelu_tanh<V: Vector>(x: V) -> V {
+    let cube = x.mul(x).mul(x);
+    let inner = cube.mul_add(V::splat(0.044_715), x).mul(V::splat(2.0 * math::SQRT_2_OVER_PI));
+    // x (1 + tanh(y)) / 2 is x (1 - 1 / (e^2y + 1)).
+    let one = V::splat(1.0);
+    x.mul(one.sub(one.div(inner.exp().add(one))))
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result, invalid};
 use crate::kernels::attention::{self, Distances, Heads, Sight, attention};
 use crate::kernels::causal::{gelu_erf_gate, gelu_tanh_gate, silu_gate};
 use crate::kernels::math::{LayerNorm, accumulate, layer_norm};
-use crate::kernels::panels::{CHUNK_ROWS, Linear, Rounded, Then, Threads};
+use crate::kernels::panels::{Linear, Rounded, Then, Threads};
 use crate::kernels::vector::Level;
 use crate::models::{Batch, Encoder, Rows};
 use candle_core::{Device, Tensor};
@@ -237,8 +237,8 @@ impl Transformer<Linear> {
             self.embeddings.write(self.level, &ids[start..end], types, &mut hidden[start * width..end * width]);
             start = end;
         }
-        let chunk = if threads == Threads::All { tokens.min(LONG_CHUNK_ROWS) } else { CHUNK_ROWS };
-        let inner = self.layers.first().map_or(0, |layer| layer.up.outputs());
+        let (inner, rows) = self.layers.first().map_or((0, 1), |layer| (layer.up.outputs(), layer.up.chunk_rows()));
+        let chunk = if threads == Threads::All { tokens.min(LONG_CHUNK_ROWS) } else { rows };
         let before = self.last_norm.is_some();
         let wide = fit(&mut scratch.wide, (tokens * 3 * width).max(chunk.min(tokens) * inner));
         let context = fit(&mut scratch.context, tokens * width);
@@ -270,7 +270,8 @@ impl Transformer<Linear> {
                 }
                 let keys = attended.get(i).copied();
                 let sight = Sight { keys, window: layer.window, distances: self.distances.as_ref() };
-                attention(self.level, &mut out[..queries * width], qkv, self.heads, sight, room, threads);
+                let kernel = layer.qkv.kernel();
+                attention(kernel, &mut out[..queries * width], qkv, self.heads, sight, room, threads);
                 if first_alone {
                     context.copy_within(rows.start..rows.start + width, i * width);
                     hidden.copy_within(rows.start..rows.start + width, i * width);
