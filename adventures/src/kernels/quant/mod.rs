@@ -17,6 +17,8 @@ mod unit;
 mod x86;
 
 use crate::gguf::GgmlType;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::amx;
 use dense::{BF16, Dense, DenseRounded, Element, F16, F32};
 use format::{
     Block, IQ4NL, IQ4XS, Portable, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Rounding, SuperBlock,
@@ -74,6 +76,9 @@ enum Level {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Vnni,
+    /// The same, and the tiles of AMX.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
 }
 
 impl Level {
@@ -87,7 +92,7 @@ impl Level {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
-                return Self::Vnni;
+                return if amx::available() { Self::Tiles } else { Self::Vnni };
             }
             if avx2 {
                 return Self::Avx2;
@@ -100,9 +105,15 @@ impl Level {
     #[allow(clippy::unused_self, reason = "where there are no levels")]
     fn brief(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self == Self::Vnni && is_x86_feature_detected!("avx512bf16");
+        return self.vnni() && is_x86_feature_detected!("avx512bf16");
         #[cfg(not(target_arch = "x86_64"))]
         false
+    }
+
+    /// Whether there are the byte dot products of AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    fn vnni(self) -> bool {
+        matches!(self, Self::Vnni | Self::Tiles)
     }
 }
 
@@ -218,6 +229,9 @@ fn unpack_super<F: SuperBlock>(bytes: &[u8], out: &mut [f32]) {
 pub(crate) struct Scratch {
     /// By the number of the rounding.
     rounded: [Rounded; 3],
+    /// The same for tiles.
+    #[cfg(target_arch = "x86_64")]
+    turned: [x86::Turned; 3],
     dense: DenseRounded,
 }
 
@@ -234,15 +248,31 @@ pub(crate) struct Product<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
+/// How many activation rows must be read together for tiles.
+const TILES_FROM: usize = 16;
+
 /// Computes each product's `out = x · matrixᵀ`, where `x` is rows of as many numbers as the matrices have columns.
 ///
 /// The rows are the last of `batch` that are read together: llama.cpp's order of additions, which this follows, depends on
-/// how many there are. Runs on the rayon pool that it is called in.
+/// how many there are. Tiles add a block's products as one integer: with them, many rows have that order, whatever llama.cpp's is.
+/// Runs on the rayon pool that it is called in.
 pub(crate) fn multiply(x: &[f32], batch: usize, scratch: &mut Scratch, products: &mut [Product<'_>]) {
-    multiply_at(Level::detect(), x, batch, scratch, products);
+    let level = Level::detect();
+    #[cfg(target_arch = "x86_64")]
+    let whole = level == Level::Tiles && batch >= TILES_FROM;
+    #[cfg(not(target_arch = "x86_64"))]
+    let whole = false;
+    multiply_at(level, whole, x, batch, scratch, products);
 }
 
-fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, products: &mut [Product<'_>]) {
+fn multiply_at(
+    level: Level,
+    whole: bool,
+    x: &[f32],
+    batch: usize,
+    scratch: &mut Scratch,
+    products: &mut [Product<'_>],
+) {
     let Some(width) = products.first().map(|p| p.matrix.cols) else { return };
     let rows = x.len() / width;
     // How many of the rows are in whole fours of the batch.
@@ -250,6 +280,10 @@ fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, pro
     for rounding in [Rounding::Q8_0, Rounding::Q8_1, Rounding::Q8K] {
         if products.iter().any(|p| p.matrix.rounding() == Some(rounding)) {
             scratch.rounded[rounding as usize].fill(x, width, rounding);
+            #[cfg(target_arch = "x86_64")]
+            if level == Level::Tiles {
+                scratch.turned[rounding as usize].fill(&scratch.rounded[rounding as usize], rounding);
+            }
         }
     }
     let dense = |dtype| products.iter().any(|p| p.matrix.as_ggml && p.matrix.dtype == dtype);
@@ -278,7 +312,8 @@ fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, pro
             let (start, matrix, out) = starts[starts.partition_point(|(start, ..)| *start <= unit) - 1];
             let first = (unit - start) * UNIT;
             let unit = Unit { level, matrix, out, first, last: (first + UNIT).min(matrix.rows) };
-            unit.multiply(Dense { x, width, paired: false }, scratch, Orders { rows, batch, fours }, space);
+            let orders = Orders { rows, batch, fours, whole };
+            unit.multiply(Dense { x, width, paired: false }, scratch, orders, space);
         },
     );
 }

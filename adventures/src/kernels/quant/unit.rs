@@ -2,8 +2,8 @@
 
 use super::dense::{BF16, Dense, Element, F16, F32, Lanes, PAIRED};
 use super::format::{
-    Block, Halved, IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding, Slab,
-    SuperBlock, Whole,
+    Block, Halved, IQ4NL, IQ4XS, Order, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding,
+    Slab, SuperBlock, Whole,
 };
 use super::rounded::{PANEL_FROM, SUPER_PANEL_FROM};
 use super::rows::{ROWS, Sums, Unpacked};
@@ -12,6 +12,8 @@ use super::x86::{self, PANEL, Panel};
 use super::{Level, Matrix, Scratch, by_dtype};
 use crate::gguf::GgmlType;
 use crate::kernels::LANES;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::amx::{SIDE, Tiles};
 use std::ops::Range;
 
 /// What a thread unpacks weights to.
@@ -21,15 +23,18 @@ pub(super) struct Space {
     dense: Vec<f32>,
     #[cfg(target_arch = "x86_64")]
     panel: Panel,
+    #[cfg(target_arch = "x86_64")]
+    tiles: Tiles,
 }
 
 /// What the order of additions depends on: of `rows` activation rows, the last of `batch`, the first `fours` are in whole
-/// fours.
+/// fours; and whether a block's products are added as one integer whatever its format.
 #[derive(Clone, Copy)]
 pub(super) struct Orders {
     pub(super) rows: usize,
     pub(super) batch: usize,
     pub(super) fours: usize,
+    pub(super) whole: bool,
 }
 
 /// The weight rows `first..last` of a matrix.
@@ -44,10 +49,10 @@ pub(super) struct Unit<'a> {
 impl Unit<'_> {
     pub(super) fn multiply(&self, x: Dense<'_>, scratch: &Scratch, orders: Orders, space: &mut Space) {
         #[cfg(target_arch = "x86_64")]
-        if self.level == Level::Vnni && orders.rows >= PANEL_FROM && self.last - self.first == PANEL {
+        if self.level.vnni() && orders.rows >= PANEL_FROM && self.last - self.first == PANEL {
             // SAFETY: the instructions were detected.
             #[allow(unsafe_code)]
-            if unsafe { self.panel(scratch, orders, &mut space.panel) } {
+            if unsafe { self.panel(scratch, orders, space) } {
                 return;
             }
         }
@@ -59,7 +64,7 @@ impl Unit<'_> {
             let unpacked = &mut space.unpacked;
             let mut store = |r: usize, sums: &Sums| self.out.set(r, row, &sums[..last - row]);
             #[cfg(target_arch = "x86_64")]
-            if level == Level::Vnni && batch < 8 && fours == 0 && last - row == ROWS {
+            if level.vnni() && batch < 8 && fours == 0 && last - row == ROWS {
                 // SAFETY: the instructions were detected.
                 #[allow(unsafe_code)]
                 if unsafe { few(matrix, weights, scratch, 0..rows, &mut store) } {
@@ -71,9 +76,14 @@ impl Unit<'_> {
                     blocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store)
                 };
             }
+            macro_rules! either {
+                ($f:ty) => {
+                    if orders.whole { blocks!(Whole<$f>) } else { blocks!($f) }
+                };
+            }
             macro_rules! packed {
                 ($f:ty) => {
-                    if matrix.packed() { blocks!(Whole<$f>) } else { blocks!($f) }
+                    if matrix.packed() { blocks!(Whole<$f>) } else { either!($f) }
                 };
             }
             macro_rules! superblocks {
@@ -107,7 +117,7 @@ impl Unit<'_> {
                     dense::<$e>(level, matrix, weights, x, scratch, lanes(matrix, batch), &mut space.dense, &mut store)
                 };
             }
-            by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
+            by_dtype!(matrix.dtype, either, packed, superblocks, dense);
         }
     }
 
@@ -117,10 +127,13 @@ impl Unit<'_> {
     /// The CPU has the instructions of [`Level::Vnni`].
     #[cfg(target_arch = "x86_64")]
     #[allow(unsafe_code, reason = "the instructions were detected by the caller")]
-    unsafe fn panel(&self, scratch: &Scratch, orders: Orders, panel: &mut Panel) -> bool {
+    unsafe fn panel(&self, scratch: &Scratch, orders: Orders, space: &mut Space) -> bool {
+        let Space { panel, tiles, .. } = space;
         let (matrix, rows, row_bytes) = (self.matrix, orders.rows, self.matrix.row_bytes());
         let Some(rounding) = matrix.rounding() else { return false };
-        let x = scratch.of(rounding);
+        let (x, turned) = (scratch.of(rounding), &scratch.turned[rounding as usize]);
+        // Rows that tiles have, from the first on.
+        let tiled = if self.level == Level::Tiles { turned.groups * SIDE } else { 0 };
         let weights = &matrix.data[self.first * row_bytes..self.last * row_bytes];
         let fours = orders.fours;
         let mut store = |r: usize, products: &[f32; PANEL]| self.out.set(r, self.first, products);
@@ -129,13 +142,33 @@ impl Unit<'_> {
             macro_rules! blocks {
                 ($f:ty) => {{
                     panel.fill_blocks::<$f>(weights, row_bytes);
-                    panel.blocks::<$f>(x, 0..rows, &mut store);
+                    let tiled = if <$f>::ORDER == Order::Whole { tiled } else { 0 };
+                    panel.blocks::<$f>(x, tiled..rows, &mut store);
+                    if tiled > 0 {
+                        panel.lower::<$f>();
+                        panel.tiles_of_blocks::<$f>(turned, tiles, &mut store);
+                    }
                 }};
+            }
+            macro_rules! either {
+                ($f:ty) => {
+                    if orders.whole { blocks!(Whole<$f>) } else { blocks!($f) }
+                };
             }
             macro_rules! packed {
                 ($f:ty) => {
-                    if matrix.packed() { blocks!(Whole<$f>) } else { blocks!($f) }
+                    if matrix.packed() { blocks!(Whole<$f>) } else { either!($f) }
                 };
+            }
+            macro_rules! superblocks_of {
+                ($f:ty, $rows:expr) => {{
+                    let groups = tiled.min($rows) / SIDE;
+                    panel.superblocks::<$f>(x, groups * SIDE..$rows, &mut store);
+                    if groups > 0 {
+                        panel.split::<$f>();
+                        panel.tiles_of_superblocks::<$f>(turned, groups, tiles, &mut store);
+                    }
+                }};
             }
             macro_rules! superblocks {
                 ($f:ty) => {{
@@ -145,14 +178,14 @@ impl Unit<'_> {
                     }
                     panel.fill_super::<$f>(weights, row_bytes);
                     if matrix.packed() {
-                        if matrix.dtype == GgmlType::Q2_K {
-                            panel.superblocks::<Halved<$f>>(x, 0..fours, &mut store);
-                        } else {
-                            panel.superblocks::<Quarters<$f>>(x, 0..fours, &mut store);
-                        }
                         panel.superblocks::<$f>(x, fours..rows, &mut store);
+                        if matrix.dtype == GgmlType::Q2_K {
+                            superblocks_of!(Halved<$f>, fours);
+                        } else {
+                            superblocks_of!(Quarters<$f>, fours);
+                        }
                     } else {
-                        panel.superblocks::<Slab<$f>>(x, 0..rows, &mut store);
+                        superblocks_of!(Slab<$f>, rows);
                     }
                 }};
             }
@@ -161,7 +194,7 @@ impl Unit<'_> {
                     return false
                 };
             }
-            by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
+            by_dtype!(matrix.dtype, either, packed, superblocks, dense);
         }
         true
     }
@@ -245,7 +278,7 @@ macro_rules! by_level {
                 // SAFETY: the instructions were detected.
                 #[cfg(target_arch = "x86_64")]
                 #[allow(unsafe_code)]
-                Level::Vnni => unsafe { unpacked.$vnni::<F>(weights, row_bytes, x, rows, store) },
+                Level::Vnni | Level::Tiles => unsafe { unpacked.$vnni::<F>(weights, row_bytes, x, rows, store) },
             }
         }
     };
@@ -295,6 +328,6 @@ fn dense<E: Element>(
         // SAFETY: the instructions were detected.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        Level::Vnni => unsafe { x.avx512::<E>(weights, unpacked, lanes, store) },
+        Level::Vnni | Level::Tiles => unsafe { x.avx512::<E>(weights, unpacked, lanes, store) },
     }
 }

@@ -5,11 +5,13 @@
 mod dense;
 mod few;
 mod panel;
+mod tiles;
 mod turn;
 
 pub(super) use dense::brief;
 pub(super) use few::few;
 pub(super) use panel::{PANEL, Panel};
+pub(super) use tiles::Turned;
 
 use super::format::{Block, Halves, Order, SuperBlock};
 use super::rounded::Rounded;

@@ -33,13 +33,15 @@ pub(super) struct Line<T>(pub(super) T);
 #[derive(Default)]
 pub(in crate::kernels::quant) struct Panel {
     /// Four weights of each row.
-    u: Vec<Line<[u8; 64]>>,
+    pub(super) u: Vec<Line<[u8; 64]>>,
+    /// The high bits of weights that are multiplied by their scales; `u` has the low ones then.
+    pub(super) high: Vec<Line<[u8; 64]>>,
     /// Of each block or superblock.
-    scale: Vec<Line<Products>>,
-    min: Vec<Line<Products>>,
+    pub(super) scale: Vec<Line<Products>>,
+    pub(super) min: Vec<Line<Products>>,
     /// Of each superblock: the scales of two groups of 16 of each row, and the same of the minima.
-    scales: Vec<Line<[u8; 64]>>,
-    mins: Vec<Line<[u8; 64]>>,
+    pub(super) scales: Vec<Line<[u8; 64]>>,
+    pub(super) mins: Vec<Line<[u8; 64]>>,
 }
 
 /// How many activation rows are multiplied together: their sums fit the 32 registers.
@@ -240,14 +242,15 @@ impl Panel {
         first: usize,
         store: &mut impl FnMut(usize, &Products),
     ) {
-        debug_assert!(!F::MIN, "no format with minima is summed so");
         let blocks = self.scale.len();
         let bytes: [&[[i8; 32]]; R] = std::array::from_fn(|r| row(&x.bytes, first + r, x.width).as_chunks().0);
         let scales: [&[f32]; R] = std::array::from_fn(|r| row(&x.scale, first + r, blocks));
+        let weighted: [&[f32]; R] = std::array::from_fn(|r| row(&x.weighted, first + r, blocks));
         let totals: [&[[i16; 2]]; R] = std::array::from_fn(|r| row(&x.sums, first + r, 2 * blocks).as_chunks().0);
         // SAFETY: the callers enable the instructions; every load is of an array of its size.
         unsafe {
             let mut sums = [_mm512_setzero_ps(); R];
+            let mut minima = [_mm512_setzero_ps(); R];
             for (b, u) in self.u.as_chunks::<8>().0.iter().enumerate() {
                 let scale = numbers(&self.scale[b]);
                 let mut dots: [__m512i; R] = std::array::from_fn(|r| {
@@ -263,10 +266,13 @@ impl Panel {
                 for r in 0..R {
                     let factor = _mm512_mul_ps(scale, _mm512_set1_ps(scales[r][b]));
                     sums[r] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(dots[r]), sums[r]);
+                    if F::MIN {
+                        minima[r] = _mm512_fmadd_ps(numbers(&self.min[b]), _mm512_set1_ps(weighted[r][b]), minima[r]);
+                    }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                keep(first + r, *sums, store);
+            for r in 0..R {
+                keep(first + r, if F::MIN { _mm512_add_ps(sums[r], minima[r]) } else { sums[r] }, store);
             }
         }
     }
@@ -361,7 +367,7 @@ impl Panel {
 
 /// Row `r` of rows of `width`.
 #[inline(always)]
-fn row<T>(x: &[T], r: usize, width: usize) -> &[T] {
+pub(super) fn row<T>(x: &[T], r: usize, width: usize) -> &[T] {
     &x[r * width..(r + 1) * width]
 }
 
@@ -411,14 +417,14 @@ fn interleave(rows: &[[u8; 32]; PANEL], lift: u8, lines: &mut [Line<[u8; 64]>; 8
 
 #[inline(always)]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
-unsafe fn line(line: &Line<[u8; 64]>) -> __m512i {
+pub(super) unsafe fn line(line: &Line<[u8; 64]>) -> __m512i {
     // SAFETY: the array has 64 bytes; no alignment is asked for.
     unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }
 }
 
 #[inline(always)]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
-unsafe fn numbers(line: &Line<Products>) -> __m512 {
+pub(super) unsafe fn numbers(line: &Line<Products>) -> __m512 {
     // SAFETY: the array has sixteen numbers; no alignment is asked for.
     unsafe { _mm512_loadu_ps(line.0.as_ptr()) }
 }
@@ -435,7 +441,7 @@ unsafe fn four(x: &[i8; 32], k: usize) -> __m512i {
 /// Two sums, in all lanes.
 #[inline(always)]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
-unsafe fn two(x: &[i16; 2]) -> __m512i {
+pub(super) unsafe fn two(x: &[i16; 2]) -> __m512i {
     let (low, high) = (u32::from(x[0].cast_unsigned()), u32::from(x[1].cast_unsigned()));
     // SAFETY: the caller enables AVX-512.
     unsafe { _mm512_set1_epi32((low | (high << 16)).cast_signed()) }
@@ -443,7 +449,7 @@ unsafe fn two(x: &[i16; 2]) -> __m512i {
 
 #[inline(always)]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
-unsafe fn keep(r: usize, sums: __m512, store: &mut impl FnMut(usize, &Products)) {
+pub(super) unsafe fn keep(r: usize, sums: __m512, store: &mut impl FnMut(usize, &Products)) {
     let mut out = [0.0; PANEL];
     // SAFETY: the array has sixteen numbers; no alignment is asked for.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sums) };
