@@ -179,6 +179,12 @@ impl<'a> Matrix<'a> {
         matches!(self.dtype, T::Q4_0 | T::IQ4_NL | T::Q2_K | T::Q4_K) && self.rows.is_multiple_of(8)
     }
 
+    /// Whether many activation rows are multiplied by tiles: in llama.cpp's order blocks, or parts of them, are one integer.
+    #[cfg(target_arch = "x86_64")]
+    fn tiled(&self) -> bool {
+        self.packed() || self.rounding() == Some(Rounding::Q8K)
+    }
+
     /// Writes the weights of `row` to `out`.
     pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
         let bytes = &self.data[row * self.row_bytes()..(row + 1) * self.row_bytes()];
@@ -248,31 +254,15 @@ pub(crate) struct Product<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
-/// How many activation rows must be read together for tiles.
-const TILES_FROM: usize = 16;
-
 /// Computes each product's `out = x · matrixᵀ`, where `x` is rows of as many numbers as the matrices have columns.
 ///
 /// The rows are the last of `batch` that are read together: llama.cpp's order of additions, which this follows, depends on
-/// how many there are. Tiles add a block's products as one integer: with them, many rows have that order, whatever llama.cpp's is.
-/// Runs on the rayon pool that it is called in.
+/// how many there are. Runs on the rayon pool that it is called in.
 pub(crate) fn multiply(x: &[f32], batch: usize, scratch: &mut Scratch, products: &mut [Product<'_>]) {
-    let level = Level::detect();
-    #[cfg(target_arch = "x86_64")]
-    let whole = level == Level::Tiles && batch >= TILES_FROM;
-    #[cfg(not(target_arch = "x86_64"))]
-    let whole = false;
-    multiply_at(level, whole, x, batch, scratch, products);
+    multiply_at(Level::detect(), x, batch, scratch, products);
 }
 
-fn multiply_at(
-    level: Level,
-    whole: bool,
-    x: &[f32],
-    batch: usize,
-    scratch: &mut Scratch,
-    products: &mut [Product<'_>],
-) {
+fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, products: &mut [Product<'_>]) {
     let Some(width) = products.first().map(|p| p.matrix.cols) else { return };
     let rows = x.len() / width;
     // How many of the rows are in whole fours of the batch.
@@ -281,7 +271,9 @@ fn multiply_at(
         if products.iter().any(|p| p.matrix.rounding() == Some(rounding)) {
             scratch.rounded[rounding as usize].fill(x, width, rounding);
             #[cfg(target_arch = "x86_64")]
-            if level == Level::Tiles {
+            if level == Level::Tiles
+                && products.iter().any(|p| p.matrix.rounding() == Some(rounding) && p.matrix.tiled())
+            {
                 scratch.turned[rounding as usize].fill(&scratch.rounded[rounding as usize], rounding);
             }
         }
@@ -312,7 +304,7 @@ fn multiply_at(
             let (start, matrix, out) = starts[starts.partition_point(|(start, ..)| *start <= unit) - 1];
             let first = (unit - start) * UNIT;
             let unit = Unit { level, matrix, out, first, last: (first + UNIT).min(matrix.rows) };
-            let orders = Orders { rows, batch, fours, whole };
+            let orders = Orders { rows, batch, fours };
             unit.multiply(Dense { x, width, paired: false }, scratch, orders, space);
         },
     );

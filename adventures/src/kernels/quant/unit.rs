@@ -28,13 +28,12 @@ pub(super) struct Space {
 }
 
 /// What the order of additions depends on: of `rows` activation rows, the last of `batch`, the first `fours` are in whole
-/// fours; and whether a block's products are added as one integer whatever its format.
+/// fours.
 #[derive(Clone, Copy)]
 pub(super) struct Orders {
     pub(super) rows: usize,
     pub(super) batch: usize,
     pub(super) fours: usize,
-    pub(super) whole: bool,
 }
 
 /// The weight rows `first..last` of a matrix.
@@ -76,14 +75,9 @@ impl Unit<'_> {
                     blocks::<$f>(level, unpacked, weights, matrix, scratch, 0..rows, &mut store)
                 };
             }
-            macro_rules! either {
-                ($f:ty) => {
-                    if orders.whole { blocks!(Whole<$f>) } else { blocks!($f) }
-                };
-            }
             macro_rules! packed {
                 ($f:ty) => {
-                    if matrix.packed() { blocks!(Whole<$f>) } else { either!($f) }
+                    if matrix.packed() { blocks!(Whole<$f>) } else { blocks!($f) }
                 };
             }
             macro_rules! superblocks {
@@ -117,7 +111,7 @@ impl Unit<'_> {
                     dense::<$e>(level, matrix, weights, x, scratch, lanes(matrix, batch), &mut space.dense, &mut store)
                 };
             }
-            by_dtype!(matrix.dtype, either, packed, superblocks, dense);
+            by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
         }
     }
 
@@ -150,14 +144,9 @@ impl Unit<'_> {
                     }
                 }};
             }
-            macro_rules! either {
-                ($f:ty) => {
-                    if orders.whole { blocks!(Whole<$f>) } else { blocks!($f) }
-                };
-            }
             macro_rules! packed {
                 ($f:ty) => {
-                    if matrix.packed() { blocks!(Whole<$f>) } else { either!($f) }
+                    if matrix.packed() { blocks!(Whole<$f>) } else { blocks!($f) }
                 };
             }
             macro_rules! superblocks_of {
@@ -194,7 +183,7 @@ impl Unit<'_> {
                     return false
                 };
             }
-            by_dtype!(matrix.dtype, either, packed, superblocks, dense);
+            by_dtype!(matrix.dtype, blocks, packed, superblocks, dense);
         }
         true
     }

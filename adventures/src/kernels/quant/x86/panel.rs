@@ -242,15 +242,14 @@ impl Panel {
         first: usize,
         store: &mut impl FnMut(usize, &Products),
     ) {
+        debug_assert!(!F::MIN, "no format with minima is summed so");
         let blocks = self.scale.len();
         let bytes: [&[[i8; 32]]; R] = std::array::from_fn(|r| row(&x.bytes, first + r, x.width).as_chunks().0);
         let scales: [&[f32]; R] = std::array::from_fn(|r| row(&x.scale, first + r, blocks));
-        let weighted: [&[f32]; R] = std::array::from_fn(|r| row(&x.weighted, first + r, blocks));
         let totals: [&[[i16; 2]]; R] = std::array::from_fn(|r| row(&x.sums, first + r, 2 * blocks).as_chunks().0);
         // SAFETY: the callers enable the instructions; every load is of an array of its size.
         unsafe {
             let mut sums = [_mm512_setzero_ps(); R];
-            let mut minima = [_mm512_setzero_ps(); R];
             for (b, u) in self.u.as_chunks::<8>().0.iter().enumerate() {
                 let scale = numbers(&self.scale[b]);
                 let mut dots: [__m512i; R] = std::array::from_fn(|r| {
@@ -266,13 +265,10 @@ impl Panel {
                 for r in 0..R {
                     let factor = _mm512_mul_ps(scale, _mm512_set1_ps(scales[r][b]));
                     sums[r] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(dots[r]), sums[r]);
-                    if F::MIN {
-                        minima[r] = _mm512_fmadd_ps(numbers(&self.min[b]), _mm512_set1_ps(weighted[r][b]), minima[r]);
-                    }
                 }
             }
-            for r in 0..R {
-                keep(first + r, if F::MIN { _mm512_add_ps(sums[r], minima[r]) } else { sums[r] }, store);
+            for (r, sums) in sums.iter().enumerate() {
+                keep(first + r, *sums, store);
             }
         }
     }

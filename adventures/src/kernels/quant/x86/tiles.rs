@@ -10,11 +10,11 @@ use crate::kernels::quant::rounded::Rounded;
 use rayon::prelude::*;
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpwssd_epi32,
-    _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_mullo_epi16, _mm512_or_si512,
-    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16,
-    _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_epi16,
-    _mm512_sub_ps, _mm512_xor_si512,
+    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpwssd_epi32, _mm512_fmadd_ps,
+    _mm512_fnmadd_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_mullo_epi16, _mm512_or_si512, _mm512_set1_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_slli_epi32,
+    _mm512_srai_epi16, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_ps,
+    _mm512_xor_si512,
 };
 
 /// [`Rounded`] activations in groups of sixteen rows, block by block. The rows behind the last group are left out.
@@ -23,9 +23,8 @@ pub(in crate::kernels::quant) struct Turned {
     pub(in crate::kernels::quant) groups: usize,
     /// For each group and block of 32, of superblocks of 64, sixteen rows of as many numbers.
     bytes: Vec<Line<[i8; 64]>>,
-    /// For each group and block of 32, what each row has: its scale, and what minima are multiplied by.
+    /// For each group and block of 32, the scale of each row.
     scale: Vec<Line<Products>>,
-    weighted: Vec<Line<Products>>,
     /// The same of the two sums, which fill an element. Of superblocks alone.
     totals: Vec<Line<[[i16; 2]; SIDE]>>,
 }
@@ -34,14 +33,12 @@ impl Turned {
     /// Runs on the rayon pool it is called in.
     pub(in crate::kernels::quant) fn fill(&mut self, x: &Rounded, rounding: Rounding) {
         let (groups, blocks) = (x.rows / SIDE, x.width / 32);
-        let (wide, minima) = (rounding == Rounding::Q8K, rounding == Rounding::Q8_1);
-        let of = |there: bool| if there { groups * blocks } else { 0 };
+        let wide = rounding == Rounding::Q8K;
         self.groups = groups;
         // Resizing keeps what is there: all is written below.
         self.bytes.resize(8 * groups * blocks, Line([0; 64]));
         self.scale.resize(groups * blocks, Line([0.0; SIDE]));
-        self.weighted.resize(of(minima), Line([0.0; SIDE]));
-        self.totals.resize(of(wide), Line([[0; 2]; SIDE]));
+        self.totals.resize(if wide { groups * blocks } else { 0 }, Line([[0; 2]; SIDE]));
         let own = |group: usize| group * SIDE..(group + 1) * SIDE;
         self.bytes.par_chunks_exact_mut(8 * blocks).enumerate().for_each(|(group, lines)| {
             for (r, at) in own(group).enumerate() {
@@ -60,11 +57,6 @@ impl Turned {
         self.scale.par_chunks_exact_mut(blocks).enumerate().for_each(|(group, scale)| {
             own(group).enumerate().for_each(|(r, at)| put(scale, r, row(&x.scale, at, blocks)));
         });
-        if minima {
-            self.weighted.par_chunks_exact_mut(blocks).enumerate().for_each(|(group, weighted)| {
-                own(group).enumerate().for_each(|(r, at)| put(weighted, r, row(&x.weighted, at, blocks)));
-            });
-        }
         if wide {
             self.totals.par_chunks_exact_mut(blocks).enumerate().for_each(|(group, totals)| {
                 own(group).enumerate().for_each(|(r, at)| {
@@ -246,18 +238,8 @@ impl Panel {
                         *total = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(integers(&sums[b % 2], r)), *total);
                     }
                 }
-                let mut minima = [_mm512_setzero_ps(); SIDE];
-                if F::MIN {
-                    for (min, weighted) in self.min.iter().zip(row(&x.weighted, group, blocks)) {
-                        let min = numbers(min);
-                        for (minimum, weighted) in minima.iter_mut().zip(&weighted.0) {
-                            *minimum = _mm512_fmadd_ps(min, _mm512_set1_ps(*weighted), *minimum);
-                        }
-                    }
-                }
-                for r in 0..SIDE {
-                    let sum = if F::MIN { _mm512_add_ps(totals[r], minima[r]) } else { totals[r] };
-                    keep(group * SIDE + r, sum, store);
+                for (r, total) in totals.into_iter().enumerate() {
+                    keep(group * SIDE + r, total, store);
                 }
             }
         }
