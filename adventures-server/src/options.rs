@@ -58,7 +58,7 @@ pub struct Flags {
     /// The model of token vectors [default: the library's, and for the indexes answerai-colbert-small-v1]
     #[arg(long, env = "ADVENTURES_COLBERT", value_name = "MODEL")]
     pub colbert: Option<String>,
-    /// What the embedder's products are rounded to: f32, bf16, int8, or auto, the fastest here [default: the library's, else f32]
+    /// What the embedder's products are rounded to: f32, bf16x2, bf16, int8, or auto, the fastest here [default: the library's, else f32]
     #[arg(long, env = "ADVENTURES_PRECISION", value_name = "NAME")]
     pub precision: Option<String>,
     /// What the weights of a generator in safetensors are rounded to as it is loaded: q8_0 or q4_k [default: not at all]

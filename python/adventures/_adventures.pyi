@@ -99,11 +99,12 @@ class Embedder:
             `name` and `revision` tell of it.
         quantize: Rounds a decoder's matrices as it is loaded: `"q8_0"`, 8.5 bits a weight, or `"q4_k"`, 4.5 bits (rows
             that are no multiple of 256: Q5_0); `revision` tells of it. What adapters change takes 32 bits otherwise.
-        precision: What an encoder's products are rounded to: `"f32"`, nothing; `"bf16"`; `"int8"`, with a scale for 64
-            numbers of each token and each row of weights, and the products for queries, keys and values in bfloat16 or
-            f32. Of all-MiniLM-L6-v2, a text's cosine to f32 is 0.9999 and 0.999 at least. `"auto"` is the
-            fastest of this CPU: `"int8"` with AVX-512 VNNI, else `"bf16"` with AVX-512 BF16, else `"f32"`. `revision`
-            tells of it, as these are other vectors.
+        precision: What an encoder's products are rounded to: `"f32"`, nothing; `"bf16x2"`, where the CPU has AMX, two
+            bfloat16 for each number, 16 of its bits; `"bf16"`; `"int8"`, with a scale for 64 numbers of each token and
+            each row of weights, and the products for queries, keys and values in bfloat16 or f32. Of all-MiniLM-L6-v2,
+            a text's cosine to f32 is 0.99999, 0.9999 and 0.999 at least. `"auto"` is the fastest of this CPU: `"bf16"`
+            with AMX, else `"int8"` with AVX-512 VNNI, else `"bf16"` with AVX-512 BF16, else `"f32"`. `revision` tells
+            of it, as these are other vectors.
         dim: How many numbers of a vector are kept, the first ones: for models that were trained so that these suffice
             (Matryoshka embeddings).
         normalize: Whether vectors are made of unit length; `revision` tells where not.
@@ -126,7 +127,7 @@ class Embedder:
         passage_prefix: str | None = None,
         adapter: str | PathLike[str] | None = None,
         quantize: Literal["q8_0", "q4_k"] | None = None,
-        precision: Literal["f32", "bf16", "int8", "auto"] = "f32",
+        precision: Literal["f32", "bf16x2", "bf16", "int8", "auto"] = "f32",
         dim: int | None = None,
         normalize: bool = True,
     ) -> Self: ...
@@ -152,7 +153,7 @@ class Embedder:
     def prompts(self) -> dict[str, str]:
         """What is put before a text, by kind: `{"query": …, "passage": …}`."""
     @property
-    def precision(self) -> Literal["f32", "bf16", "int8"]:
+    def precision(self) -> Literal["f32", "bf16x2", "bf16", "int8"]:
         """What products are rounded to."""
     @property
     def threads(self) -> int:
@@ -246,7 +247,7 @@ class Reranker:
         device: str = "auto",
         threads: int | None = None,
         max_tokens: int | None = None,
-        precision: Literal["f32", "bf16", "int8", "auto"] = "f32",
+        precision: Literal["f32", "bf16x2", "bf16", "int8", "auto"] = "f32",
         activation: Literal["sigmoid", "none"] | None = None,
         model_type: Literal["cross-encoder", "colbert"] | None = None,
     ) -> Self: ...
@@ -266,7 +267,7 @@ class Reranker:
     def max_tokens(self) -> int:
         """How many tokens of a query and a document are read at most, special tokens included."""
     @property
-    def precision(self) -> Literal["f32", "bf16", "int8"]:
+    def precision(self) -> Literal["f32", "bf16x2", "bf16", "int8"]:
         """What products are rounded to."""
     @property
     def activation(self) -> Literal["sigmoid", "none"]:
@@ -380,7 +381,7 @@ class ColBERT:
         threads: int | None = None,
         query_maxlen: int | None = None,
         doc_maxlen: int | None = None,
-        precision: Literal["f32", "bf16", "int8", "auto"] = "f32",
+        precision: Literal["f32", "bf16x2", "bf16", "int8", "auto"] = "f32",
     ) -> Self: ...
     @property
     def name(self) -> str:
@@ -404,7 +405,7 @@ class ColBERT:
     def doc_maxlen(self) -> int:
         """How many tokens of a document are read at most."""
     @property
-    def precision(self) -> Literal["f32", "bf16", "int8"]:
+    def precision(self) -> Literal["f32", "bf16x2", "bf16", "int8"]:
         """What products are rounded to."""
     @property
     def threads(self) -> int:

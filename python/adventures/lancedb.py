@@ -66,7 +66,7 @@ class AdventuresEmbeddings(TextEmbeddingFunction):
     passage_prefix: str | None = None
     adapter: str | None = None
     quantize: Literal["q8_0", "q4_k"] | None = None
-    precision: Literal["f32", "bf16", "int8", "auto"] = "f32"
+    precision: Literal["f32", "bf16x2", "bf16", "int8", "auto"] = "f32"
     dim: int | None = None
     normalize: bool = True
     made_with: str = ""

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid, unsupported};
-use crate::kernels::panels::{Kernel, Linear, Rounded, Then, Threads};
+use crate::kernels::panels::{Kernel, Linear, Precision, Rounded, Then, Threads};
 use serde_json::Value;
 use std::path::Path;
 
@@ -41,7 +41,7 @@ impl Dense {
             Some(false) => Vec::new(),
             _ => checkpoint.tensor("linear.bias", &[outputs])?,
         };
-        Ok(Self { linear: Linear::pack(&weight, &bias, inputs, Kernel::exact())?, tanh })
+        Ok(Self { linear: Linear::pack(&weight, &bias, inputs, Kernel::best(Precision::F32))?, tanh })
     }
 
     /// Returns the module that multiplies with the tensor `name`, without bias or activation.
@@ -51,7 +51,7 @@ impl Dense {
             return invalid!("{}: tensor {name:?} has shape {shape:?}, no matrix", checkpoint.dir().display());
         };
         let weight = checkpoint.tensor(name, shape)?;
-        Ok(Self { linear: Linear::pack(&weight, &[], inputs, Kernel::exact())?, tanh: false })
+        Ok(Self { linear: Linear::pack(&weight, &[], inputs, Kernel::best(Precision::F32))?, tanh: false })
     }
 
     /// Returns what comes of row-major `x`.

@@ -28,7 +28,9 @@ impl EmbedderOptions {
                 options.unnormalized = true;
             } else if let Ok(quantize) = mark.parse::<Quantize>() {
                 options.quantize = Some(quantize);
-            } else if let Some(precision) = [Precision::Bf16, Precision::Int8].into_iter().find(|p| p.name() == mark) {
+            } else if let Some(precision) =
+                [Precision::Bf16x2, Precision::Bf16, Precision::Int8].into_iter().find(|p| p.name() == mark)
+            {
                 options.precision = precision;
             } else {
                 break;
@@ -48,6 +50,7 @@ mod tests {
         let every = [
             EmbedderOptions::default(),
             EmbedderOptions { precision: Precision::Int8, ..EmbedderOptions::default() },
+            EmbedderOptions { precision: Precision::Bf16x2, ..EmbedderOptions::default() },
             EmbedderOptions { precision: Precision::Bf16, unnormalized: true, ..EmbedderOptions::default() },
             EmbedderOptions { quantize: Some(Quantize::Q4K), ..EmbedderOptions::default() },
             EmbedderOptions { quantize: Some(Quantize::Q8_0), unnormalized: true, ..EmbedderOptions::default() },

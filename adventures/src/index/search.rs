@@ -7,7 +7,7 @@
 use super::snapshot::{Bits, Snapshot};
 use crate::error::{Result, invalid};
 use crate::kernels::late::{self, Query, Scratch, raise};
-use crate::kernels::panels::{self, Linear, Rounded, Then, Threads};
+use crate::kernels::panels::{self, Linear, Precision, Rounded, Then, Threads};
 use rayon::prelude::*;
 use std::cmp::Ordering;
 
@@ -142,7 +142,7 @@ impl Snapshot {
         let dim = self.manifest.dim;
         let mut padded = query.to_vec();
         padded.resize((query.len() / dim).next_multiple_of(late::BLOCK) * dim, 0.0);
-        let packed = Linear::pack(&padded, &[], dim, panels::Kernel::exact())?;
+        let packed = Linear::pack(&padded, &[], dim, panels::Kernel::best(Precision::F32))?;
         let Some(codec) = &self.codec else { return Ok(Prepared::Vectors(packed)) };
         let mut table = vec![0.0; codec.count() * packed.outputs()];
         packed.apply(&codec.centroids, &mut table, Then::Store, threads, &mut Rounded::new());

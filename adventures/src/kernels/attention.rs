@@ -62,7 +62,7 @@ pub(crate) struct Scratch {
 /// `qkv` is `(tokens, 3 * count * dim)`: queries, keys and values side by side. `out` is `(tokens, count * dim)`, or fewer rows:
 /// those of the first tokens.
 ///
-/// Products are those of `kernel` where it has tiles, at least of bfloat16; elsewhere they are of f32.
+/// Products are of f32; where `kernel` has tiles, of two bfloat16 for each number.
 pub(crate) fn attention(
     kernel: Kernel,
     out: &mut [f32],
@@ -173,41 +173,30 @@ mod tiles {
     use super::{Operands, Place, Rounded, Strip};
     use crate::kernels::panels::{Precision, amx};
 
-    macro_rules! operands {
-        ($tile:ty, $precision:expr) => {
-            impl Operands for $tile {
-                #[inline(always)]
-                fn steps(inputs: usize) -> (usize, usize) {
-                    amx::steps($precision, inputs)
-                }
+    impl Operands for amx::Split {
+        #[inline(always)]
+        fn steps(inputs: usize) -> (usize, usize) {
+            amx::steps(Precision::Bf16x2, inputs)
+        }
 
-                #[inline(always)]
-                #[allow(unsafe_code)]
-                unsafe fn rows(
-                    x: Place<*const f32>,
-                    rows: usize,
-                    inputs: usize,
-                    rounded: &mut Rounded,
-                ) -> Place<*const u32> {
-                    let stride = Self::steps(inputs).0;
-                    let out = rounded.room(rows * stride);
-                    for (i, out) in out.chunks_exact_mut(stride).enumerate() {
-                        // SAFETY: the caller has the rows.
-                        let x = unsafe { std::slice::from_raw_parts(x.first.add(i * x.stride), inputs) };
-                        amx::round($precision, x, inputs, out);
-                    }
-                    Place { first: out.as_ptr(), stride }
-                }
-
-                #[inline(always)]
-                fn pack<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]) {
-                    amx::pack_rows($precision, rows, count, panel);
-                }
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        unsafe fn rows(x: Place<*const f32>, rows: usize, inputs: usize, rounded: &mut Rounded) -> Place<*const u32> {
+            let stride = Self::steps(inputs).0;
+            let out = rounded.room(rows * stride);
+            for (i, out) in out.chunks_exact_mut(stride).enumerate() {
+                // SAFETY: the caller has the rows.
+                let x = unsafe { std::slice::from_raw_parts(x.first.add(i * x.stride), inputs) };
+                amx::round(Precision::Bf16x2, x, inputs, out);
             }
-        };
+            Place { first: out.as_ptr(), stride }
+        }
+
+        #[inline(always)]
+        fn pack<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]) {
+            amx::pack_split_rows(rows, count, panel);
+        }
     }
-    operands!(amx::Brief, Precision::Bf16);
-    operands!(amx::Split, Precision::F32);
 }
 
 fn run(kernel: Kernel, head: &Head<'_>, scratch: &mut Scratch) {
@@ -217,22 +206,14 @@ fn run(kernel: Kernel, head: &Head<'_>, scratch: &mut Scratch) {
     }
     #[cfg(target_arch = "x86_64")]
     {
-        use super::panels::{Precision, amx};
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-        fn tiles<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
-            attend::<T>(head, scratch);
+        fn tiles(head: &Head<'_>, scratch: &mut Scratch) {
+            attend::<super::panels::amx::Split>(head, scratch);
         }
-        if let Kernel::Tiles(precision) = kernel {
+        if let Kernel::Tiles(_) = kernel {
             // SAFETY: a kernel's instructions are detected before it is chosen.
             #[allow(unsafe_code)]
-            unsafe {
-                if precision == Precision::F32 {
-                    tiles::<amx::Split>(head, scratch);
-                } else {
-                    tiles::<amx::Brief>(head, scratch);
-                }
-            }
-            return;
+            return unsafe { tiles(head, scratch) };
         }
     }
     let level = if let Kernel::Floats(level) = kernel { level } else { Level::best() };
@@ -413,15 +394,12 @@ mod tests {
     }
 
     fn kernels() -> Vec<Kernel> {
-        let mut all = Kernel::all(Precision::F32);
-        all.extend(Kernel::all(Precision::Bf16).pop());
-        all
+        Kernel::all(Precision::Bf16x2)
     }
 
     /// How far from the formula: numbers are up to 2, and weights add up to 1.
     fn tolerance(kernel: Kernel) -> f64 {
-        let tiles = Kernel::all(Precision::Bf16).last() == Some(&kernel) && !matches!(kernel, Kernel::Widened(_));
-        if tiles { 3e-2 } else { 3e-5 }
+        if matches!(kernel, Kernel::Floats(_)) { 1e-5 } else { 3e-5 }
     }
 
     /// The formula in f64.

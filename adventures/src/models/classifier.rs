@@ -71,7 +71,7 @@ impl Classifier {
         // Of few rows and little time, so nothing is rounded.
         let pack = |name: &str, bias: &[f32]| {
             let weight = checkpoint.tensor(&weight_of(name), &[bias.len(), width])?;
-            Linear::pack(&weight, bias, width, Kernel::exact())
+            Linear::pack(&weight, bias, width, Kernel::best(Precision::F32))
         };
         let norm = || -> Result<LayerNorm> {
             let eps = config.get("norm_eps").and_then(Value::as_f64).unwrap_or(1e-5) as f32;

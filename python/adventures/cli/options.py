@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adventures import ColBERT, Embedder, Generator, Library, Reranker
 
     Quantize = Literal["q8_0", "q4_k"]
-    Precision = Literal["auto", "f32", "bf16", "int8"]
+    Precision = Literal["auto", "f32", "bf16x2", "bf16", "int8"]
 
 EMBEDDER = "all-minilm-l6-v2"
 GENERATOR = "smollm2-135m-instruct"
@@ -40,7 +40,7 @@ quantize = click.option(
 )
 precision = click.option(
     "--precision",
-    type=click.Choice(["auto", "f32", "bf16", "int8"]),
+    type=click.Choice(["auto", "f32", "bf16x2", "bf16", "int8"]),
     default="f32",
     show_default=True,
     help="What an encoder's products are rounded to: vectors change a little, the time by a half or more. auto is the "
@@ -297,7 +297,7 @@ def _model(
     if commits[-1] in ("q8_0", "q4_k"):
         rounded = cast("Quantize", commits.pop())
         quantize = quantize or rounded
-    elif commits[-1] in ("bf16", "int8"):
+    elif commits[-1] in ("bf16x2", "bf16", "int8"):
         precision = cast("Precision", commits.pop())
     model_name, _, adapter = name.partition("+")
     # A hub id has moved on since, perhaps; the library needs the commit that it was made with.

@@ -23,7 +23,7 @@ const INPUTS: usize = 2 * SIDE;
 pub(crate) fn steps(precision: Precision, inputs: usize) -> (usize, usize) {
     let tiles = inputs.div_ceil(INPUTS);
     match precision {
-        Precision::F32 => (((2 * tiles) | 1) * SIDE, 2 * tiles * SIDE),
+        Precision::F32 | Precision::Bf16x2 => (((2 * tiles) | 1) * SIDE, 2 * tiles * SIDE),
         Precision::Bf16 => ((tiles | 1) * SIDE, tiles * SIDE),
         Precision::Int8 => {
             let groups = inputs.div_ceil(bytes::GROUP);
@@ -306,7 +306,7 @@ pub(crate) fn round(precision: Precision, x: &[f32], inputs: usize, out: &mut [u
         #[allow(unsafe_code)]
         unsafe {
             match precision {
-                Precision::F32 => split_row(x, out),
+                Precision::F32 | Precision::Bf16x2 => split_row(x, out),
                 Precision::Bf16 => brief_row(x, out),
                 Precision::Int8 => bytes_row(x, out),
             }
@@ -390,25 +390,16 @@ pub(super) fn pack_split(weights: &[f32], panel: &mut [Strip], column: usize) {
     }
 }
 
-/// Writes a panel of up to 32 columns whose inputs are `count` rows, one for each input, zeros behind the last.
-pub(crate) fn pack_rows<'a>(
-    precision: Precision,
-    rows: impl Fn(usize) -> &'a [f32],
-    count: usize,
-    panel: &mut [Strip],
-) {
-    let tile = steps(precision, INPUTS).1;
-    for (t, strips) in panel[..steps(precision, count).1].chunks_exact_mut(tile).enumerate() {
+/// Writes a panel of [`Split`] of up to 32 columns whose inputs are `count` rows, one for each input, zeros behind the last.
+pub(crate) fn pack_split_rows<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]) {
+    for (t, strips) in panel[..steps(Precision::Bf16x2, count).1].chunks_exact_mut(2 * SIDE).enumerate() {
         for i in 0..SIDE {
             let row = |at: usize| if at < count { rows(at) } else { &[] };
             let (first, second) = (row(t * INPUTS + 2 * i), row(t * INPUTS + 2 * i + 1));
             // SAFETY: a kernel of tiles is chosen where these instructions are.
             #[allow(unsafe_code)]
-            let [upper, rest] = unsafe { interleave(first, second) };
-            strips[i] = upper;
-            if precision == Precision::F32 {
-                strips[SIDE + i] = rest;
-            }
+            let both = unsafe { interleave(first, second) };
+            [strips[i], strips[SIDE + i]] = both;
         }
     }
 }

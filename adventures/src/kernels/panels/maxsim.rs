@@ -4,7 +4,7 @@
 //! packed, documents are read where they lie, and of the products nothing is kept but the largest.
 
 use super::tile::{Place, ROWS, Sums, Tile, at_kernel, share};
-use super::{Kernel, Linear, PANEL, Rounded, Strip, Threads};
+use super::{Kernel, Linear, PANEL, Precision, Rounded, Strip, Threads};
 use crate::error::{Error, Result, invalid};
 use crate::kernels::vector::{Vector, total};
 use rayon::prelude::*;
@@ -43,7 +43,7 @@ pub(crate) fn maxsim(
     threads: Threads,
     cancel: &AtomicBool,
 ) -> Result<Vec<f32>> {
-    let queries = Queries::pack(queries, documents.dim, Kernel::exact())?;
+    let queries = Queries::pack(queries, documents.dim, Kernel::best(Precision::F32))?;
     queries.scores(documents, threads, cancel)
 }
 
@@ -223,7 +223,6 @@ fn best<T: Tile>(state: &mut T::State, sums: &mut Sums, a: Place<*const u32>, ro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::panels::Precision;
 
     const DIMS: [usize; 6] = [1, 7, 16, 96, 100, 128];
     /// How many tokens each document has: of none, of one, of what a tile holds, more than a chunk.
@@ -244,7 +243,10 @@ mod tests {
     }
 
     fn kernels() -> Vec<Kernel> {
-        [Precision::F32, Precision::Bf16, Precision::Int8].into_iter().flat_map(Kernel::all).collect()
+        [Precision::F32, Precision::Bf16x2, Precision::Bf16, Precision::Int8]
+            .into_iter()
+            .flat_map(Kernel::all)
+            .collect()
     }
 
     /// What the kernels are to compute, in f64 and by three loops.
@@ -271,8 +273,8 @@ mod tests {
             let queries = [1, 5, 32, 33, 0, 70].map(|tokens| numbers(tokens * dim, tokens));
             for kernel in kernels() {
                 let error = match kernel.precision() {
-                    Precision::F32 if matches!(kernel, Kernel::Floats(_)) => 1e-6,
-                    Precision::F32 => 1e-5,
+                    Precision::F32 => 1e-6,
+                    Precision::Bf16x2 => 1e-5,
                     Precision::Bf16 => 8e-3,
                     Precision::Int8 => 2e-2,
                 };
@@ -328,7 +330,7 @@ mod tests {
                 }
             }
         }
-        let e = Queries::pack(&[&[1.0, 2.0, f32::NAN]], 1, Kernel::exact()).err().expect("it is refused");
+        let e = Queries::pack(&[&[1.0, 2.0, f32::NAN]], 1, Kernel::best(Precision::F32)).err().expect("it is refused");
         assert_eq!(e.to_string(), "query 0: token 2 holds NaN");
     }
 
@@ -355,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_call_can_be_cancelled() {
-        let query = Queries::pack(&[&[1.0, 2.0]], 2, Kernel::exact()).expect("it packs");
+        let query = Queries::pack(&[&[1.0, 2.0]], 2, Kernel::best(Precision::F32)).expect("it packs");
         let documents = Documents { vectors: &[1.0; 8], dim: 2, offsets: &[0, 4] };
         let found = query.scores(documents, Threads::One, &AtomicBool::new(true));
         assert!(matches!(found, Err(Error::Cancelled)), "{found:?}");

@@ -37,9 +37,11 @@ pub(crate) struct Strip(pub(crate) [u32; PANEL]);
 /// What weights and activations are rounded to before they are multiplied. Sums are in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// Nothing; with AMX two bfloat16 each, 16 bits of a number.
+    /// Nothing.
     #[default]
     F32,
+    /// Two bfloat16, 16 bits of a number, with AMX; elsewhere nothing.
+    Bf16x2,
     /// bfloat16, 8 bits of a number.
     Bf16,
     /// Integers of 8 bits with a scale for 64 of them; what is sensitive to it is rounded less.
@@ -67,10 +69,11 @@ impl Precision {
         Self::F32
     }
 
-    /// Returns `"f32"`, `"bf16"` or `"int8"`.
+    /// Returns `"f32"`, `"bf16x2"`, `"bf16"` or `"int8"`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Bf16x2 => "bf16x2",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         }
@@ -85,9 +88,10 @@ impl FromStr for Precision {
         match name {
             "auto" => Ok(Self::fastest()),
             "f32" => Ok(Self::F32),
+            "bf16x2" => Ok(Self::Bf16x2),
             "bf16" => Ok(Self::Bf16),
             "int8" => Ok(Self::Int8),
-            _ => invalid!("precision={name:?}: expected \"auto\", \"f32\", \"bf16\" or \"int8\""),
+            _ => invalid!("precision={name:?}: expected \"auto\", \"f32\", \"bf16x2\", \"bf16\" or \"int8\""),
         }
     }
 }
@@ -104,7 +108,7 @@ pub(crate) enum Kernel {
     Bytes(Level),
     #[cfg(target_arch = "x86_64")]
     Vnni,
-    /// Those of AMX, which have f32 as two bfloat16 each.
+    /// Those of AMX, which has none of f32.
     #[cfg(target_arch = "x86_64")]
     Tiles(Precision),
 }
@@ -113,11 +117,6 @@ impl Kernel {
     /// Returns the fastest kernel for `precision` that this CPU has.
     pub(crate) fn best(precision: Precision) -> Self {
         *Self::all(precision).last().expect("every CPU has the plain one; this is a bug")
-    }
-
-    /// Returns the fastest kernel that rounds nothing.
-    pub(crate) fn exact() -> Self {
-        Self::Floats(Level::best())
     }
 
     /// Returns the fastest kernel that rounds less than bytes.
@@ -134,7 +133,7 @@ impl Kernel {
         let levels = Level::all().into_iter();
         #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "there is but one"))]
         let mut all: Vec<Self> = match precision {
-            Precision::F32 => levels.map(Self::Floats).collect(),
+            Precision::F32 | Precision::Bf16x2 => levels.map(Self::Floats).collect(),
             Precision::Bf16 => levels.map(Self::Widened).collect(),
             Precision::Int8 => levels.map(Self::Bytes).collect(),
         };
@@ -151,7 +150,7 @@ impl Kernel {
                     all.push(Self::Vnni);
                 }
             }
-            if crate::kernels::amx::available() {
+            if precision != Precision::F32 && crate::kernels::amx::available() {
                 all.push(Self::Tiles(precision));
             }
         }
@@ -165,7 +164,7 @@ impl Kernel {
             return amx::steps(precision, inputs);
         }
         match self.precision() {
-            Precision::F32 => (inputs, inputs),
+            Precision::F32 | Precision::Bf16x2 => (inputs, inputs),
             Precision::Bf16 => (inputs.div_ceil(2), inputs.div_ceil(2)),
             Precision::Int8 => {
                 let groups = inputs.div_ceil(bytes::GROUP);
@@ -265,7 +264,9 @@ impl Linear {
             for (column, row) in rows.chunks_exact(inputs).enumerate() {
                 match kernel.precision() {
                     #[cfg(target_arch = "x86_64")]
-                    Precision::F32 if kernel == Kernel::Tiles(Precision::F32) => amx::pack_split(row, panel, column),
+                    Precision::Bf16x2 => amx::pack_split(row, panel, column),
+                    #[cfg(not(target_arch = "x86_64"))]
+                    Precision::Bf16x2 => unreachable!("it has no kernel here; this is a bug"),
                     Precision::F32 => {
                         for (strip, x) in panel.iter_mut().zip(row) {
                             strip.0[column] = x.to_bits();

@@ -1,6 +1,6 @@
 use super::*;
 
-const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+const PRECISIONS: [Precision; 4] = [Precision::F32, Precision::Bf16x2, Precision::Bf16, Precision::Int8];
 const SHAPES: [(usize, usize, usize); 9] = [
     (1, 1, 1),
     (1, 33, 7),
@@ -30,7 +30,7 @@ fn apply(layer: &Linear, x: &[f32], then: Then, threads: Threads) -> Vec<f32> {
 /// What a precision makes of a row: the numbers that it stands for.
 fn rounded(precision: Precision, row: &[f32]) -> Vec<f64> {
     match precision {
-        Precision::F32 => row.iter().map(|x| f64::from(*x)).collect(),
+        Precision::F32 | Precision::Bf16x2 => row.iter().map(|x| f64::from(*x)).collect(),
         Precision::Bf16 => row.iter().map(|x| half::bf16::from_f32(*x).to_f64()).collect(),
         Precision::Int8 => row
             .chunks(bytes::GROUP)

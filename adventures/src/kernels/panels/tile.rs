@@ -154,7 +154,7 @@ macro_rules! at_kernel {
         #[allow(unsafe_code)]
         unsafe fn tiles(precision: Precision, $job: $type) {
             match precision {
-                Precision::F32 => $f::<amx::Split>($job),
+                Precision::F32 | Precision::Bf16x2 => $f::<amx::Split>($job),
                 Precision::Bf16 => $f::<amx::Brief>($job),
                 Precision::Int8 => $f::<amx::Bytes>($job),
             }

@@ -63,7 +63,7 @@ pub fn load(
         None => Ok(Box::new(read::<Linear>(checkpoint, &options)?)),
         Some(device) => {
             let dtype = match precision {
-                Precision::F32 => DType::F32,
+                Precision::F32 | Precision::Bf16x2 => DType::F32,
                 Precision::Bf16 => DType::BF16,
                 Precision::Int8 => {
                     return unsupported!(
