@@ -20,7 +20,7 @@ import tiny_colbert
 from tiny_colbert import DIM, EDGES, TEXTS, VARIANTS, change
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "colbert.npz")
-PRECISIONS = [("f32", 0.0), ("bf16", 1e-2), ("int8", 3e-2)]
+PRECISIONS = [("f32", 0.0), ("bf16x2", 1e-4), ("bf16", 1e-2), ("int8", 3e-2)]
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +101,7 @@ def test_punctuation_is_read_but_has_no_vectors(col: adv.ColBERT) -> None:
     assert len(only) == 3
 
 
-@pytest.mark.parametrize("precision", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["f32", "bf16x2", "bf16", "int8"])
 @pytest.mark.parametrize("name", ["stanford", "pylate"])
 def test_vectors_have_the_same_bits_beside_any_others(colberts: dict[str, Path], name: str, precision: str) -> None:
     col = adv.ColBERT(colberts[name], precision=precision)

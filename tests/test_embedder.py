@@ -75,7 +75,9 @@ def test_minilm_equals_sentence_transformers(minilm: adv.Embedder) -> None:
 
 
 @pytest.mark.skipif(not E5.exists(), reason=f"{E5} is not here: `make models` makes it")
-@pytest.mark.parametrize(("precision", "least"), [("f32", 0.99999), ("bf16", 0.9999), ("int8", 0.999)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("f32", 0.99999), ("bf16x2", 0.99999), ("bf16", 0.9999), ("int8", 0.999)]
+)
 @pytest.mark.parametrize("kind", ["query", "passage"])
 def test_a_real_e5_equals_sentence_transformers(kind: str, precision: str, least: float) -> None:
     """Of 300 texts in eight languages, some of them longer than the model reads."""
@@ -90,7 +92,7 @@ def test_a_real_e5_equals_sentence_transformers(kind: str, precision: str, least
     assert found.tokens[found.truncated].tolist() == [512] * 16
 
 
-@pytest.mark.parametrize("precision", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["f32", "bf16x2", "bf16", "int8"])
 @pytest.mark.parametrize("name", ["all-minilm-l6-v2", "bge"])
 def test_a_vector_has_the_same_bits_beside_any_others(family: dict[str, Path], name: str, precision: str) -> None:
     embedder = adv.Embedder(family.get(name, name), precision=precision)
@@ -104,7 +106,9 @@ def test_a_vector_has_the_same_bits_beside_any_others(family: dict[str, Path], n
     assert np.array_equal(quiet(one, texts), whole)
 
 
-@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.9999), ("int8", 0.999), ("auto", 0.999)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("bf16x2", 0.99999), ("bf16", 0.9999), ("int8", 0.999), ("auto", 0.999)]
+)
 def test_precisions_keep_their_cosine(minilm: adv.Embedder, precision: str, least: float) -> None:
     with np.load(GOLDENS / "minilm.npz") as goldens:
         texts = [text for text in json.loads(str(goldens["texts"])) if text.strip()]  # of no text, int8 has 0.9989

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 CACHE = Path.home() / ".cache" / "adventures"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "beir-nfcorpus" / "nfcorpus.zip"
-OURS, TORCH = ("ours-f32", "ours-bf16", "ours-int8"), ("torch-f32",)
+OURS, TORCH = ("ours-f32", "ours-bf16x2", "ours-bf16", "ours-int8"), ("torch-f32",)
 THEIRS = ("ort-f32", "ort-int8", "fastembed-f32", "embedanything-f32")
 # The peer that each is compared with.
-PEERS = {"ours-f32": "ort-f32", "ours-bf16": "ort-int8", "ours-int8": "ort-int8"}
+PEERS = {"ours-f32": "ort-f32", "ours-bf16x2": "ort-f32", "ours-bf16": "ort-int8", "ours-int8": "ort-int8"}
 BATCHES = (8, 32)
 
 
