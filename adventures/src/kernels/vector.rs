@@ -104,7 +104,7 @@ pub(crate) trait Vector: Copy {
     fn mul(self, other: Self) -> Self;
     fn max(self, other: Self) -> Self;
     fn min(self, other: Self) -> Self;
-    /// `self / other`, to an ulp.
+    /// `self / other` to an ulp, where `other` is no subnormal number.
     fn div(self, other: Self) -> Self;
     /// `self * a + b`.
     fn mul_add(self, a: Self, b: Self) -> Self;
@@ -259,15 +259,16 @@ mod x86 {
     use super::Vector;
     use crate::kernels::math::{EXP, EXP_LIMIT, LN_2};
     use std::arch::x86_64::{
-        __m256, __m512, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_packus_epi16, _mm_packus_epi32,
+        __m256, __m512, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_packus_epi16, _mm_packus_epi32,
         _mm_storel_epi64, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_castsi256_ps,
         _mm256_castsi256_si128, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
         _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
         _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
-        _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtepi32_epi8,
-        _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_max_ps,
-        _mm512_min_ps, _mm512_mul_ps, _mm512_rcp14_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32,
-        _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+        _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+        _mm512_cvtepi32_epi8, _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps,
+        _mm512_loadu_si512, _mm512_mask_fmadd_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_rcp14_ps,
+        _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+        _mm512_sub_ps,
     };
 
     /// Implements [`Vector`] by intrinsics; `$exp` ends [`Vector::exp`] with the power of two.
@@ -420,13 +421,14 @@ mod x86 {
         store_eight
     }
 
-    /// `a / b` by the reciprocal and a step of Newton's method, in a third of a division's time. Of 0 and what is infinite there is
-    /// none.
+    /// `a / b` by the reciprocal and a step of Newton's method, in a third of a division's time. Of 0 and what is infinite the
+    /// reciprocal is exact, and a step would make it no number.
     #[target_feature(enable = "avx512f")]
     fn divide(a: __m512, b: __m512) -> __m512 {
         let near = _mm512_rcp14_ps(b);
         let error = _mm512_fnmadd_ps(b, near, _mm512_set1_ps(1.0));
-        _mm512_mul_ps(a, _mm512_fmadd_ps(near, error, near))
+        let finite = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(error, error);
+        _mm512_mul_ps(a, _mm512_mask_fmadd_ps(near, finite, error, near))
     }
 
     /// # Safety

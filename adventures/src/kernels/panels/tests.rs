@@ -117,6 +117,22 @@ fn what_follows_a_product_is_applied_to_it() {
 }
 
 #[test]
+fn activations_of_large_numbers_are_those_numbers_or_nothing() {
+    let x = [-1e4, -300.0, -30.0, -12.0, -10.2, -9.9, -4.0, -1e-3, 0.0, 1e-3, 4.0, 9.9, 10.2, 12.0, 30.0, 300.0, 1e4];
+    for kernel in kernels() {
+        let layer = Linear::pack(&[1.0], &[], 1, kernel).expect("it packs");
+        let plain = apply(&layer, &x, Then::Store, Threads::One);
+        let check = |then, f: fn(f32) -> f32| {
+            for (x, y) in plain.iter().zip(apply(&layer, &x, then, Threads::One)) {
+                assert!((f(*x) - y).abs() <= 1e-6 * x.abs().max(1.0), "{kernel:?} {then:?} of {x}: {y}");
+            }
+        };
+        check(Then::GeluErf, crate::kernels::math::gelu_erf::<false>);
+        check(Then::GeluTanh, crate::kernels::math::gelu_tanh::<false>);
+    }
+}
+
+#[test]
 fn extremes_go_through() {
     for kernel in kernels() {
         let layer = Linear::pack(&[1.0, 0.0, 0.0, 1.0, 1.0, -1.0], &[], 2, kernel).expect("it packs");
