@@ -47,7 +47,8 @@ pub(crate) struct Scratch {
     keys: Vec<Strip>,
     /// Panels of values, whose inputs are the tokens.
     values: Vec<Strip>,
-    /// Queries, and then their weights, as products read them.
+    /// Queries as products read them; and keys, one at a time, then weights.
+    queries: Rounded,
     rounded: Rounded,
     /// `(ROWS, STRIDE)`.
     scores: Vec<f32>,
@@ -231,6 +232,12 @@ fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
     while first < queries {
         let count = share::<T>(queries - first);
         let mut seen = [Seen { largest: f32::NEG_INFINITY, total: 0.0 }; ROWS];
+        // SAFETY: the queries of `count` tokens lie three widths apart.
+        #[allow(unsafe_code)]
+        let rows = unsafe {
+            let rows = Place { first: qkv[first * 3 * width + column..].as_ptr(), stride: 3 * width };
+            T::rows(rows, count, dim, &mut scratch.queries)
+        };
         // What one of these queries sees, from a whole panel on.
         let nearest = first.saturating_sub(window) / PANEL * PANEL;
         let farthest = tokens.min(first + count + window);
@@ -238,18 +245,12 @@ fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
             let keys = BLOCK_KEYS.min(farthest - start);
             let of = T::steps(dim).1;
             let key_panels = scratch.keys[start / PANEL * of..].chunks_exact(of).take(keys.div_ceil(PANEL));
-            // SAFETY: the queries of `count` tokens lie three widths apart.
-            #[allow(unsafe_code)]
-            let queries = unsafe {
-                let rows = Place { first: qkv[first * 3 * width + column..].as_ptr(), stride: 3 * width };
-                T::rows(rows, count, dim, &mut scratch.rounded)
-            };
             for (p, panel) in key_panels.enumerate() {
                 // SAFETY: the queries are as long as the panel, and there are `BLOCK_KEYS` scores, whole panels, for each.
                 #[allow(unsafe_code)]
                 unsafe {
                     let to = Place { first: scratch.scores.as_mut_ptr().add(p * PANEL), stride: STRIDE };
-                    T::multiply(&mut tiles, count, queries, panel, to, &mut ());
+                    T::multiply(&mut tiles, count, rows, panel, to, &mut ());
                 }
             }
             let mut carried = [0.0; ROWS];

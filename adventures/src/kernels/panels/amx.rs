@@ -1,16 +1,17 @@
 //! Products of rows with panels by the tiles of AMX: 32 rows with 32 columns, in four tiles.
 
 use super::bytes;
-use super::tile::{Beside, Place, Tile};
+use super::tile::{Beside, Place, Sums, Tile};
 use super::{PANEL, Precision, Strip};
 use crate::kernels::amx::{SIDE, Shapes, Tiles};
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m256i, __m512, __m512bh, __m512i, _mm512_add_epi32, _mm512_castsi512_ps, _mm512_castsi512_si256,
-    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_extracti64x4_epi64, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
+    __m512, __m512bh, __m512i, _mm512_add_epi32, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cvtepi32_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
 };
+use std::mem::MaybeUninit;
 
 /// [`Tile::GROUP`]: a quarter of the second cache of the CPUs that have tiles.
 const GROUP: usize = 1 << 19;
@@ -230,9 +231,6 @@ impl Tile for Split {
 /// Bytes in the groups of [`bytes`], whose rows have all scales behind all bytes.
 pub(crate) struct Bytes;
 
-#[repr(align(64))]
-struct Sums([[i32; PANEL]; 2 * SIDE]);
-
 impl Tile for Bytes {
     const ROWS: usize = 2 * SIDE;
     type V = __m512;
@@ -250,8 +248,9 @@ impl Tile for Bytes {
         beside: &mut B,
     ) {
         tiles.fit(shapes(rows));
-        let mut sums = Sums([[0; PANEL]; 2 * SIDE]);
-        let sums = Place { first: sums.0.as_mut_ptr().cast::<i32>(), stride: PANEL };
+        // Integers here, each of which a tile stores before it is read.
+        let mut sums = MaybeUninit::<Sums>::uninit();
+        let sums = Place { first: sums.as_mut_ptr().cast::<i32>(), stride: PANEL };
         let groups = panel.len() / bytes::PANEL_STEPS;
         beside.begin(groups);
         // SAFETY: the tiles are set up for the rows; the caller has them, as long as the panel, and room for the sums.
@@ -339,6 +338,19 @@ fn halves(x: [__m512; 2]) -> __m512i {
     unsafe { std::mem::transmute(halves) }
 }
 
+/// The numbers, as bits, whose [`halves`] these are.
+#[target_feature(enable = "avx512f")]
+fn widened(halves: __m512i) -> [__m512i; 2] {
+    let both = [_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves)];
+    both.map(|half| _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+}
+
+/// What rounding has left of `x`.
+#[target_feature(enable = "avx512f")]
+fn less(x: [__m512; 2], rounded: [__m512i; 2]) -> [__m512; 2] {
+    [_mm512_sub_ps(x[0], _mm512_castsi512_ps(rounded[0])), _mm512_sub_ps(x[1], _mm512_castsi512_ps(rounded[1]))]
+}
+
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn brief_row(x: &[f32], out: &mut [u32]) {
     for (i, out) in out.as_chunks_mut::<SIDE>().0[..x.len().div_ceil(INPUTS)].iter_mut().enumerate() {
@@ -356,9 +368,7 @@ fn split_row(x: &[f32], out: &mut [u32]) {
     for (i, out) in out.as_chunks_mut::<INPUTS>().0[..x.len().div_ceil(INPUTS)].iter_mut().enumerate() {
         let x = inputs_at(x, i * INPUTS);
         let first = halves(x);
-        let wide = [_mm512_castsi512_si256(first), _mm512_extracti64x4_epi64::<1>(first)];
-        let wide = wide.map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))));
-        let rest = halves([_mm512_sub_ps(x[0], wide[0]), _mm512_sub_ps(x[1], wide[1])]);
+        let rest = halves(less(x, widened(first)));
         // SAFETY: 32 elements are 128 bytes.
         #[allow(unsafe_code)]
         unsafe {
@@ -413,16 +423,14 @@ fn interleave(first: &[f32], second: &[f32]) -> [Strip; 2] {
         let (mut x, mut y) = (first[r], second[r]);
         for strip in &mut strips {
             let both = halves([x, y]);
-            let wide = |half: __m256i| _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
-            let upper = [wide(_mm512_castsi512_si256(both)), wide(_mm512_extracti64x4_epi64::<1>(both))];
+            let upper = widened(both);
             let pair = _mm512_or_si512(_mm512_srli_epi32::<16>(upper[0]), upper[1]);
             // SAFETY: a strip is two registers.
             #[allow(unsafe_code)]
             unsafe {
                 _mm512_storeu_si512(strip.0.as_mut_ptr().add(r * SIDE).cast(), pair);
             }
-            x = _mm512_sub_ps(x, _mm512_castsi512_ps(upper[0]));
-            y = _mm512_sub_ps(y, _mm512_castsi512_ps(upper[1]));
+            [x, y] = less([x, y], upper);
         }
     }
     strips
