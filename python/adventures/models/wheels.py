@@ -49,9 +49,9 @@ def unpack(wheels: tuple[Wheel, ...], part: Path, *, progress: bool) -> None:
             _clear(folder)
             folder.mkdir(parents=True, exist_ok=True)
         for wheel in wheels:
-            path = _fetch(wheel, downloads, progress=progress)
-            _extract(wheel, path, part)
-            path.unlink()
+            # A place of its own for each: the pip of a killed attempt may bring its wheel yet, to where it was told.
+            with tempfile.TemporaryDirectory(dir=downloads, ignore_cleanup_errors=True) as place:
+                _extract(wheel, _fetch(wheel, Path(place), progress=progress), part)
     finally:
         _clear(downloads)
 
@@ -66,25 +66,27 @@ def _clear(folder: Path) -> None:
 
 
 def _fetch(wheel: Wheel, folder: Path, *, progress: bool) -> Path:
+    # pip puts what it downloads into its own temporary folder first.
+    work, place = folder / "work", folder / "wheel"
+    work.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder), wheel.requirement]
-    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
-        out, err = Path(work) / "out.log", Path(work) / "err.log"
-        with out.open("wb") as stdout, err.open("wb") as stderr:
-            # pip puts what it downloads into its own temporary folder first.
-            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env={**os.environ, "TMPDIR": work})  # noqa: S603
-            try:
-                _watch(process, Path(work), out, wheel.requirement, progress=progress)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-        complaint = err.read_text(encoding="utf-8", errors="replace")
+    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(place), wheel.requirement]
+    out, err = folder / "out.log", folder / "err.log"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        environment = {**os.environ, "TMPDIR": str(work)}
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)  # noqa: S603
+        try:
+            _watch(process, folder, out, wheel.requirement, progress=progress)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    complaint = err.read_text(encoding="utf-8", errors="replace")
     if "No module named pip" in complaint:
         raise ConnectionError(
             f"pip is missing, so {wheel.requirement} cannot be fetched: {sys.executable} -m ensurepip"
         )
-    found = sorted(folder.glob("*.whl"))
+    found = sorted(place.glob("*.whl"))
     if process.returncode != 0 or len(found) != 1:
         lines = [re.sub(r"^(ERROR|WARNING): ", "", line) for line in complaint.strip().splitlines() if line.strip()]
         why = lines[-1] if lines else f"exit status {process.returncode}"
@@ -92,8 +94,8 @@ def _fetch(wheel: Wheel, folder: Path, *, progress: bool) -> Path:
     return found[0]
 
 
-def _watch(process: subprocess.Popen[bytes], work: Path, out: Path, name: str, *, progress: bool) -> None:
-    """Waits for pip and draws how much of the wheel is there.
+def _watch(process: subprocess.Popen[bytes], folder: Path, out: Path, name: str, *, progress: bool) -> None:
+    """Waits for pip and draws how much of the wheel is there, in whichever of pip's folders.
 
     pip's own bar is drawn for pip's user: between lines about links, caches and a file that is soon to be gone.
     """
@@ -107,10 +109,9 @@ def _watch(process: subprocess.Popen[bytes], work: Path, out: Path, name: str, *
                 bar.total = round(float(size[1]) * _UNITS[size[2]])
             if process.returncode is not None:
                 break
-            bar.update(max(_written(work) - bar.n, 0))
+            bar.update(max(_written(folder) - bar.n, 0))
         if process.returncode == 0:
-            # Whole, and now at its place beside the work folder.
-            bar.total = _written(work.parent)
+            bar.total = _written(folder)
             bar.update(bar.total - bar.n)
 
 
