@@ -94,6 +94,13 @@ class TestService:
         with Server("--library", own.path, *bucket.flags, "--generator", "none", command=command) as server:
             assert server.get("/info").json()["library"]["passages"] == 20
             assert server.stop() == 0
+        (config := tmp_path / "config.toml").write_text(f'library = "{own.path}"\ngenerator = "none"\n')
+        variables = {
+            "ADVENTURES_CONFIG": str(config),
+            "ADVENTURES_STORAGE_OPTION": ",".join(f"{name}={value}" for name, value in bucket.options.items()),
+        }
+        with Server(command=command, env=variables) as server:
+            assert server.get("/info").json()["library"]["passages"] == 20
 
     @pytest.mark.parametrize("option", ["secret", "=secret"])
     def test_a_setting_that_is_none(self, option: str) -> None:
@@ -102,7 +109,7 @@ class TestService:
         command = [sys.executable, "-m", "adventures", "serve", "-l", "s3://shop/library", "--storage-option", option]
         finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert finished.returncode == 2
-        assert "--storage-option 1: expected NAME=VALUE" in finished.stderr
+        assert "storage-option 1: expected NAME=VALUE" in finished.stderr
         assert "secret" not in finished.stderr
 
     def test_what_is_not_there_is_named(self, bucket: Place) -> None:

@@ -2,8 +2,10 @@
 
 use adventures_server::http;
 use adventures_server::options::{Flags, LogFormat, Options};
+use adventures_server::service::Service;
+use anyhow::Context;
 use clap::Parser;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -12,7 +14,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 fn main() -> ExitCode {
     keep_little();
     let flags = Flags::parse();
-    let probe = flags.probe;
+    let (probe, models) = (flags.probe, flags.models);
     let options = match flags.options() {
         Ok(options) => options,
         Err(problem) => return fail(&problem, 2),
@@ -32,6 +34,12 @@ fn main() -> ExitCode {
         Err(problem) => return fail(&problem.into(), 1),
     };
     let handle = runtime.handle().clone();
+    if models {
+        let told = runtime.block_on(Service::needs(&options, handle)).and_then(|names| {
+            names.iter().try_for_each(|name| writeln!(std::io::stdout(), "{name}")).context("telling the models")
+        });
+        return told.map_or_else(|problem| fail(&problem, 1), |()| ExitCode::SUCCESS);
+    }
     let served = actix_web::rt::System::new().block_on(http::serve(options, handle));
     runtime.shutdown_background();
     match served {

@@ -12,7 +12,8 @@ use std::time::Duration;
 /// Serves cited chat from a library, to browsers and to OpenAI's clients.
 ///
 /// Each flag is also an environment variable, ADVENTURES_HOST for --host, and a line of a TOML file, host = "…".
-/// A flag beats the variable, the variable the file. Models are pulled beforehand with `adventures models pull NAME`.
+/// A flag beats the variable, the variable the file. Models are pulled beforehand with
+/// `adventures models pull NAME`, or by `adventures serve`, which then becomes this program.
 #[derive(Debug, Default, Parser, Serialize, Deserialize)]
 #[allow(clippy::doc_markdown, reason = "the texts of --help")]
 #[command(name = "adventures-server", version, max_term_width = 110)]
@@ -26,6 +27,10 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip)]
     pub probe: bool,
+    /// Print the models that it would load, one a line, and exit; `adventures serve` fetches these
+    #[arg(long)]
+    #[serde(skip)]
+    pub models: bool,
     /// The library, which `adventures sync` wrote: a folder, or s3://, gs://, az:// or abfss:// with credentials in the variables
     /// of their vendor's tools. Without one the model answers from itself
     #[arg(long, short, env = "ADVENTURES_LIBRARY", value_name = "PATH")]

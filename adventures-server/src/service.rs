@@ -3,7 +3,7 @@
 use crate::colbert::Colbert;
 use crate::embedding::Embedding;
 use crate::indexes::Indexes;
-use crate::library::{Library, Model, RetrievalKind, Snapshot};
+use crate::library::{Late, Library, Model, RetrievalKind, Snapshot};
 use crate::models::{self, Located};
 use crate::options::Options;
 use crate::reranking::Reranking;
@@ -82,6 +82,25 @@ impl Service {
         self.generator.as_ref().ok_or_else(missing)
     }
 
+    /// Returns the models that `load` will look for, as their names are to be pulled.
+    pub async fn needs(options: &Options, runtime: Handle) -> Result<Vec<String>> {
+        let snapshot = open_library(options, runtime).await?.as_ref().map(Library::snapshot);
+        let mut names = vec![embedder_recipe(options, snapshot.as_deref()).0];
+        names.extend(options.generator.clone());
+        names.extend(options.reranker.clone());
+        names.extend(options.colbert.clone());
+        if options.indexes.is_some() && options.colbert.is_none() {
+            names.push(COLBERT.into());
+        }
+        if options.retrieval == RetrievalKind::Colbert
+            && let Some(late) = snapshot.as_ref().and_then(|snapshot| snapshot.late().ok())
+            && named_for(late, options).is_none()
+        {
+            names.push(late.recipe().0);
+        }
+        Ok(names)
+    }
+
     /// Loads models and library, side by side.
     pub async fn load(options: &Options, runtime: Handle) -> Result<Self> {
         let writes = options.generator.clone().map(|spec| {
@@ -92,13 +111,7 @@ impl Service {
             let threads = options.threads;
             runtime.spawn_blocking(move || Reranks::load(&spec, threads))
         });
-        let library = match &options.library {
-            None => None,
-            Some(path) => {
-                let storage = &options.storage;
-                Some(Library::open(path, storage, &options.table, options.threads, runtime.clone()).await?)
-            }
-        };
+        let library = open_library(options, runtime.clone()).await?;
         let tokens = {
             let (options, snapshot, handle) =
                 (options.clone(), library.as_ref().map(Library::snapshot), runtime.clone());
@@ -108,12 +121,8 @@ impl Service {
                 anyhow::Ok((colbert, indexes))
             })
         };
-        // The library says how its model was used; where that is named anew, it is used as the library's was.
-        let made = library.as_ref().map(|library| library.snapshot().model.recipe());
-        let (made, how) = made.unwrap_or_else(|| (EMBEDDER.into(), EmbedderOptions::default()));
-        let spec = options.embedder.clone().unwrap_or(made);
-        let how =
-            EmbedderOptions { threads: options.threads, precision: options.precision.unwrap_or(how.precision), ..how };
+        let snapshot = library.as_ref().map(Library::snapshot);
+        let (spec, how) = embedder_recipe(options, snapshot.as_deref());
         let embeds = runtime.spawn_blocking(move || load_embedder(&spec, how));
         let (embedder, model, least) = embeds.await.context("loading the embedder")??;
         if let Some(library) = &library {
@@ -133,6 +142,27 @@ impl Service {
     }
 }
 
+async fn open_library(options: &Options, runtime: Handle) -> Result<Option<Library>> {
+    let Some(path) = &options.library else { return Ok(None) };
+    let (storage, table) = (&options.storage, &options.table);
+    Library::open(path, storage, table, options.threads, runtime).await.map(Some)
+}
+
+/// Returns which model embeds, and how. The library says how its model was used; where that is named anew, it is used as the
+/// library's was.
+fn embedder_recipe(options: &Options, library: Option<&Snapshot>) -> (String, EmbedderOptions) {
+    let made = library.map(|snapshot| snapshot.model.recipe());
+    let (made, how) = made.unwrap_or_else(|| (EMBEDDER.into(), EmbedderOptions::default()));
+    let precision = options.precision.unwrap_or(how.precision);
+    (options.embedder.clone().unwrap_or(made), EmbedderOptions { threads: options.threads, precision, ..how })
+}
+
+/// Returns the model that was named for the library's token vectors: with indexes, the one that is named may be theirs alone.
+fn named_for<'a>(late: &Late, options: &'a Options) -> Option<&'a String> {
+    let is_own = |spec: &str| models::locate(spec).is_ok_and(|found| found.name == late.made.name());
+    options.colbert.as_ref().filter(|spec| options.indexes.is_none() || is_own(spec))
+}
+
 /// Returns what reads questions to the library's token vectors; `None` where they cannot be asked.
 fn load_colbert(options: &Options, library: Option<&Snapshot>) -> Result<Option<Arc<Colbert>>> {
     let Some(snapshot) = library else { return Ok(None) };
@@ -147,9 +177,7 @@ fn load_colbert(options: &Options, library: Option<&Snapshot>) -> Result<Option<
         // A sync may make some yet.
         Err(_) => return options.colbert.as_deref().map(|spec| load(spec, Precision::F32)).transpose(),
     };
-    // With indexes, the one that is named may be theirs alone.
-    let is_own = |spec: &&String| models::locate(spec).is_ok_and(|found| found.name == late.made.name());
-    let named = options.colbert.as_ref().filter(|spec| options.indexes.is_none() || is_own(spec));
+    let named = named_for(late, options);
     let (recorded, precision) = late.recipe();
     let loaded = load(named.unwrap_or(&recorded), precision).and_then(|colbert| {
         late.made.check(&colbert.name, &colbert.revision, colbert.model.dim()).map_err(Error::msg)?;

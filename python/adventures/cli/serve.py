@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROGRAM = "adventures-server"
+# What the program answers without a model.
+_ANSWERED_AT_ONCE = frozenset({"--models", "--probe", "--version", "-V"})
 _GREETING = "Welcome, traveller. What is standing between you and your adventure?"
 
 
@@ -28,13 +31,6 @@ _GREETING = "Welcome, traveller. What is standing between you and your adventure
     metavar="PATH",
     help="The library that `sync` wrote: a folder, s3://, gs:// or az://.",
 )
-@click.option(
-    "--storage-option",
-    "storage",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A setting of its object store; may repeat.",
-)
 @click.option("-e", "--embedder", "embedder_spec", metavar="MODEL", help="The model that embeds.")
 @click.option("-g", "--generator", "generator_spec", metavar="MODEL", help="The model that writes, or none.")
 @click.option("--demo", is_flag=True, help="Serve the made-up shop of `adventures demo`, from ./data.")
@@ -42,7 +38,6 @@ _GREETING = "Welcome, traveller. What is standing between you and your adventure
 def serve(
     *,
     library_path: str | None,
-    storage: Sequence[str],
     embedder_spec: str | None,
     generator_spec: str | None,
     demo: bool,
@@ -53,6 +48,7 @@ def serve(
     Fetches the models where they are not on this machine yet, then becomes the program
     adventures-server, which `pip install ./adventures-server` installs. Its own options,
     such as --port, --host or --api-key-file, may follow; `adventures-server --help` lists them.
+    Variables and a file of --config count as they do there.
 
       adventures serve --demo
       adventures serve -l ./lib -g gemma-3-1b-it --port 9000
@@ -66,13 +62,15 @@ def serve(
             raise click.UsageError("--demo serves its own library; leave out --library")
         library_path, shown = _demo(embedder_spec)
         arguments = [*shown, *arguments]
-    embedder_spec = embedder_spec or _recorded(library_path, storage)
-    for spec in (embedder_spec, generator_spec or options.GENERATOR):
-        if spec is not None and spec != "none":
-            locate(spec)
     given = (("--library", library_path), ("--embedder", embedder_spec), ("--generator", generator_spec))
     arguments += [part for flag, value in given if value is not None for part in (flag, value)]
-    arguments += [f"--storage-option={option}" for option in storage]
+    if not _ANSWERED_AT_ONCE.intersection(arguments):
+        # The program knows what its flags, variables and file come to; what it says against them is seen as it says it.
+        told = subprocess.run([program, *arguments, "--models"], stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        if told.returncode != 0:
+            sys.exit(told.returncode)
+        for model in told.stdout.splitlines():
+            locate(model)
     sys.stdout.flush()
     os.execv(program, [PROGRAM, *arguments])  # noqa: S606 (no shell: the arguments are a list)
 
@@ -84,28 +82,6 @@ def _program() -> str:
     if found is None:
         raise FileNotFoundError(f"{PROGRAM} is not installed; in a clone run: pip install ./adventures-server")
     return found
-
-
-def _recorded(library_path: str | None, storage: Sequence[str]) -> str | None:
-    """Returns the model that a library was made with; the usual one where there is no library."""
-    from adventures import Library
-
-    if library_path is None:
-        return options.EMBEDDER
-    made_with = Library.open(library_path, storage_options=_settings(storage) or None).metadata.get("model", {})
-    name, revision = made_with.get("name", options.EMBEDDER), made_with.get("revision", "")
-    # A hub id has moved on since, perhaps; the library needs the commit that it was made with.
-    return f"{name}@{revision}" if "/" in name and revision and "+" not in revision else str(name)
-
-
-def _settings(storage: Sequence[str]) -> dict[str, str]:
-    """Returns what `--storage-option` said, by name; of one that came twice, the last."""
-    pairs = [option.partition("=") for option in storage]
-    for number, (name, equals, _) in enumerate(pairs, 1):
-        if not name or not equals:
-            # As the service says it: what there is may be a secret.
-            raise click.UsageError(f"--storage-option {number}: expected NAME=VALUE")
-    return {name: value for name, _, value in pairs}
 
 
 def _demo(embedder_spec: str | None) -> tuple[str, list[str]]:
