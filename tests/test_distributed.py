@@ -8,20 +8,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from deltalake import DeltaTable, write_deltalake
 
+from adventures.cli import app
 from adventures.distributed import DaftRunner
 from adventures.distributed.parts import parts_of
 from adventures.library import Library
 from test_follow import FEED
 from test_library import contents, table
 from words import WordEmbedder
+
+if TYPE_CHECKING:
+    import adventures as adv
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data" / "delta-tables"
 COLUMNS: dict[str, Any] = {"id": "id", "text": "{text}"}
@@ -134,6 +139,22 @@ class TestSync:
                 DaftRunner(WordEmbedder, **{name: 0})  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="engine must be 'native' or 'ray', not 'spark'"):
             DaftRunner(WordEmbedder, engine="spark")  # type: ignore[arg-type]
+
+
+def test_the_command(tmp_path: Path, minilm: adv.Embedder) -> None:
+    write_deltalake(tmp_path / "d", table(40))
+    sync = ["sync", "--delta", str(tmp_path / "d"), "--id", "id", "--text", "{text}", "--threads", "1"]
+    for name, more in (("alone", []), ("daft", ["--runner", "daft"])):
+        result = CliRunner().invoke(app, [*sync, "-l", str(tmp_path / name), *more])
+        assert result.exit_code == 0, result.output
+        assert "40 added; 40 passages" in result.stdout
+    write_deltalake(tmp_path / "d", table(1, start=500), mode="append")
+    result = CliRunner().invoke(app, [*sync, "-l", str(tmp_path / "daft"), "--runner", "daft"])
+    assert "1 added, 40 unchanged" in result.stdout
+    found, expected = (
+        Library.open(tmp_path / name, embedder=minilm).search("row 7 of the ledger", k=3) for name in ("daft", "alone")
+    )
+    assert [(hit.id, hit.similarity) for hit in found] == [(hit.id, hit.similarity) for hit in expected]
 
 
 @pytest.mark.skipif(not os.environ.get("RAY"), reason="starts a Ray: RAY=1, as `make ray-test` does")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import json
 import subprocess
 import sys
 import tempfile
@@ -17,12 +18,14 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
 import adventures as adv
+from adventures.cli import app
 from adventures.library import Library
 from test_follow import FEED
 from test_library import table
@@ -450,3 +453,34 @@ def test_every_type_comes_back(both: tuple[Library, Library]) -> None:
     assert hit.metadata["deep"] == {"a": [8, None], "b": {"c": "8 'x'"}}
     assert hit.metadata["at"] == dt.datetime(2024, 1, 9, 8, tzinfo=dt.UTC)
     assert Path(hit.source.table).name == "d"
+
+
+class TestCommand:
+    """The command line, with the real model; what the commands print is in test_cli.py."""
+
+    def test_a_library_in_a_database(self, uri: str, delta: Path, minilm: adv.Embedder) -> None:
+        def run(*arguments: str) -> str:
+            result = CliRunner().invoke(app, [*arguments, "-l", uri])
+            assert result.exit_code == 0, result.output
+            return result.stdout
+
+        sync = ("sync", "--delta", str(delta), "--id", "id", "--text", "{text}")
+        assert "100 added" in run(*sync, "--dry-run")
+        assert "100 added; 100 passages" in run(*sync)
+        assert "nothing to do" in run(*sync)
+        DeltaTable(delta).update(predicate="id = 3", updates={"text": "'a red planet'"})
+        assert "1 updated, 99 unchanged" in run(*sync)
+        assert run("search", "Mars", "-k", "1").startswith("[1] ")
+        found = json.loads(run("search", "Mars", "-k", "1", "--where", "id<50", "--hybrid", "--json"))
+        expected = Library.open(uri, embedder=minilm).search("Mars", k=1, where={"id": {"lt": 50}}, hybrid=True)
+        assert (found["id"], found["text"]) == (expected[0].id, "a red planet")
+
+    def test_what_it_has_not(self, uri: str, delta: Path) -> None:
+        sync = ("sync", "--delta", str(delta), "--id", "id", "--text", "{text}", "-l", uri)
+        for more, message in ((("--keep", "3"), "keep"), (("--runner", "daft"), "runner")):
+            result = CliRunner().invoke(app, [*sync, *more])
+            assert result.exit_code != 0
+            assert message in result.stderr
+        missing = CliRunner().invoke(app, ["search", "x", "-l", uri])
+        assert missing.exit_code != 0
+        assert "no library at" in missing.stderr
