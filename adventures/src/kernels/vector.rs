@@ -110,6 +110,12 @@ pub(crate) trait Vector: Copy {
     fn mul_add(self, a: Self, b: Self) -> Self;
     /// `e^self` as [`math::exp`] computes it.
     fn exp(self) -> Self;
+
+    /// The largest lane.
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        lanes(self)[..Self::LANES].iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
 }
 
 /// The sum of the lanes: halves added to halves.
@@ -125,20 +131,6 @@ pub(crate) fn total<V: Vector>(x: V) -> f32 {
         width /= 2;
     }
     sums[0]
-}
-
-/// The largest lane.
-#[inline(always)]
-pub(crate) fn largest<V: Vector>(x: V) -> f32 {
-    let mut lanes = lanes(x);
-    let mut width = V::LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = lanes[i].max(lanes[i + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
 }
 
 #[inline(always)]
@@ -259,23 +251,24 @@ mod x86 {
     use super::Vector;
     use crate::kernels::math::{EXP, EXP_LIMIT, LN_2};
     use std::arch::x86_64::{
-        __m256, __m512, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_packus_epi16, _mm_packus_epi32,
-        _mm_storel_epi64, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_castsi256_ps,
-        _mm256_castsi256_si128, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
-        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
-        _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
-        _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
-        _mm512_cvtepi32_epi8, _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps,
-        _mm512_loadu_si512, _mm512_mask_fmadd_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_rcp14_ps,
-        _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-        _mm512_sub_ps,
+        __m256, __m512, _CMP_NLT_UQ, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_cvtss_f32,
+        _mm_max_ps, _mm_max_ss, _mm_movehdup_ps, _mm_movehl_ps, _mm_packus_epi16, _mm_packus_epi32, _mm_storel_epi64,
+        _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_castps256_ps128,
+        _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps,
+        _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps,
+        _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_srai_epi32,
+        _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
+        _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8, _mm512_cvtps_epi32, _mm512_fmadd_ps,
+        _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_fmadd_ps, _mm512_maskz_scalef_ps,
+        _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_rcp14_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
     };
 
     /// Implements [`Vector`] by intrinsics; `$exp` ends [`Vector::exp`] with the power of two.
     macro_rules! vector {
         ($register:ty, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident,
          $mul:ident, $max:ident, $min:ident, $div:ident, $fma:ident, $round:ident, $rounding:expr, $scale:ident,
-         $load_bits:ident, $set_bits:ident, $and:ident, $shift:ident, $cast:ident, $store_bytes:ident) => {
+         $load_bits:ident, $set_bits:ident, $and:ident, $shift:ident, $cast:ident, $store_bytes:ident, $largest:ident) => {
             impl Vector for $register {
                 const LANES: usize = $lanes;
                 const ROWS: usize = $rows;
@@ -402,6 +395,15 @@ mod x86 {
                         $scale($fma($fma(p, square, q), square, r), n)
                     }
                 }
+
+                #[inline(always)]
+                fn largest(self) -> f32 {
+                    // SAFETY: as above.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        $largest(self)
+                    }
+                }
             }
         };
     }
@@ -409,16 +411,16 @@ mod x86 {
     vector! {
         __m512, 16, 12, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps,
         _mm512_mul_ps, _mm512_max_ps, _mm512_min_ps, divide, _mm512_fmadd_ps, _mm512_roundscale_ps,
-        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC, _mm512_scalef_ps,
+        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC, scale_sixteen,
         _mm512_loadu_si512, _mm512_set1_epi32, _mm512_and_si512, _mm512_slli_epi32, _mm512_castsi512_ps,
-        store_sixteen
+        store_sixteen, _mm512_reduce_max_ps
     }
     vector! {
         __m256, 8, 6, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps,
         _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_round_ps,
         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC, scale,
         _mm256_loadu_si256, _mm256_set1_epi32, _mm256_and_si256, _mm256_slli_epi32, _mm256_castsi256_ps,
-        store_eight
+        store_eight, largest_of_eight
     }
 
     /// `a / b` by the reciprocal and a step of Newton's method, in a third of a division's time. Of 0 and what is infinite the
@@ -439,6 +441,28 @@ mod x86 {
         let bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(128)));
         // SAFETY: the caller has the room.
         unsafe { _mm_storeu_si128(to.cast(), bytes) }
+    }
+
+    /// `y * 2^n`. What is too small for any number is left out: it would take a hundred cycles to become 0.
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn scale_sixteen(y: __m512, n: __m512) -> __m512 {
+        // SAFETY: as of all that is implemented with AVX-512.
+        unsafe {
+            let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(n, _mm512_set1_ps(-150.0));
+            _mm512_maskz_scalef_ps(kept, y, n)
+        }
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn largest_of_eight(x: __m256) -> f32 {
+        // SAFETY: as of all that is implemented with AVX2.
+        unsafe {
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
     }
 
     /// # Safety
@@ -515,7 +539,7 @@ mod tests {
             let x = unsafe { V::load(x.as_ptr()) };
             let n = V::LANES as f32;
             assert_eq!(total(x), n * (n - 1.0) / 2.0 - 3.0 * n);
-            assert_eq!(largest(x), n - 4.0);
+            assert_eq!(x.largest(), n - 4.0);
         }
         #[inline(always)]
         fn at<V: Vector>() {

@@ -4,7 +4,7 @@
 
 use super::tile::{Place, Registers};
 use super::{PANEL, Strip};
-use crate::kernels::vector::{Vector, largest, total};
+use crate::kernels::vector::{Vector, total};
 use std::marker::PhantomData;
 
 /// Inputs that share a scale.
@@ -121,7 +121,7 @@ fn round_whole<V: Vector>(x: &[f32; GROUP], out: &mut [u32; STEPS]) -> f32 {
             // Not a number where one of them is not finite: the maximum would not tell.
             gap = gap.add(x.sub(x));
         }
-        let most = largest(most);
+        let most = most.largest();
         let scale = V::splat(if most > 0.0 { 127.0 / most } else { 0.0 });
         for i in (0..GROUP).step_by(V::LANES) {
             V::load(x.as_ptr().add(i)).mul(scale).store_bytes(out.as_mut_ptr().cast::<u8>().add(i));

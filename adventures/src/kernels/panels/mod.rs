@@ -237,6 +237,16 @@ impl Rounded {
             std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), count)
         }
     }
+
+    /// [`Self::room`] for numbers.
+    pub(crate) fn floats(&mut self, count: usize) -> &mut [f32] {
+        let room = self.room(count);
+        // SAFETY: both have four bytes and the same alignment, and every four bytes are a number.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(room.as_mut_ptr().cast(), count)
+        }
+    }
 }
 
 /// A linear layer.

@@ -85,11 +85,11 @@ pub(super) enum Gate {
 /// Space for the intermediate results of one block of tokens.
 #[derive(Default)]
 pub(super) struct Scratch {
-    wide: Vec<f32>,
-    context: Vec<f32>,
+    wide: Rounded,
+    context: Rounded,
     /// What a norm made of a layer's input, where it stands before.
-    normed: Vec<f32>,
-    ups: Vec<f32>,
+    normed: Rounded,
+    ups: Rounded,
     attention: attention::Scratch,
     rounded: Rounded,
 }
@@ -148,14 +148,6 @@ impl Positions {
             next - 1
         })
     }
-}
-
-/// Makes room; what lies there is written before it is read, and growing alone would clear it each time.
-fn fit(space: &mut Vec<f32>, numbers: usize) -> &mut [f32] {
-    if space.len() < numbers {
-        space.resize(numbers, 0.0);
-    }
-    &mut space[..numbers]
 }
 
 /// What a model can read.
@@ -240,8 +232,8 @@ impl Transformer<Linear> {
         let (inner, rows) = self.layers.first().map_or((0, 1), |layer| (layer.up.outputs(), layer.up.chunk_rows()));
         let chunk = if threads == Threads::All { tokens.min(LONG_CHUNK_ROWS) } else { rows };
         let before = self.last_norm.is_some();
-        let wide = fit(&mut scratch.wide, (tokens * 3 * width).max(chunk.min(tokens) * inner));
-        let context = fit(&mut scratch.context, tokens * width);
+        let wide = scratch.wide.floats((tokens * 3 * width).max(chunk.min(tokens) * inner));
+        let context = scratch.context.floats(tokens * width);
         let (normed, ups) = (&mut scratch.normed, &mut scratch.ups);
         let (room, rounded) = (&mut scratch.attention, &mut scratch.rounded);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -251,7 +243,7 @@ impl Transformer<Linear> {
             let qkv = &mut wide[..tokens * 3 * width];
             match &layer.attention_norm {
                 Some(norm) if before => {
-                    let normed = fit(normed, tokens * width);
+                    let normed = normed.floats(tokens * width);
                     normed.copy_from_slice(hidden);
                     layer_norm(self.level, normed, norm);
                     layer.qkv.apply(normed, qkv, Then::Store, threads, rounded);
@@ -286,7 +278,7 @@ impl Transformer<Linear> {
                 layer.attention_out.apply(context, hidden, Then::Add, threads, rounded);
                 let wide = &mut wide[..hidden.len() / width * inner];
                 if before {
-                    let normed = fit(normed, hidden.len());
+                    let normed = normed.floats(hidden.len());
                     normed.copy_from_slice(hidden);
                     layer_norm(self.level, normed, &layer.out_norm);
                     layer.widen(normed, wide, ups, threads, rounded);
@@ -309,11 +301,11 @@ impl Transformer<Linear> {
 
 impl Layer<Linear> {
     /// Writes what the second product of the feed-forward network reads to `wide`.
-    fn widen(&self, x: &[f32], wide: &mut [f32], ups: &mut Vec<f32>, threads: Threads, rounded: &mut Rounded) {
+    fn widen(&self, x: &[f32], wide: &mut [f32], ups: &mut Rounded, threads: Threads, rounded: &mut Rounded) {
         match &self.activation {
             Activation::Plain(then) => self.up.apply(x, wide, *then, threads, rounded),
             Activation::Gated(gate, linear) => {
-                let ups = fit(ups, wide.len());
+                let ups = ups.floats(wide.len());
                 self.up.apply(x, ups, Then::Store, threads, rounded);
                 linear.apply(x, wide, Then::Store, threads, rounded);
                 match gate {
