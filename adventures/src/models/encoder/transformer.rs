@@ -85,6 +85,7 @@ pub(super) enum Gate {
 /// Space for the intermediate results of one block of tokens.
 #[derive(Default)]
 pub(super) struct Scratch {
+    hidden: Rounded,
     wide: Rounded,
     context: Rounded,
     /// What a norm made of a layer's input, where it stands before.
@@ -218,10 +219,11 @@ impl<L> Transformer<L> {
 }
 
 impl Transformer<Linear> {
-    /// Runs whole sequences through all layers, in place in `block.hidden`; leaves it anyhow where `cancel` is set.
+    /// Runs whole sequences through all layers, and writes what comes of them to `block.hidden`, unless `cancel` is set.
     fn run(&self, block: Block<'_>, task: &Task<'_>, scratch: &mut Scratch) {
-        let Block { ids, types, lengths, attended, mut hidden } = block;
+        let Block { ids, types, lengths, attended, hidden: out } = block;
         let (width, tokens, threads) = (self.hidden_size(), ids.len(), task.threads);
+        let mut hidden = scratch.hidden.floats(tokens * width);
         let mut start = 0;
         for &length in lengths {
             let end = start + length;
@@ -296,6 +298,7 @@ impl Transformer<Linear> {
         if let Some(norm) = &self.last_norm {
             layer_norm(self.level, hidden, norm);
         }
+        out[..hidden.len()].copy_from_slice(hidden);
     }
 }
 
