@@ -148,7 +148,7 @@ trait Operands: Tile {
     /// Writes a panel whose columns are `rows`, up to 32.
     fn pack_columns<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]);
     /// Returns where the weights go that `scores`, [`STRIDE`] apart, become.
-    fn weights(scores: &mut [f32], rows: usize, keys: usize, rounded: &mut Rounded) -> Place<*mut u32>;
+    fn weights(scores: *mut f32, rows: usize, keys: usize, rounded: &mut Rounded) -> Place<*mut u32>;
     /// `e^((score - largest) * scale)`, as exactly as products read it; exactly 0 of a score of negative infinity.
     fn weight(score: Self::V, largest: Self::V, scale: Self::V) -> Self::V;
     /// Writes two registers of a row's weights, which begin with that of key `at`, a multiple of their lanes, and adds them to the
@@ -191,8 +191,8 @@ impl<V: Vector> Operands for Floats<V> {
     }
 
     #[inline(always)]
-    fn weights(scores: &mut [f32], _: usize, _: usize, _: &mut Rounded) -> Place<*mut u32> {
-        Place { first: scores.as_mut_ptr().cast(), stride: STRIDE }
+    fn weights(scores: *mut f32, _: usize, _: usize, _: &mut Rounded) -> Place<*mut u32> {
+        Place { first: scores.cast(), stride: STRIDE }
     }
 
     #[inline(always)]
@@ -253,7 +253,7 @@ mod tiles {
                 }
 
                 #[inline(always)]
-                fn weights(_: &mut [f32], rows: usize, keys: usize, rounded: &mut Rounded) -> Place<*mut u32> {
+                fn weights(_: *mut f32, rows: usize, keys: usize, rounded: &mut Rounded) -> Place<*mut u32> {
                     let stride = Self::steps(keys).0;
                     Place { first: rounded.room(rows * stride).as_mut_ptr(), stride }
                 }
@@ -317,7 +317,8 @@ fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
     scratch.pack::<T>(head);
     let value_panels = dim.div_ceil(PANEL);
     let sum_stride = value_panels * PANEL;
-    let scores = scratch.scores.floats(ROWS * STRIDE);
+    // A pointer, as weights may take the place of scores.
+    let scores = scratch.scores.floats(ROWS * STRIDE).as_mut_ptr();
     let [sums, more] = [&mut scratch.sums, &mut scratch.more].map(|sums| sums.floats(ROWS * sum_stride));
     let mut tiles = T::State::default();
     let mut first = 0;
@@ -341,18 +342,18 @@ fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
                 // SAFETY: the queries are as long as the panel, and there are `BLOCK_KEYS` scores, whole panels, for each.
                 #[allow(unsafe_code)]
                 unsafe {
-                    let to = Place { first: scores.as_mut_ptr().add(p * PANEL), stride: STRIDE };
+                    let to = Place { first: scores.add(p * PANEL), stride: STRIDE };
                     T::multiply(&mut tiles, count, rows, panel, to, &mut ());
                 }
             }
             let mut carried = [0.0; ROWS];
             let weights = T::weights(scores, count, keys, &mut scratch.rounded);
             for i in 0..count {
-                let scores = &mut scores[i * STRIDE..(i + 1) * STRIDE];
-                let scale = head.look(&mut scores[..keys], first + i, start);
-                // SAFETY: there is a row of weights for each of scores.
+                // SAFETY: there is a row of `STRIDE` scores for each of a tile's, which nothing else uses meanwhile, and of weights.
                 #[allow(unsafe_code)]
                 unsafe {
+                    let scores = scores.add(i * STRIDE);
+                    let scale = head.look(std::slice::from_raw_parts_mut(scores, keys), first + i, start);
                     carried[i] = weigh::<T>(scores, keys, scale, &mut seen[i], weights.first.add(i * weights.stride));
                 }
             }
@@ -415,17 +416,18 @@ impl Head<'_> {
 /// Turns `keys` scores into weights; returns what the sums of earlier blocks are to be multiplied by.
 ///
 /// # Safety
-/// `weights` must have room for those of the keys, filled up to two registers; it may be where the scores are.
+/// `x`, the scores, and `weights` must have room for those of the keys, filled up to two registers; they may be the same place.
 #[inline(always)]
 #[allow(unsafe_code)]
-unsafe fn weigh<T: Operands>(scores: &mut [f32], keys: usize, scale: f32, seen: &mut Seen, weights: *mut u32) -> f32 {
+unsafe fn weigh<T: Operands>(x: *mut f32, keys: usize, scale: f32, seen: &mut Seen, weights: *mut u32) -> f32 {
     let step = 2 * T::V::LANES;
     let whole = keys.next_multiple_of(step);
-    // What was left of other keys weighs nothing.
-    scores[keys..whole].fill(f32::NEG_INFINITY);
-    let x = scores[..whole].as_mut_ptr();
-    // SAFETY: whole registers within the scores; the caller has room for as many weights.
+    // SAFETY: whole registers of scores and weights, for which the caller has room.
     unsafe {
+        // What was left of other keys weighs nothing.
+        for i in keys..whole {
+            x.add(i).write(f32::NEG_INFINITY);
+        }
         let mut max = [T::V::splat(seen.largest); 2];
         for i in (0..whole).step_by(step) {
             max = [max[0].max(T::V::load(x.add(i))), max[1].max(T::V::load(x.add(i + T::V::LANES)))];
