@@ -17,14 +17,19 @@ use std::arch::x86_64::{
 pub(crate) fn round(precision: Precision, x: &[f32], inputs: usize, out: &mut [u32]) {
     let stride = steps(precision, inputs).0;
     assert!(x.len() / inputs * stride <= out.len(), "room for the rows; this is a bug");
-    for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(stride)) {
-        // SAFETY: a kernel of tiles is chosen where these instructions are.
-        #[allow(unsafe_code)]
-        unsafe {
-            match precision {
-                Precision::F32 | Precision::Bf16x2 => split_row(x, out),
-                Precision::Bf16 => brief_row(x, out),
-                Precision::Int8 => bytes_row(x, out),
+    let rows = x.len() / inputs;
+    let from = Place { first: x.as_ptr(), stride: inputs };
+    let to = Place { first: out.as_mut_ptr(), stride };
+    // SAFETY: a kernel of tiles is chosen where these instructions are; both have the rows.
+    #[allow(unsafe_code)]
+    unsafe {
+        match precision {
+            Precision::F32 | Precision::Bf16x2 => round_rows::<2>(from, rows, inputs, to),
+            Precision::Bf16 => round_rows::<1>(from, rows, inputs, to),
+            Precision::Int8 => {
+                for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(stride)) {
+                    bytes_row(x, out);
+                }
             }
         }
     }
@@ -93,31 +98,6 @@ fn widened(halves: __m512i) -> [__m512i; 2] {
 #[target_feature(enable = "avx512f")]
 fn less(x: [__m512; 2], rounded: [__m512i; 2]) -> [__m512; 2] {
     [_mm512_sub_ps(x[0], _mm512_castsi512_ps(rounded[0])), _mm512_sub_ps(x[1], _mm512_castsi512_ps(rounded[1]))]
-}
-
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn brief_row(x: &[f32], out: &mut [u32]) {
-    for (i, out) in out.as_chunks_mut::<SIDE>().0[..x.len().div_ceil(INPUTS)].iter_mut().enumerate() {
-        let x = halves(inputs_at(x, i * INPUTS));
-        // SAFETY: sixteen elements are 64 bytes.
-        #[allow(unsafe_code)]
-        unsafe {
-            _mm512_storeu_si512(out.as_mut_ptr().cast(), x);
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn split_row(x: &[f32], out: &mut [u32]) {
-    for (i, out) in out.as_chunks_mut::<INPUTS>().0[..x.len().div_ceil(INPUTS)].iter_mut().enumerate() {
-        let [first, rest] = split::<2>(inputs_at(x, i * INPUTS));
-        // SAFETY: 32 elements are 128 bytes.
-        #[allow(unsafe_code)]
-        unsafe {
-            _mm512_storeu_si512(out.as_mut_ptr().cast(), first);
-            _mm512_storeu_si512(out.as_mut_ptr().add(SIDE).cast(), rest);
-        }
-    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
