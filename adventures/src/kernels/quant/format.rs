@@ -51,10 +51,10 @@ impl Order {
 pub(crate) enum Layout {
     /// Low nibbles, then high nibbles, from `first` on; with a fifth bit for each weight in four bytes from `fifths` on.
     Nibbles { first: usize, fifths: Option<usize> },
+    /// The same nibbles, which say which of the steps to take.
+    Steps { first: usize, steps: &'static [u8; 16] },
     /// Signed bytes from here on.
     Bytes(usize),
-    /// None of these.
-    Other,
 }
 
 /// A format of blocks of 32: `weight = scale * (u - OFFSET) + min`, with `u` a byte.
@@ -67,7 +67,7 @@ pub(crate) trait Block: Send + Sync + 'static {
     /// Either in lanes or as a whole.
     const ORDER: Order = Order::Lanes;
     /// Where the bytes of a block are.
-    const LAYOUT: Layout = Layout::Other;
+    const LAYOUT: Layout;
     /// Unpacks one block; returns scale and minimum.
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32);
 }

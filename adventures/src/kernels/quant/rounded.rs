@@ -10,9 +10,7 @@ const GROUP: usize = 16;
 const BLOCK: usize = 32;
 const SUPER: usize = 256;
 
-/// How many activation rows are worth laying weight rows side by side for.
-pub(crate) const PANEL_FROM: usize = 2;
-/// The same of superblocks, which take longer to unpack.
+/// How many activation rows are worth laying rows of superblocks side by side for.
 pub(crate) const SUPER_PANEL_FROM: usize = 8;
 
 /// Rows of bytes with what the kernels need beside them. Rows are laid end to end in each field.
@@ -26,8 +24,7 @@ pub(crate) struct Rounded {
     pub(crate) scale: Vec<f32>,
     /// The sum of the bytes of each 16.
     pub(crate) sums: Vec<i16>,
-    /// -128 times the sum of the bytes of each four: what unsigned weights add too much. For the rounding `Q8_0` alone, and
-    /// where there are rows enough for a panel.
+    /// -128 times the sum of the bytes of each four: what unsigned weights add too much. For the rounding `Q8_0` alone.
     pub(crate) lowered: Vec<i32>,
     /// Scale times sum of the bytes of each 32, in half precision; for the rounding `Q8_1` alone.
     pub(crate) weighted: Vec<f32>,
@@ -43,7 +40,7 @@ impl Rounded {
         self.scale.resize(x.len() / BLOCK, 0.0);
         self.sums.resize(x.len() / GROUP, 0);
         self.weighted.resize(x.len() / BLOCK, 0.0);
-        if rounding == Rounding::Q8_0 && self.rows >= PANEL_FROM {
+        if rounding == Rounding::Q8_0 {
             self.lowered.resize(x.len() / 4, 0);
         } else {
             self.lowered.clear();

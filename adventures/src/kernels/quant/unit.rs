@@ -5,10 +5,10 @@ use super::format::{
     Block, Halved, IQ4NL, IQ4XS, Order, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quarters, Rounding,
     Slab, SuperBlock, Whole,
 };
-use super::rounded::{PANEL_FROM, SUPER_PANEL_FROM};
+use super::rounded::SUPER_PANEL_FROM;
 use super::rows::{ROWS, Sums, Unpacked};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{self, PANEL, Panel};
+use super::x86::{self, DIRECT, PANEL, Panel};
 use super::{Level, Matrix, Scratch, by_dtype};
 use crate::gguf::GgmlType;
 use crate::kernels::LANES;
@@ -48,7 +48,7 @@ pub(super) struct Unit<'a> {
 impl Unit<'_> {
     pub(super) fn multiply(&self, x: Dense<'_>, scratch: &Scratch, orders: Orders, space: &mut Space) {
         #[cfg(target_arch = "x86_64")]
-        if self.level.vnni() && orders.rows >= PANEL_FROM && self.last - self.first == PANEL {
+        if self.level.vnni() && self.last - self.first == PANEL {
             // SAFETY: the instructions were detected.
             #[allow(unsafe_code)]
             if unsafe { self.panel(scratch, orders, space) } {
@@ -135,6 +135,10 @@ impl Unit<'_> {
         unsafe {
             macro_rules! blocks {
                 ($f:ty) => {{
+                    if rows <= DIRECT {
+                        x86::direct::<$f>(weights, row_bytes, x, &mut store);
+                        return true;
+                    }
                     panel.fill_blocks::<$f>(weights, row_bytes);
                     let tiled = if <$f>::ORDER == Order::Whole { tiled } else { 0 };
                     panel.blocks::<$f>(x, tiled..rows, &mut store);

@@ -3,12 +3,14 @@
 //! Registers of 256 bits in both: eight lanes are what llama.cpp's order of additions has.
 
 mod dense;
+mod direct;
 mod few;
 mod panel;
 mod tiles;
 mod turn;
 
 pub(super) use dense::brief;
+pub(super) use direct::{DIRECT, direct};
 pub(super) use few::few;
 pub(super) use panel::{PANEL, Panel};
 pub(super) use tiles::Turned;

@@ -1,6 +1,6 @@
 //! Four bits that name one of sixteen uneven steps: `block_iq4_nl` and `block_iq4_xs` of ggml.
 
-use super::{Block, Halves, Order, SuperBlock, half, nibbles, take};
+use super::{Block, Halves, Layout, Order, SuperBlock, half, nibbles, take};
 
 /// `kvalues_iq4nl` of ggml, each plus 128.
 const STEPS: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
@@ -12,6 +12,7 @@ impl Block for IQ4NL {
     const BYTES: usize = 18;
     const OFFSET: u8 = 128;
     const MIN: bool = false;
+    const LAYOUT: Layout = Layout::Steps { first: 2, steps: &STEPS };
 
     #[inline(always)]
     fn unpack<H: Halves>(block: &[u8], u: &mut [u8; 32]) -> (f32, f32) {

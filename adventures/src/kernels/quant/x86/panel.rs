@@ -1,20 +1,20 @@
-//! Products with two activation rows and more, of superblocks with eight and more: sixteen weight rows side by side, one in
+//! Products with several activation rows, of superblocks with eight and more: sixteen weight rows side by side, one in
 //! each lane of a register of 512 bits.
 //!
 //! Four weights of each of the sixteen rows are one register, four activations are repeated in all lanes: a sum needs no
 //! addition across lanes, and a scale serves sixteen rows. The order of additions is that of [`super::super::rows`].
 
 use super::F16c;
-use super::turn::turn;
-use crate::kernels::quant::format::{Block, Layout, Order, SuperBlock};
+use super::turn::turned;
+use crate::kernels::quant::format::{Block, Order, SuperBlock};
 use crate::kernels::quant::rounded::Rounded;
 use std::arch::x86_64::{
-    __m256i, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi8, _mm256_loadu_si256,
-    _mm256_permute2x128_si256, _mm256_set1_epi8, _mm256_storeu_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
-    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtepi32_ps,
-    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_slli_epi32, _mm512_srai_epi32, _mm512_storeu_ps, _mm512_sub_epi32, _mm512_sub_ps,
+    __m256i, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm256_permute2x128_si256,
+    _mm256_storeu_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps,
+    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps,
 };
 use std::ops::Range;
 
@@ -51,7 +51,7 @@ const BY_WHOLE: usize = 4;
 /// Asks for `count` bytes of the weights after these, `start` from their beginning: sixteen rows are read side by side, which
 /// the CPU does not foresee.
 #[inline(always)]
-fn ask_for_next(weights: &[u8], start: usize, count: usize) {
+pub(super) fn ask_for_next(weights: &[u8], start: usize, count: usize) {
     let next = weights.as_ptr().wrapping_add(weights.len() + start);
     for line in (0..count).step_by(64) {
         // SAFETY: asking for memory touches nothing, whatever the address.
@@ -68,30 +68,21 @@ impl Panel {
     pub(in crate::kernels::quant) fn fill_blocks<F: Block>(&mut self, weights: &[u8], row_bytes: usize) {
         let blocks = row_bytes / F::BYTES;
         self.resize(8 * blocks, blocks, 0);
-        // All offsets are 128 here, so that the activations are lowered once for all formats.
-        let lift = if F::OFFSET == 0 { 0 } else { 128 - F::OFFSET };
+        assert!(weights.len() == PANEL * row_bytes && row_bytes == blocks * F::BYTES, "sixteen rows; this is a bug");
         for (b, lines) in self.u.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             ask_for_next(weights, b * PANEL * F::BYTES, PANEL * F::BYTES);
-            if F::LAYOUT != Layout::Other {
-                let at = b * F::BYTES;
-                assert!(
-                    weights.len() == PANEL * row_bytes && at + F::BYTES <= row_bytes,
-                    "sixteen rows; this is a bug"
-                );
-                // SAFETY: the instructions are enabled here; a block lies there in each of the sixteen rows.
-                #[allow(unsafe_code)]
-                unsafe {
-                    let (scale, min) = (&mut self.scale[b], &mut self.min[b]);
-                    turn::<F>(weights.as_ptr().add(at), row_bytes, lines, scale, min);
+            // SAFETY: the instructions are enabled here; a block lies there in each of the sixteen rows; lines have 64 bytes.
+            #[allow(unsafe_code)]
+            unsafe {
+                let (u, scale, min) = turned::<F>(weights.as_ptr().add(b * F::BYTES), row_bytes);
+                for (line, u) in lines.iter_mut().zip(u) {
+                    _mm512_storeu_si512(line.0.as_mut_ptr().cast(), u);
                 }
-                continue;
+                _mm512_storeu_ps(self.scale[b].0.as_mut_ptr(), scale);
+                if F::MIN {
+                    _mm512_storeu_ps(self.min[b].0.as_mut_ptr(), min);
+                }
             }
-            let mut rows = [[0; 32]; PANEL];
-            for (i, (row, weights)) in rows.iter_mut().zip(weights.chunks_exact(row_bytes)).enumerate() {
-                let block = &weights[b * F::BYTES..(b + 1) * F::BYTES];
-                (self.scale[b].0[i], self.min[b].0[i]) = F::unpack::<F16c>(block, row);
-            }
-            interleave(&rows, lift, lines);
         }
     }
 
@@ -111,10 +102,10 @@ impl Panel {
             }
             for (j, lines) in self.u[64 * b..64 * b + 64].as_chunks_mut::<8>().0.iter_mut().enumerate() {
                 let part = rows.each_ref().map(|row| row.as_chunks::<32>().0[j]);
-                interleave(&part, 0, lines);
+                interleave(&part, lines);
             }
-            interleave(&scales.map(bytes_of), 0, &mut self.scales.as_chunks_mut::<8>().0[b]);
-            interleave(&mins.map(bytes_of), 0, &mut self.mins.as_chunks_mut::<8>().0[b]);
+            interleave(&scales.map(bytes_of), &mut self.scales.as_chunks_mut::<8>().0[b]);
+            interleave(&mins.map(bytes_of), &mut self.mins.as_chunks_mut::<8>().0[b]);
         }
     }
 
@@ -375,17 +366,15 @@ fn bytes_of(words: [i16; 16]) -> [u8; 32] {
     bytes
 }
 
-/// Lays fours of bytes of sixteen rows side by side, each byte raised by `lift`.
+/// Lays fours of bytes of sixteen rows side by side.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn interleave(rows: &[[u8; 32]; PANEL], lift: u8, lines: &mut [Line<[u8; 64]>; 8]) {
-    let lift = _mm256_set1_epi8(lift.cast_signed());
+fn interleave(rows: &[[u8; 32]; PANEL], lines: &mut [Line<[u8; 64]>; 8]) {
     for half in 0..2 {
         // SAFETY: the arrays have 32 and 64 bytes; no alignment is asked for.
         #[allow(unsafe_code)]
-        let x: [__m256i; 8] = std::array::from_fn(|i| unsafe {
-            _mm256_add_epi8(_mm256_loadu_si256(rows[8 * half + i].as_ptr().cast()), lift)
-        });
+        let x: [__m256i; 8] =
+            std::array::from_fn(|i| unsafe { _mm256_loadu_si256(rows[8 * half + i].as_ptr().cast()) });
         let mut pairs = [x[0]; 8];
         for i in 0..4 {
             pairs[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
@@ -428,7 +417,7 @@ pub(super) unsafe fn numbers(line: &Line<Products>) -> __m512 {
 /// The `k`-th four activations, in all lanes.
 #[inline(always)]
 #[allow(unsafe_code, reason = "intrinsics; the callers enable the instructions")]
-unsafe fn four(x: &[i8; 32], k: usize) -> __m512i {
+pub(super) unsafe fn four(x: &[i8; 32], k: usize) -> __m512i {
     let four = x.as_chunks::<4>().0[k].map(i8::cast_unsigned);
     // SAFETY: the caller enables AVX-512.
     unsafe { _mm512_set1_epi32(i32::from_le_bytes(four)) }

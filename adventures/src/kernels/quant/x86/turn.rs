@@ -1,13 +1,13 @@
 //! One block of sixteen rows turned into lines, in registers: what [`super::panel`] multiplies.
 
-use super::panel::{Line, PANEL, Products};
+use super::panel::PANEL;
 use crate::kernels::quant::format::{Block, Layout};
 use std::arch::x86_64::{
-    __m512i, _mm_loadu_si128, _mm512_add_epi8, _mm512_and_si512, _mm512_castsi128_si512, _mm512_cvtepi32_epi16,
-    _mm512_cvtph_ps, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mask_add_epi8, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_test_epi8_mask, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64, _mm512_xor_si512,
+    __m512, __m512i, _mm_loadu_si128, _mm512_add_epi8, _mm512_and_si512, _mm512_broadcast_i32x4,
+    _mm512_castsi128_si512, _mm512_cvtepi32_epi16, _mm512_cvtph_ps, _mm512_inserti32x4, _mm512_loadu_si512,
+    _mm512_mask_add_epi8, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_test_epi8_mask, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
 };
 
 /// For each four bytes the byte `n` of the same four.
@@ -24,30 +24,24 @@ const fn byte_of_four(n: u8) -> [u8; 64] {
 
 const BYTE_OF_FOUR: [[u8; 64]; 4] = [byte_of_four(0), byte_of_four(1), byte_of_four(2), byte_of_four(3)];
 
-/// Writes the weights of a block of sixteen rows that lie `row_bytes` apart, raised to an offset of 128 where they have one,
+/// Returns the weights of a block of sixteen rows that lie `row_bytes` apart, raised to an offset of 128 where they have one,
 /// with their scales and minima.
 ///
 /// # Safety
-/// The CPU has AVX-512 with bytes and words; at `block` and each `row_bytes` after it lies a block. The layout is not
-/// [`Layout::Other`].
+/// The CPU has AVX-512 with bytes and words; at `block` and each `row_bytes` after it lies a block.
 #[inline(always)]
 #[allow(unsafe_code, reason = "intrinsics; the caller enables the instructions")]
-pub(super) unsafe fn turn<F: Block>(
-    block: *const u8,
-    row_bytes: usize,
-    lines: &mut [Line<[u8; 64]>; 8],
-    scale: &mut Line<Products>,
-    min: &mut Line<Products>,
-) {
-    // SAFETY: the caller enables the instructions; all reads are within the blocks, all writes within the lines.
+pub(super) unsafe fn turned<F: Block>(block: *const u8, row_bytes: usize) -> ([__m512i; 8], __m512, __m512) {
+    // SAFETY: the caller enables the instructions; all reads are within the blocks.
     unsafe {
         // Each format begins with its scale; its minimum, where it has one, is next.
         let halves = four_bytes(block, row_bytes);
-        _mm512_storeu_ps(scale.0.as_mut_ptr(), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(halves)));
-        if F::MIN {
-            let upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(halves));
-            _mm512_storeu_ps(min.0.as_mut_ptr(), _mm512_cvtph_ps(upper));
-        }
+        let scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(halves));
+        let min = if F::MIN {
+            _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(halves)))
+        } else {
+            _mm512_setzero_ps()
+        };
         let mut u = [_mm512_setzero_si512(); 8];
         let fifths = match F::LAYOUT {
             Layout::Bytes(first) => {
@@ -62,15 +56,14 @@ pub(super) unsafe fn turn<F: Block>(
                 None
             }
             Layout::Nibbles { first, fifths } => {
-                let low = _mm512_set1_epi8(15);
-                let four = columns(block.add(first), row_bytes);
-                for k in 0..4 {
-                    u[k] = _mm512_and_si512(four[k], low);
-                    u[k + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(four[k]), low);
-                }
+                u = nibbles(block.add(first), row_bytes);
                 fifths
             }
-            Layout::Other => unreachable!("the caller looks at the layout; this is a bug"),
+            Layout::Steps { first, steps } => {
+                let steps = _mm512_broadcast_i32x4(_mm_loadu_si128(steps.as_ptr().cast()));
+                u = nibbles(block.add(first), row_bytes).map(|u| _mm512_shuffle_epi8(steps, u));
+                None
+            }
         };
         if let Some(fifths) = fifths {
             let bits = four_bytes(block.add(fifths), row_bytes);
@@ -81,10 +74,25 @@ pub(super) unsafe fn turn<F: Block>(
                 u[k] = _mm512_mask_add_epi8(u[k], _mm512_test_epi8_mask(byte, bit), u[k], sixteen);
             }
         }
-        let lift = _mm512_set1_epi8(if F::OFFSET == 0 { 0 } else { (128 - F::OFFSET).cast_signed() });
-        for k in 0..8 {
-            _mm512_storeu_si512(lines[k].0.as_mut_ptr().cast(), _mm512_add_epi8(u[k], lift));
+        if F::OFFSET != 0 && F::OFFSET != 128 {
+            let lift = _mm512_set1_epi8((128 - F::OFFSET).cast_signed());
+            u = u.map(|u| _mm512_add_epi8(u, lift));
         }
+        (u, scale, min)
+    }
+}
+
+/// The low nibbles of sixteen bytes of each row, then the high ones, four of each row in a register.
+#[inline(always)]
+#[allow(unsafe_code, reason = "intrinsics; the caller enables the instructions")]
+unsafe fn nibbles(start: *const u8, row_bytes: usize) -> [__m512i; 8] {
+    // SAFETY: the caller enables the instructions, and each row has sixteen bytes there.
+    unsafe {
+        let low = _mm512_set1_epi8(15);
+        let four = columns(start, row_bytes);
+        let high = four.map(|x| _mm512_and_si512(_mm512_srli_epi16::<4>(x), low));
+        let low = four.map(|x| _mm512_and_si512(x, low));
+        [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
     }
 }
 
