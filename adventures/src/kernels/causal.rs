@@ -115,22 +115,23 @@ static GELU: LazyLock<Vec<f16>> = LazyLock::new(|| {
     (0..=u16::MAX).map(|bits| f16::from_f32(gelu(f16::from_bits(bits).to_f32()))).collect()
 });
 
-/// `gate = gelu(gate) * up`, with GELU and its argument rounded to half precision. `halves` is scratch space.
-pub(crate) fn gelu_half_gate(gate: &mut [f32], up: &[f32], halves: &mut Vec<f16>) {
-    halves.resize(gate.len(), f16::ZERO);
-    halves.convert_from_f32_slice(gate);
-    for half in &mut *halves {
-        *half = GELU[usize::from(half.to_bits())];
-    }
-    for ((gate, up), half) in gate.iter_mut().zip(up).zip(&*halves) {
-        let gelu = if *gate <= -10.0 {
-            0.0
-        } else if *gate >= 10.0 {
-            *gate
-        } else {
-            half.to_f32()
-        };
-        *gate = gelu * up;
+/// `gate = gelu(gate) * up`, with GELU and its argument rounded to half precision.
+pub(crate) fn gelu_half_gate(gate: &mut [f32], up: &[f32]) {
+    let table = GELU.as_slice();
+    let mut halves = [f16::ZERO; LANES];
+    for (gate, up) in gate.chunks_mut(LANES).zip(up.chunks(LANES)) {
+        let halves = &mut halves[..gate.len()];
+        halves.convert_from_f32_slice(gate);
+        for ((gate, up), half) in gate.iter_mut().zip(up).zip(halves) {
+            let gelu = if *gate <= -10.0 {
+                0.0
+            } else if *gate >= 10.0 {
+                *gate
+            } else {
+                table[usize::from(half.to_bits())].to_f32()
+            };
+            *gate = gelu * up;
+        }
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Matrix<'a> {
     dtype: GgmlType,
     rows: usize,
     cols: usize,
+    /// How many bytes a row takes.
+    row_bytes: usize,
     data: &'a [u8],
     /// Whether activations are rounded to the type of dense weights and products are added as ggml does it.
     as_ggml: bool,
@@ -148,18 +150,14 @@ impl<'a> Matrix<'a> {
     pub(crate) fn new(dtype: GgmlType, rows: usize, cols: usize, data: &'a [u8]) -> Self {
         assert!(Self::supports(dtype), "{dtype} is refused by the loader; this is a bug");
         assert_eq!(cols % dtype.block_size(), 0, "a row is whole blocks; this is a bug");
-        let matrix = Self { dtype, rows, cols, data, as_ggml: false };
-        assert_eq!(data.len(), rows * matrix.row_bytes(), "the loader checks the size; this is a bug");
-        matrix
+        let row_bytes = cols / dtype.block_size() * dtype.block_bytes();
+        assert_eq!(data.len(), rows * row_bytes, "the loader checks the size; this is a bug");
+        Self { dtype, rows, cols, row_bytes, data, as_ggml: false }
     }
 
     /// Returns the same with dense weights treated as those of a GGUF file.
     pub(crate) fn as_ggml(self) -> Self {
         Self { as_ggml: true, ..self }
-    }
-
-    fn row_bytes(&self) -> usize {
-        self.cols / self.dtype.block_size() * self.dtype.block_bytes()
     }
 
     fn rounding(&self) -> Option<Rounding> {
@@ -187,7 +185,7 @@ impl<'a> Matrix<'a> {
 
     /// Writes the weights of `row` to `out`.
     pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
-        let bytes = &self.data[row * self.row_bytes()..(row + 1) * self.row_bytes()];
+        let bytes = &self.data[row * self.row_bytes..(row + 1) * self.row_bytes];
         macro_rules! blocks {
             ($f:ty) => {
                 unpack_blocks::<$f>(bytes, out)
@@ -259,17 +257,39 @@ pub(crate) struct Product<'a> {
 /// The rows are the last of `batch` that are read together: llama.cpp's order of additions, which this follows, depends on
 /// how many there are. Runs on the rayon pool that it is called in.
 pub(crate) fn multiply(x: &[f32], batch: usize, scratch: &mut Scratch, products: &mut [Product<'_>]) {
-    multiply_at(Level::detect(), x, batch, scratch, products);
+    multiply_at(Level::detect(), x, batch, scratch, products, None);
 }
 
-fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, products: &mut [Product<'_>]) {
+/// Computes two products as [`multiply`] does, then `gate(first, second)` with neighbours of each row, which are still at
+/// hand: multiples of sixteen, but for the last of a row.
+pub(crate) fn multiply_gated(
+    x: &[f32],
+    batch: usize,
+    scratch: &mut Scratch,
+    mut products: [Product<'_>; 2],
+    gate: Gate<'_>,
+) {
+    multiply_at(Level::detect(), x, batch, scratch, &mut products, Some(gate));
+}
+
+/// What a gate does with numbers of the first product and those of the second.
+type Gate<'a> = &'a (dyn Fn(&mut [f32], &[f32]) + Sync);
+
+fn multiply_at(
+    level: Level,
+    x: &[f32],
+    batch: usize,
+    scratch: &mut Scratch,
+    products: &mut [Product<'_>],
+    gate: Option<Gate<'_>>,
+) {
     let Some(width) = products.first().map(|p| p.matrix.cols) else { return };
     let rows = x.len() / width;
     // How many of the rows are in whole fours of the batch.
     let fours = (batch / 4 * 4).saturating_sub(batch.saturating_sub(rows)).min(rows);
     for rounding in [Rounding::Q8_0, Rounding::Q8_1, Rounding::Q8K] {
         if products.iter().any(|p| p.matrix.rounding() == Some(rounding)) {
-            scratch.rounded[rounding as usize].fill(x, width, rounding);
+            scratch.rounded[rounding as usize].fill(level, x, width, rounding);
             #[cfg(target_arch = "x86_64")]
             if level == Level::Tiles
                 && products.iter().any(|p| p.matrix.rounding() == Some(rounding) && p.matrix.tiled())
@@ -296,16 +316,36 @@ fn multiply_at(level: Level, x: &[f32], batch: usize, scratch: &mut Scratch, pro
         units += product.matrix.rows.div_ceil(UNIT);
     }
     let scratch = &*scratch;
-    // Decoding a token is many short products: few pieces, so that handing them out costs little.
-    let pieces = if rows < 8 { 2 * rayon::current_num_threads() } else { units };
-    (0..units).into_par_iter().with_min_len(units.div_ceil(pieces.max(1))).for_each_init(
-        Space::default,
-        |space, unit| {
+    let one = |space: &mut Space, matrix: Matrix<'_>, out: Out, first: usize| {
+        let last = (first + UNIT).min(matrix.rows);
+        let orders = Orders { rows, batch, fours };
+        Unit { level, matrix, out, first, last }.multiply(Dense { x, width, paired: false }, scratch, orders, space);
+        last
+    };
+    let each = |units: usize, work: &(dyn Fn(&mut Space, usize) + Sync)| {
+        // Decoding a token is many short products: few pieces, so that handing them out costs little.
+        let pieces = if rows < 8 { 2 * rayon::current_num_threads() } else { units };
+        let units = (0..units).into_par_iter().with_min_len(units.div_ceil(pieces.max(1)));
+        units.for_each_init(Space::default, work);
+    };
+    let Some(gate) = gate else {
+        return each(units, &|space, unit| {
             let (start, matrix, out) = starts[starts.partition_point(|(start, ..)| *start <= unit) - 1];
-            let first = (unit - start) * UNIT;
-            let unit = Unit { level, matrix, out, first, last: (first + UNIT).min(matrix.rows) };
-            let orders = Orders { rows, batch, fours };
-            unit.multiply(Dense { x, width, paired: false }, scratch, orders, space);
-        },
-    );
+            one(space, matrix, out, (unit - start) * UNIT);
+        });
+    };
+    let [(_, a, gated), (half, b, by)] = starts[..] else { unreachable!("a gate has two products; this is a bug") };
+    assert_eq!(a.rows, b.rows, "a gate has as many numbers as what it gates; this is a bug");
+    each(half, &|space, unit| {
+        let first = unit * UNIT;
+        let last = one(space, a, gated, first);
+        one(space, b, by, first);
+        for row in 0..rows {
+            // SAFETY: this unit has just written these numbers, and no other reaches them.
+            #[allow(unsafe_code)]
+            unsafe {
+                gate(gated.part(row, first, last), by.part(row, first, last));
+            }
+        }
+    });
 }

@@ -88,7 +88,7 @@ const BATCHES: [usize; 2] = [1, 1 << 20];
 
 fn product(level: Level, matrix: Matrix<'_>, x: &[f32], batch: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / matrix.cols * matrix.rows];
-    multiply_at(level, x, batch, &mut Scratch::default(), &mut [Product { matrix, out: &mut out }]);
+    multiply_at(level, x, batch, &mut Scratch::default(), &mut [Product { matrix, out: &mut out }], None);
     out
 }
 
@@ -154,7 +154,7 @@ fn every_level_gives_the_product_with_the_rounded_activations() {
                     None => x.iter().map(|x| f64::from(*x)).collect(),
                     Some(rounding) => {
                         let mut rounded = Rounded::default();
-                        rounded.fill(&x, cols, rounding);
+                        rounded.fill(Level::Plain, &x, cols, rounding);
                         let scale = |i: usize| f64::from(rounded.scale[i / 32]);
                         rounded.bytes.iter().enumerate().map(|(i, b)| f64::from(*b) * scale(i)).collect()
                     }
@@ -324,6 +324,31 @@ fn products_share_their_activations() {
     }
 }
 
+#[test]
+fn gated_products_are_the_products_gated() {
+    let cols = 64;
+    for (dtype, rows) in [(GgmlType::Q4_1, 40), (GgmlType::Q8_0, 16), (GgmlType::F32, 21), (GgmlType::Q4_0, 7)] {
+        let (a, _) = quantized(dtype, rows, cols);
+        let b: Vec<u8> = a.chunks_exact(a.len() / rows).rev().flatten().copied().collect();
+        let (a, b) = (Matrix::new(dtype, rows, cols, &a), Matrix::new(dtype, rows, cols, &b));
+        for m in [1, 2, 11] {
+            let x = noise(m * cols, 1);
+            let (mut gated, mut by) = (vec![0.0; m * rows], vec![0.0; m * rows]);
+            let products = [Product { matrix: a, out: &mut gated }, Product { matrix: b, out: &mut by }];
+            multiply_gated(&x, m, &mut Scratch::default(), products, &|gate, up| {
+                assert_eq!(gate.len(), up.len());
+                for (gate, up) in gate.iter_mut().zip(up) {
+                    *gate = 2.0 * *gate - up;
+                }
+            });
+            let (first, second) = (product(Level::detect(), a, &x, m), product(Level::detect(), b, &x, m));
+            assert_eq!(by, second, "{dtype} {m}");
+            let want: Vec<_> = first.iter().zip(&second).map(|(a, b)| 2.0 * a - b).collect();
+            assert_eq!(gated, want, "{dtype} {m}");
+        }
+    }
+}
+
 /// Prints what one product costs; run with `--ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
@@ -342,7 +367,7 @@ fn speed() {
                 for _ in 0..20 {
                     let start = std::time::Instant::now();
                     pool.install(|| {
-                        multiply_at(level, &x, batch, &mut scratch, &mut [Product { matrix, out: &mut out }]);
+                        multiply_at(level, &x, batch, &mut scratch, &mut [Product { matrix, out: &mut out }], None);
                     });
                     best = best.min(start.elapsed().as_secs_f64());
                 }

@@ -59,7 +59,7 @@ impl Unit<'_> {
         let fours = orders.fours;
         for row in (self.first..self.last).step_by(ROWS) {
             let last = (row + ROWS).min(self.last);
-            let weights = &matrix.data[row * matrix.row_bytes()..last * matrix.row_bytes()];
+            let weights = &matrix.data[row * matrix.row_bytes..last * matrix.row_bytes];
             let unpacked = &mut space.unpacked;
             let mut store = |r: usize, sums: &Sums| self.out.set(r, row, &sums[..last - row]);
             #[cfg(target_arch = "x86_64")]
@@ -123,7 +123,7 @@ impl Unit<'_> {
     #[allow(unsafe_code, reason = "the instructions were detected by the caller")]
     unsafe fn panel(&self, scratch: &Scratch, orders: Orders, space: &mut Space) -> bool {
         let Space { panel, tiles, .. } = space;
-        let (matrix, rows, row_bytes) = (self.matrix, orders.rows, self.matrix.row_bytes());
+        let (matrix, rows, row_bytes) = (self.matrix, orders.rows, self.matrix.row_bytes);
         let Some(rounding) = matrix.rounding() else { return false };
         let (x, turned) = (scratch.of(rounding), &scratch.turned[rounding as usize]);
         // Rows that tiles have, from the first on.
@@ -211,8 +211,8 @@ unsafe fn few(
     // SAFETY: as above.
     unsafe {
         match matrix.dtype {
-            GgmlType::Q4_K => x86::few::<Q4K>(weights, matrix.row_bytes(), x, rows, store),
-            GgmlType::Q6_K => x86::few::<Q6K>(weights, matrix.row_bytes(), x, rows, store),
+            GgmlType::Q4_K => x86::few::<Q4K>(weights, matrix.row_bytes, x, rows, store),
+            GgmlType::Q6_K => x86::few::<Q6K>(weights, matrix.row_bytes, x, rows, store),
             _ => return false,
         }
     }
@@ -235,6 +235,18 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 impl Out {
+    /// Neighbouring columns of one row.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes them while the slice is there.
+    #[inline(always)]
+    #[allow(unsafe_code, clippy::mut_from_ref, reason = "as the caller says")]
+    pub(super) unsafe fn part(&self, row: usize, first: usize, last: usize) -> &mut [f32] {
+        assert!(first <= last && last <= self.stride && row * self.stride + last <= self.len, "a part; this is a bug");
+        // SAFETY: the numbers are there, as was just checked; they are nobody else's, as the caller says.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride + first), last - first) }
+    }
+
     /// Writes neighbouring columns of one row.
     #[inline(always)]
     fn set(self, row: usize, column: usize, values: &[f32]) {
@@ -259,7 +271,7 @@ macro_rules! by_level {
             rows: Range<usize>,
             store: &mut impl FnMut(usize, &Sums),
         ) {
-            let row_bytes = matrix.row_bytes();
+            let row_bytes = matrix.row_bytes;
             let rounding = matrix.rounding().expect("a block format has its rounding; this is a bug");
             let x = scratch.of(rounding);
             match level {

@@ -6,6 +6,7 @@ mod dense;
 mod direct;
 mod few;
 mod panel;
+mod round;
 mod tiles;
 mod turn;
 
@@ -13,6 +14,7 @@ pub(super) use dense::brief;
 pub(super) use direct::{DIRECT, direct};
 pub(super) use few::few;
 pub(super) use panel::{PANEL, Panel};
+pub(super) use round::{lower, round_by_32, round_by_256};
 pub(super) use tiles::Turned;
 
 use super::format::{Block, Halves, Order, SuperBlock};

@@ -5,13 +5,13 @@
 //! multiplies them into a mask of zeros.
 
 use super::Model;
-use super::config::{Activation, Config};
+use super::config::Config;
 use super::pass::{ROWS, add_bias, add_normed, embed, norm_rows, place};
 use super::weights::{Layer, Weight};
 use crate::error::{Result, invalid, unsupported};
 use crate::kernels::causal;
 use crate::kernels::paged::{self, PAGE, Queries};
-use crate::kernels::quant::{Product, Scratch, multiply};
+use crate::kernels::quant::{Product, Scratch, multiply, multiply_gated};
 use crate::models::{Batch, Encoder};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -190,14 +190,15 @@ impl<'a> Pass<'a> {
     fn feed_forward(&mut self, layer: &Layer) {
         let config = &self.model.config;
         let normed = self.normed(&layer.feed_forward_norm);
-        let [mut gate, up] = self.products(&normed, [&layer.gate, &layer.up]);
-        let pieces = gate.par_chunks_mut(config.feed_forward).zip(up.par_chunks(config.feed_forward));
-        pieces.with_min_len(ROWS).for_each(|(gate, up)| match config.activation {
-            Activation::Silu => causal::silu_gate(gate, up),
-            Activation::GeluTanh => causal::gelu_tanh_gate(gate, up),
-            Activation::GeluErf => causal::gelu_erf_gate(gate, up),
+        let tokens = self.batch.ids.len();
+        let mut both = [0, 1].map(|_| vec![0.0; tokens * config.feed_forward]);
+        let [gate, up] = &mut both;
+        let products =
+            [Product { matrix: layer.gate.matrix(), out: gate }, Product { matrix: layer.up.matrix(), out: up }];
+        multiply_gated(&normed, batch(tokens), &mut self.scratch, products, &|gate, up| {
+            config.activation.gate(false, gate, up);
         });
-        let [mut projected] = self.products(&gate, [&layer.down]);
+        let [mut projected] = self.products(&both[0], [&layer.down]);
         add_normed(&mut self.hidden, &mut projected, layer.post_feed_forward_norm.as_deref(), config.norm_eps);
     }
 
@@ -213,10 +214,15 @@ impl<'a> Pass<'a> {
         let mut outs = weights.map(|weight| vec![0.0; tokens * weight.rows]);
         let mut products: Vec<_> =
             weights.iter().zip(&mut outs).map(|(weight, out)| Product { matrix: weight.matrix(), out }).collect();
-        // Whole fours, so that each row is added up in the same order, however many there are.
-        multiply(x, tokens.next_multiple_of(4).max(8), &mut self.scratch, &mut products);
+        multiply(x, batch(tokens), &mut self.scratch, &mut products);
         outs
     }
+}
+
+/// How many tokens are said to be read together: whole fours, so that each row is added up in the same order, however many
+/// there are.
+fn batch(tokens: usize) -> usize {
+    tokens.next_multiple_of(4).max(8)
 }
 
 /// One thread's scratch space for attention.

@@ -2,6 +2,7 @@
 
 use super::cache::Shape;
 use crate::error::{Result, invalid, unsupported};
+use crate::kernels::causal;
 
 /// A family of decoders: what its files do not say themselves.
 #[derive(Debug)]
@@ -109,6 +110,18 @@ pub(super) enum Activation {
     Silu,
     GeluTanh,
     GeluErf,
+}
+
+impl Activation {
+    /// `gate = f(gate) * up`. `half` says whether GELU is rounded to half precision, as llama.cpp's table of it is.
+    pub(super) fn gate(self, half: bool, gate: &mut [f32], up: &[f32]) {
+        match self {
+            Self::Silu => causal::silu_gate(gate, up),
+            Self::GeluTanh if half => causal::gelu_half_gate(gate, up),
+            Self::GeluTanh => causal::gelu_tanh_gate(gate, up),
+            Self::GeluErf => causal::gelu_erf_gate(gate, up),
+        }
+    }
 }
 
 /// Which numbers of a head a rotary position turns together.

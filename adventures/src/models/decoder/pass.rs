@@ -3,11 +3,11 @@
 use super::Model;
 use super::attend::{Attend, Room, Strided};
 use super::cache::{Page, Shape};
-use super::config::{Activation, Config};
+use super::config::Config;
 use super::weights::{Layer, Linear};
 use crate::kernels::causal;
 use crate::kernels::paged::{self, Number, PAGE};
-use crate::kernels::quant::{Product, Scratch, multiply};
+use crate::kernels::quant::{Product, Scratch, multiply, multiply_gated};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -226,15 +226,10 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
         norm_rows(hidden, &layer.feed_forward_norm, config.norm_eps, normed);
         gate.resize(rows * config.feed_forward, 0.0);
         up.resize(rows * config.feed_forward, 0.0);
-        let mut products =
+        let products =
             [Product { matrix: layer.gate.matrix(), out: gate }, Product { matrix: layer.up.matrix(), out: up }];
-        multiply(normed, batch, scratch, &mut products);
-        let pieces = gate.par_chunks_mut(config.feed_forward).zip(up.par_chunks(config.feed_forward));
-        pieces.with_min_len(ROWS).for_each_init(Vec::new, |halves, (gate, up)| match config.activation {
-            Activation::Silu => causal::silu_gate(gate, up),
-            Activation::GeluTanh if N::HALF => causal::gelu_half_gate(gate, up, halves),
-            Activation::GeluTanh => causal::gelu_tanh_gate(gate, up),
-            Activation::GeluErf => causal::gelu_erf_gate(gate, up),
+        multiply_gated(normed, batch, scratch, products, &|gate, up| {
+            config.activation.gate(N::HALF, gate, up);
         });
         multiply(gate, batch, scratch, &mut [Product { matrix: layer.down.matrix(), out: projected }]);
         add_normed(hidden, projected, layer.post_feed_forward_norm.as_deref(), config.norm_eps);
