@@ -2,7 +2,7 @@
 //!
 //! The order of operations is llama.cpp's, so that a model computes what it computes there.
 
-use super::math::{exp, gelu_erf, gelu_tanh, map, maximum, mul_add, sum};
+use super::math::{exp, gelu_erf, gelu_tanh, map, map_with, maximum, mul_add, sum};
 use super::{LANES, vectorized};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -14,7 +14,8 @@ vectorized! {
     fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
             let inverse = inverse_rms(x, eps);
-            map(out, |_, i| x[i] * inverse * weight[i]);
+            out.copy_from_slice(x);
+            map_with(out, weight, |x, weight| x * inverse * weight);
         }
     }
 
@@ -22,33 +23,33 @@ vectorized! {
     fn rms_norm_in_place(rows: &mut [f32], weight: &[f32], eps: f32) {
         for row in rows.chunks_exact_mut(weight.len()) {
             let inverse = inverse_rms(row, eps);
-            map(row, |x, i| x * inverse * weight[i]);
+            map_with(row, weight, |x, weight| x * inverse * weight);
         }
     }
 
     /// `gate = silu(gate) * up`.
     fn silu_gate(gate: &mut [f32], up: &[f32]) {
-        map(gate, |x, i| x / (1.0 + exp::<FMA>(-x)) * up[i]);
+        map_with(gate, up, |x, up| x / (1.0 + exp::<FMA>(-x)) * up);
     }
 
     /// `gate = gelu(gate) * up`, the tanh approximation of GELU.
     fn gelu_tanh_gate(gate: &mut [f32], up: &[f32]) {
-        map(gate, |x, i| gelu_tanh::<FMA>(x) * up[i]);
+        map_with(gate, up, |x, up| gelu_tanh::<FMA>(x) * up);
     }
 
     /// `gate = gelu(gate) * up`, the exact GELU.
     fn gelu_erf_gate(gate: &mut [f32], up: &[f32]) {
-        map(gate, |x, i| gelu_erf::<FMA>(x) * up[i]);
+        map_with(gate, up, |x, up| gelu_erf::<FMA>(x) * up);
     }
 
     /// `x *= factor`.
     fn scale(x: &mut [f32], factor: f32) {
-        map(x, |x, _| x * factor);
+        map(x, |x| x * factor);
     }
 
     /// `x = cap * tanh(x / cap)`.
     fn soft_cap(x: &mut [f32], cap: f32) {
-        map(x, |x, _| cap * (1.0 - 2.0 / (exp::<FMA>(2.0 * x / cap) + 1.0)));
+        map(x, |x| cap * (1.0 - 2.0 / (exp::<FMA>(2.0 * x / cap) + 1.0)));
     }
 
     /// Turns pairs of each head's numbers by the angles of one position.
@@ -79,16 +80,16 @@ vectorized! {
         }
         scores[..window.start].fill(f32::NEG_INFINITY);
         scores[window.end..].fill(f32::NEG_INFINITY);
-        map(scores, |x, _| x * scale);
+        map(scores, |x| x * scale);
         let max = maximum(scores);
-        map(scores, |x, _| exp::<FMA>(x - max));
+        map(scores, |x| exp::<FMA>(x - max));
         let (blocks, tail) = scores.as_chunks::<LANES>();
         let mut total: f64 = tail.iter().map(|x| f64::from(*x)).sum();
         for block in blocks {
             total += f64::from(sum(*block));
         }
         let inverse = (1.0 / total) as f32;
-        map(scores, |x, _| x * inverse);
+        map(scores, |x| x * inverse);
     }
 }
 

@@ -113,16 +113,31 @@ pub(super) fn maximum(row: &[f32]) -> f32 {
 
 /// Applies `f` to each number of `row`, whole blocks first.
 #[inline(always)]
-pub(super) fn map(row: &mut [f32], f: impl Fn(f32, usize) -> f32) {
+pub(super) fn map(row: &mut [f32], f: impl Fn(f32) -> f32) {
     let (blocks, tail) = row.as_chunks_mut::<LANES>();
-    let done = blocks.len() * LANES;
-    for (b, block) in blocks.iter_mut().enumerate() {
-        for (i, x) in block.iter_mut().enumerate() {
-            *x = f(*x, b * LANES + i);
+    for block in blocks {
+        for x in block {
+            *x = f(*x);
         }
     }
-    for (i, x) in tail.iter_mut().enumerate() {
-        *x = f(*x, done + i);
+    for x in tail {
+        *x = f(*x);
+    }
+}
+
+/// Applies `f` to each number of `row` and that of `other` at the same place: by blocks of both, since the compiler leaves
+/// half of a loop that may run over the end of one as it is.
+#[inline(always)]
+pub(super) fn map_with(row: &mut [f32], other: &[f32], f: impl Fn(f32, f32) -> f32) {
+    let other = &other[..row.len()];
+    let ((blocks, tail), (others, last)) = (row.as_chunks_mut::<LANES>(), other.as_chunks::<LANES>());
+    for (block, other) in blocks.iter_mut().zip(others) {
+        for (x, y) in block.iter_mut().zip(other) {
+            *x = f(*x, *y);
+        }
+    }
+    for (x, y) in tail.iter_mut().zip(last) {
+        *x = f(*x, *y);
     }
 }
 
@@ -146,18 +161,18 @@ vectorized! {
     /// Adds `bias` to each row of `rows`, which are as long as it.
     fn add_bias(rows: &mut [f32], bias: &[f32]) {
         for row in rows.chunks_exact_mut(bias.len()) {
-            map(row, |x, i| x + bias[i]);
+            map_with(row, bias, |x, bias| x + bias);
         }
     }
 
     /// `sum += row`.
     fn accumulate(sum: &mut [f32], row: &[f32]) {
-        map(sum, |x, i| x + row[i]);
+        map_with(sum, row, |x, y| x + y);
     }
 
     /// `sum += factor * row`.
     fn accumulate_scaled(sum: &mut [f32], row: &[f32], factor: f32) {
-        map(sum, |x, i| mul_add::<FMA>(factor, row[i], x));
+        map_with(sum, row, |x, y| mul_add::<FMA>(factor, y, x));
     }
 
     /// Divides `row` by its L2 norm, leaves it where that is 0.
@@ -165,7 +180,7 @@ vectorized! {
         let norm = reduce(row, |x| x * x).sqrt();
         if norm > 0.0 {
             let inverse = 1.0 / norm;
-            map(row, |x, _| x * inverse);
+            map(row, |x| x * inverse);
         }
     }
 }
