@@ -80,6 +80,9 @@ __all__ = [
 
 # Read when LanceDB is imported. Where upkeep joins and splits partitions, it would warn of what it sees to itself.
 os.environ.setdefault("LANCEDB_LOG", "warn,lance::index::vector::builder=error")
+# How far LanceDB reads ahead of what it computes: by itself 2 GiB, so that an index is made of vectors that are all in
+# memory.
+os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(32 << 20))
 
 # LanceDB, Polars and deltalake take a second to import: only what is used is loaded (PEP 562).
 _LAZY = {

@@ -1,4 +1,4 @@
-"""What changed between a Delta table and a library, by digests: 48 bytes a row, whatever the rows hold."""
+"""What changed between a Delta table and a library, by digests: 32 or 48 bytes a row, whatever the rows hold."""
 
 from __future__ import annotations
 
@@ -95,19 +95,19 @@ class Census:
     """Every row of a source that belongs in the library, sorted by key digest; one for each key.
 
     Of rows with the same id, the one with the lowest digest stays: whichever order the table is read in, the same one.
-    Where the source was read in parts, `parts` says which one each row is in.
+    Where the source was read in parts, `parts` says which one each row is in. `digests` are of a row's key, of all of
+    it and, where they were asked for, of its text, side by side: of a large table, they are most of what a sync keeps
+    in memory.
     """
 
-    ids: Digests
-    texts: Digests
-    rows: Digests
+    digests: Digests
     read: int
     skipped: list[Skip]
     parts: NDArray[np.uint32] | None = None
 
     @classmethod
-    def of(cls, source: RowSource, digester: Digester) -> Census:
-        """Returns the census of a source; reads all of it once."""
+    def of(cls, source: RowSource, digester: Digester, *, texts: bool = True) -> Census:
+        """Returns the census of a source, with digests of its texts or without; reads all of it once."""
         every = bytearray()
         tally = _Tally()
         read = 0
@@ -121,23 +121,22 @@ class Census:
                 digests = digester.of(row_id, text, values)
                 every += digests.id
                 every += digests.row
-                every += digests.text
-        ids, rows, texts, twice = _first_of_each(every)
+                if texts:
+                    every += digests.text
+        found, twice = _first_of_each(every, 3 if texts else 2)
         if len(twice):
             _count_duplicates(source, twice, tally)
-        return cls(ids, texts, rows, read, tally.skips())
+        return cls(found, read, tally.skips())
 
     @classmethod
     def merged(cls, censuses: Sequence[Census], source: RowSource) -> Census:
         """Returns the census of a source from those of its parts, with the part of each row."""
         if not censuses:
-            none = _array(bytearray())
-            return cls(none, none, none, 0, [], np.empty(0, np.uint32))
-        ids, texts, rows = (
-            np.concatenate([getattr(census, name) for census in censuses]) for name in ("ids", "texts", "rows")
-        )
+            return cls(np.empty((0, 3), _DIGEST), 0, [], np.empty(0, np.uint32))
+        every = np.concatenate([census.digests for census in censuses])
+        ids = every[:, 0]
         parts = np.repeat(np.arange(len(censuses), dtype=np.uint32), [len(census) for census in censuses])
-        order = np.lexsort((parts, rows, ids))
+        order = np.lexsort((parts, every[:, 1], ids))
         first = np.ones(len(order), bool)
         first[1:] = ids[order[1:]] != ids[order[:-1]]
         tally = _Tally()
@@ -150,10 +149,32 @@ class Census:
             tally.examples[skip.reason] = sorted(shown)[:_EXAMPLES]
         order = order[first]
         read = sum(census.read for census in censuses)
-        return cls(ids[order], texts[order], rows[order], read, tally.skips(), parts[order])
+        return cls(every[order], read, tally.skips(), parts[order])
+
+    @property
+    def ids(self) -> Digests:
+        """The digest of each row's key."""
+        return self.digests[:, 0]
+
+    @property
+    def rows(self) -> Digests:
+        """The digest of each whole row."""
+        return self.digests[:, 1]
+
+    @property
+    def texts(self) -> Digests:
+        """The digest of each row's text, where they were asked for."""
+        return self.digests[:, 2]
+
+    def find(self, ids: Digests) -> NDArray[np.int64]:
+        """Returns which row has each of `ids`; -1 where none has."""
+        # Ids are followed by zeros here, and in the census by what sorts no lower: they need not lie side by side.
+        whole = self.digests.view(f"S{self.digests[:1].nbytes or _DIGEST.itemsize}").reshape(-1)
+        at = np.searchsorted(whole, ids.astype(whole.dtype))
+        return _where(self.ids, ids, at)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.digests)
 
 
 def skip_reason(row_id: str | None, text: str | None) -> str | None:
@@ -169,19 +190,15 @@ def _array(data: bytearray) -> Digests:
     return np.frombuffer(bytes(data), _DIGEST)
 
 
-def _first_of_each(every: bytearray) -> tuple[Digests, Digests, Digests, Digests]:
-    """Sorts digests of ids, rows and texts; returns them without those of an id that another has, which come last."""
-    # In place, where they lie: of a large table, they are most of what a sync keeps in memory.
-    whole = np.frombuffer(every, "S48")
+def _first_of_each(every: bytearray, columns: int) -> tuple[Digests, Digests]:
+    """Sorts rows of digests, that of the id first; returns the first row of each id, and the ids of the others."""
+    # In place, where they lie.
+    whole = np.frombuffer(every, f"S{columns * _DIGEST.itemsize}")
     whole.sort()
-    parts = whole.view(_DIGEST).reshape(-1, 3)
-    first = np.ones(len(parts), bool)
-    first[1:] = parts[1:, 0] != parts[:-1, 0]
-    twice = parts[~first, 0]
-    if len(twice):
-        parts = parts[first]
-    # The ids are searched, for which they have to lie side by side.
-    return np.ascontiguousarray(parts[:, 0]), parts[:, 1], parts[:, 2], twice
+    digests = whole.view(_DIGEST).reshape(-1, columns)
+    first = np.ones(len(digests), bool)
+    first[1:] = digests[1:, 0] != digests[:-1, 0]
+    return (digests, digests[:0, 0]) if first.all() else (digests[first], digests[~first, 0])
 
 
 def _count_duplicates(source: RowSource, twice: Digests, tally: _Tally) -> None:
@@ -257,9 +274,14 @@ class Stock:
 
 def find(sorted_ids: Digests, ids: Digests) -> NDArray[np.int64]:
     """Returns where each of `ids` is in `sorted_ids`; -1 where it is not."""
+    return _where(sorted_ids, ids, np.searchsorted(sorted_ids, ids))
+
+
+def _where(sorted_ids: Digests, ids: Digests, at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the places where each of `ids` would be, -1 where another id is there."""
     if not len(sorted_ids):
         return np.full(len(ids), -1, np.int64)
-    at = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
+    at = np.minimum(at, len(sorted_ids) - 1)
     return np.where(sorted_ids[at] == ids, at, -1).astype(np.int64)
 
 
@@ -280,14 +302,16 @@ class Difference:
     @classmethod
     def between(cls, stock: Stock, census: Census) -> Difference:
         """Returns the difference."""
-        stocked = find(stock.ids, census.ids)
         changes = np.full(len(census), Change.NEW, np.uint8)
+        if not len(stock):
+            return cls(changes, np.full(len(census), -1, np.int64), np.empty(0, np.int64))
+        stocked = find(stock.ids, census.ids)
         known = np.flatnonzero(stocked >= 0)
         at = stocked[known]
         same_text = stock.texts[at] == census.texts[known]
         same_row = stock.rows[at] == census.rows[known]
         changes[known] = np.where(same_row, Change.NONE, np.where(same_text, Change.METADATA, Change.TEXT))
-        return cls(changes, stocked, np.flatnonzero(find(census.ids, stock.ids) < 0))
+        return cls(changes, stocked, np.flatnonzero(census.find(stock.ids) < 0))
 
     def count(self, change: Change) -> int:
         """Returns how many rows of the census have that change."""
@@ -316,7 +340,7 @@ class Picker:
         ]
         ids = np.array([digests.id for _, digests in candidates], _DIGEST)
         rows = np.array([digests.row for _, digests in candidates], _DIGEST)
-        at = find(self._census.ids, ids)
+        at = self._census.find(ids)
         indices: list[int] = []
         positions: list[int] = []
         picked: list[RowDigests] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -12,8 +12,6 @@ from adventures.census import Census, Change, Difference, Skip, Stock
 from adventures.feed import NoFeedError, touched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -25,6 +23,14 @@ if TYPE_CHECKING:
 _TOUCHED = 200_000
 _TOUCHED_SHARE = 0.2
 _EXAMPLES = 5
+
+
+class Count(Protocol):
+    """What takes the census of a source, with digests of its texts or without."""
+
+    def __call__(self, source: RowSource, digester: Digester, *, texts: bool = True) -> Census:
+        """Returns the census."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ def make(
     *,
     reason: str,
     rewrite: float | None,
-    count: Callable[[RowSource, Digester], Census] = Census.of,
+    count: Count = Census.of,
 ) -> Plan:
     """Returns the plan of a sync.
 
@@ -102,7 +108,8 @@ def make(
             return _by_feed(source, digester, published, count)
         except NoFeedError as error:
             reason = str(error)
-    census = count(source, digester)
+    # Which texts changed is asked of rows that were there before.
+    census = count(source, digester, texts=published is not None)
     stock = Stock.of(published)
     difference = Difference.between(stock, census)
     outdated = _outdated(stock, difference)
@@ -133,9 +140,7 @@ def same_columns(left: pa.Schema, right: pa.Schema) -> bool:
     )
 
 
-def _by_feed(
-    source: RowSource, digester: Digester, published: Snapshot, count: Callable[[RowSource, Digester], Census]
-) -> Plan:
+def _by_feed(source: RowSource, digester: Digester, published: Snapshot, count: Count) -> Plan:
     before = published.source
     keys = touched(source, before["version"], min(_TOUCHED, int(_TOUCHED_SHARE * published.rows)))
     some = source.only(keys)

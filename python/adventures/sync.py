@@ -12,6 +12,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from adventures import late as _late
+from adventures import memory
 from adventures import plan as _plan
 from adventures._adventures import AdventuresError
 from adventures.census import Census, Change, Digester, Picker, Skip
@@ -85,8 +86,8 @@ class SyncReport:
 class Runner(Protocol):
     """Other processes that do the reading, embedding and writing of a sync."""
 
-    def census(self, source: RowSource, digester: Digester) -> Census:
-        """Returns the census of a source."""
+    def census(self, source: RowSource, digester: Digester, *, texts: bool = True) -> Census:
+        """Returns the census of a source, with digests of its texts or without."""
         ...
 
     def write(self, draft: Draft, plan: Plan, digester: Digester, writer: Writer, bar: tqdm[Any]) -> int:
@@ -134,6 +135,13 @@ def run(
         AdventuresError: The storage or the reconciliation failed.
         ValueError: The Delta table cannot be read, the library follows another one, or a column changed its type.
     """
+    with memory.little_kept():
+        return _run(storage, published, embedder, source, cut, options)
+
+
+def _run(
+    storage: Storage, published: Snapshot | None, embedder: Embedder, source: RowSource, cut: Cut, options: Options
+) -> SyncReport:
     started = time.monotonic()
     late = options.late
     described = _describe(source, cut) | {_late.MADE: None if late is None else late.described(published)}

@@ -84,11 +84,11 @@ class DaftRunner:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
 
-    def census(self, source: RowSource, digester: Digester) -> Census:
+    def census(self, source: RowSource, digester: Digester, *, texts: bool = True) -> Census:
         """Returns the census of a source, with the part that each row is in."""
         parts = parts_of(source.table, self.rows)
         # A worker gets the part in place of the table.
-        job = Counting(source.of_part(None), digester)
+        job = Counting(source.of_part(None), digester, texts)
         found: dict[int, Census] = dict(self._done(job, dict(enumerate(parts))))
         return Census.merged([found[number] for number in range(len(parts))], source)
 
@@ -143,7 +143,7 @@ class DaftRunner:
         numbers, starts = np.unique(census.parts[wanted], return_index=True)
         parts = parts_of(plan.source.table, self.rows)
         for number, rows in zip(numbers.tolist(), np.split(wanted, starts[1:]), strict=True):
-            some = Census(census.ids[rows], census.texts[rows], census.rows[rows], len(rows), [])
+            some = Census(census.digests[rows], len(rows), [])
             changes = difference.changes[rows]
             stocked = np.full(len(rows), -1, np.int64)
             known = np.flatnonzero(changes <= Change.METADATA)

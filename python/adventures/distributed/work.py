@@ -35,13 +35,14 @@ class Counting:
 
     source: RowSource
     digester: Digester
+    texts: bool
 
     def start(self) -> None:
         """Loads nothing."""
 
     def do(self, part: Part) -> Census:
         """Returns the census of a part."""
-        return Census.of(self.source.of_part(part), self.digester)
+        return Census.of(self.source.of_part(part), self.digester, texts=self.texts)
 
 
 @dataclass(frozen=True, slots=True)

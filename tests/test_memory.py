@@ -1,0 +1,108 @@
+"""Memory that a sync gives back while it runs, and digests that are found where they lie."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from adventures.census import Census, Digester, Stock, find
+from adventures.delta import RowBatch
+
+# Blocks below the size that glibc gives back by itself, and between them some that stay.
+_FREE = """
+import ctypes, sys, time
+from contextlib import nullcontext
+from adventures.memory import little_kept
+
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1024
+
+with little_kept() if sys.argv[1] == "kept" else nullcontext():
+    before = resident()
+    blocks = [libc.malloc(100_000) for _ in range(2000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 100_000)
+    held = resident() - before
+    for number, block in enumerate(blocks):
+        if number % 100 != 99:
+            libc.free(block)
+    end = time.monotonic() + float(sys.argv[2])
+    while resident() - before > 0.2 * held and time.monotonic() < end:
+        time.sleep(0.05)
+    print(held, resident() - before)
+"""
+
+
+def _left(how: str, seconds: float) -> float:
+    arguments = [sys.executable, "-c", _FREE, how, str(seconds)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    held, left = map(float, done.stdout.split())
+    assert held > 150
+    return left / held
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_blocks_are_given_back() -> None:
+    assert _left("kept", 20) < 0.2
+    assert _left("as ever", 1) > 0.8, "what the block above does is not needed any more"
+
+
+class _Rows:
+    """A source of these rows."""
+
+    def __init__(self, rows: list[tuple[str | None, str]]) -> None:
+        self.rows = rows
+
+    def batches(self) -> list[RowBatch]:
+        ids, texts = zip(*self.rows, strict=True)
+        key = pa.StructArray.from_arrays([pa.array(ids, pa.string())], ["id"])
+        return [RowBatch(list(ids), list(texts), key, None, [(text,) for text in texts])]
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_a_census_finds_its_rows(texts: bool) -> None:
+    rows: list[tuple[str | None, str]] = [(f"row {n}", f"text {n}") for n in range(1000)]
+    rows += [("row 7", "another text"), ("row 8", "text 8"), (None, "no id"), ("row x", " ")]
+    digester = Digester(100, 10)
+    census = Census.of(_Rows(rows), digester, texts=texts)  # type: ignore[arg-type]
+    assert len(census) == 1000
+    assert census.read == 1004
+    assert {skip.reason: skip.count for skip in census.skipped} == {"duplicate id": 2, "null id": 1, "empty text": 1}
+    assert all(first < second for first, second in pairwise(census.ids.tolist()))
+
+    asked = np.array([digester.of(f"row {n}", "", ()).id for n in (0, 999, 1000, 5)], "S16")
+    at = census.find(asked)
+    assert at[2] == -1
+    assert census.ids[at[[0, 1, 3]]].tolist() == asked[[0, 1, 3]].tolist()
+    of_five = digester.of("row 5", "text 5", ("text 5",))
+    assert census.rows[at[3]] == np.array(of_five.row, "S16")
+    if texts:
+        assert census.texts[at[3]] == np.array(of_five.text, "S16")
+    # Of two rows with one id, the one with the lower digest.
+    seven = census.find(np.array([digester.of("row 7", "", ()).id], "S16"))[0]
+    both = [digester.of("row 7", text, (text,)).row for text in ("text 7", "another text")]
+    assert census.rows[seven] == np.array(min(both), "S16")
+
+
+def test_ids_that_end_in_zeros_are_found() -> None:
+    ids = np.array([b"a" * 16, b"a" * 15, b"b" * 3, b"b" * 3 + b"\0\1"], "S16")
+    ids.sort()
+    for columns in (2, 3):
+        digests = np.full((len(ids), columns), b"\xff" * 16, "S16")
+        digests[:, 0] = ids
+        digests[::2, 1] = b""
+        census = Census(digests, len(ids), [])
+        wanted = np.array([*ids, b"a", b"b" * 4, b""], "S16")
+        assert census.find(wanted).tolist() == find(ids, wanted).tolist() == [0, 1, 2, 3, -1, -1, -1]
+    nothing = Census(np.empty((0, 3), "S16"), 0, [])
+    assert nothing.find(ids).tolist() == [-1] * 4
+    assert Stock.of(None).ids.tolist() == []
