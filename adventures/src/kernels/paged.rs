@@ -3,6 +3,9 @@
 //! Sums are made in llama.cpp's order, as it has it without flash attention: sixteen running sums where several tokens are
 //! read together, four times sixteen where it is one, then a tree. Positions are counted from the first page's first.
 
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use super::LANES;
 use super::causal::softmax;
 use half::f16;
@@ -132,6 +135,11 @@ pub(crate) trait Vector: Copy {
     fn add(self, other: Self) -> Self;
     /// The sum of the lanes: halves added to halves.
     fn total(self) -> f32;
+    /// The same of sixteen.
+    #[inline(always)]
+    fn totals(x: &[Self; LANES]) -> [f32; LANES] {
+        x.map(Self::total)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -171,7 +179,12 @@ fn attend_with<V: Vector, N: Number>(
     out: &mut [f32],
 ) {
     if queries.single || !queries.dim.is_multiple_of(LANES) {
-        attend_in::<V, N, 4, 2, 2>(queries, pages, scratch, out);
+        // Three heads to a key are frequent.
+        if queries.windows.len().is_multiple_of(3) {
+            attend_in::<V, N, 4, 3, 2>(queries, pages, scratch, out);
+        } else {
+            attend_in::<V, N, 4, 2, 2>(queries, pages, scratch, out);
+        }
     } else {
         attend_in::<V, N, 1, 4, 4>(queries, pages, scratch, out);
     }
@@ -230,16 +243,28 @@ fn attend_rows<V: Vector, N: Number, const S: usize, const R: usize, const P: us
     let q: [&[f32]; R] = std::array::from_fn(|r| &queries.rows[(first_row + r) * dim..][..dim]);
     let scores = &mut scratch.scores[first_row * span..(first_row + R) * span];
     for page in from..to {
-        for p in (0..PAGE).step_by(P) {
-            let keys: [&[N]; P] = std::array::from_fn(|i| &pages[page].keys[(p + i) * dim..][..dim]);
+        for p in (0..PAGE).step_by(LANES) {
             // The CPU foresees no step from page to page, nor the way through the values.
             if page + 1 < to {
-                ask_for(&pages[page + 1].keys[p * dim..][..P * dim]);
+                ask_for(&pages[page + 1].keys[p * dim..][..LANES * dim]);
             }
-            ask_for(&pages[page].values[p * dim..][..P * dim]);
-            let products = products::<V, N, S, R, P>(0..1, |_| q, |_| keys);
+            ask_for(&pages[page].values[p * dim..][..LANES * dim]);
+            let keys = &pages[page].keys[p * dim..][..LANES * dim];
+            let products = if dim.is_multiple_of(S * LANES) {
+                products_of_keys::<V, N, S, R>(q, keys)
+            } else {
+                let mut all = [[0.0; LANES]; R];
+                for p in (0..LANES).step_by(P) {
+                    let keys: [&[N]; P] = std::array::from_fn(|i| &keys[(p + i) * dim..][..dim]);
+                    let products = products::<V, N, S, R, P>(0..1, |_| q, |_| keys);
+                    for (all, products) in all.iter_mut().zip(products) {
+                        all[p..p + P].copy_from_slice(&products);
+                    }
+                }
+                all
+            };
             for (r, products) in products.iter().enumerate() {
-                scores[r * span + page * PAGE + p..][..P].copy_from_slice(products);
+                scores[r * span + page * PAGE + p..][..LANES].copy_from_slice(products);
             }
         }
     }
@@ -269,6 +294,50 @@ fn attend_rows<V: Vector, N: Number, const S: usize, const R: usize, const P: us
             out[(first_row + r) * dim + d] = sums[0];
         }
     }
+}
+
+/// The products of `R` rows with sixteen keys, whose width is a multiple of `S` times sixteen: as [`products`] has them, but
+/// the lanes of sixteen sums are added together.
+#[inline(always)]
+fn products_of_keys<V: Vector, N: Number, const S: usize, const R: usize>(
+    q: [&[f32]; R],
+    keys: &[N],
+) -> [[f32; LANES]; R] {
+    let dim = keys.len() / LANES;
+    assert!(q.iter().all(|q| q.len() == dim), "rows are equally long");
+    let q = q.map(|q| q.as_chunks::<LANES>().0);
+    let mut all = [[V::zero(); LANES]; R];
+    for (i, key) in keys.chunks_exact(dim).enumerate() {
+        let mut sums = [[V::zero(); S]; R];
+        let key = key.as_chunks::<LANES>().0;
+        for step in 0..key.len() / S {
+            for s in 0..S {
+                let b = N::load(&key[step * S + s]);
+                for r in 0..R {
+                    sums[r][s] = sums[r][s].add_product(V::load(&q[r][step * S + s]), b);
+                }
+            }
+        }
+        for r in 0..R {
+            let mut width = S;
+            while width > 1 {
+                width /= 2;
+                for s in 0..width {
+                    sums[r][s] = sums[r][s].add(sums[r][s + width]);
+                }
+            }
+            all[r][i] = sums[r][0];
+        }
+    }
+    let mut out = [[0.0; LANES]; R];
+    for r in 0..R {
+        out[r] = V::totals(&all[r]);
+        for x in &mut out[r] {
+            // As in `products`: a sum of -0 is 0.
+            *x += 0.0;
+        }
+    }
+    out
 }
 
 /// The products of `R` rows with `P` of the cache, which come in segments of equal length.
@@ -325,117 +394,6 @@ fn products<'a, 'b, V: Vector, N: Number, const S: usize, const R: usize, const 
         }
     }
     out
-}
-
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code, reason = "intrinsics; `attend` detects the instructions before it calls here")]
-mod x86 {
-    use super::{LANES, Number, Page, Queries, Scratch, Vector, attend_with};
-    use half::f16;
-    use std::arch::x86_64::{
-        __m256, __m512, _mm_loadu_si128, _mm256_add_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-        _mm256_loadu_si256, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_cvtph_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_reduce_add_ps, _mm512_setzero_ps,
-    };
-
-    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-    pub(super) fn attend_avx512<N: Number>(
-        queries: &Queries<'_>,
-        pages: &[Page<'_, N>],
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) {
-        attend_with::<Avx512, N>(queries, pages, scratch, out);
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn attend_avx2<N: Number>(
-        queries: &Queries<'_>,
-        pages: &[Page<'_, N>],
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) {
-        attend_with::<Avx2, N>(queries, pages, scratch, out);
-    }
-
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx512(__m512);
-
-    // SAFETY, for each block below: the module's functions enable the instructions, and each load and store is of an array
-    // of its size, without alignment.
-    impl Vector for Avx512 {
-        #[inline(always)]
-        fn zero() -> Self {
-            Self(unsafe { _mm512_setzero_ps() })
-        }
-
-        #[inline(always)]
-        fn load(x: &[f32; LANES]) -> Self {
-            Self(unsafe { _mm512_loadu_ps(x.as_ptr()) })
-        }
-
-        #[inline(always)]
-        fn load_half(x: &[f16; LANES]) -> Self {
-            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) })
-        }
-
-        #[inline(always)]
-        fn add_product(self, a: Self, b: Self) -> Self {
-            Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
-        }
-
-        #[inline(always)]
-        fn add(self, other: Self) -> Self {
-            Self(unsafe { _mm512_add_ps(self.0, other.0) })
-        }
-
-        #[inline(always)]
-        fn total(self) -> f32 {
-            unsafe { _mm512_reduce_add_ps(self.0) }
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx2([__m256; 2]);
-
-    impl Vector for Avx2 {
-        #[inline(always)]
-        fn zero() -> Self {
-            Self([unsafe { _mm256_setzero_ps() }; 2])
-        }
-
-        #[inline(always)]
-        fn load(x: &[f32; LANES]) -> Self {
-            Self(unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] })
-        }
-
-        #[inline(always)]
-        fn load_half(x: &[f16; LANES]) -> Self {
-            let half = |i: usize| unsafe { x.as_ptr().add(i) }.cast();
-            Self(unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(half(0))), _mm256_cvtph_ps(_mm_loadu_si128(half(8)))] })
-        }
-
-        #[inline(always)]
-        fn add_product(self, a: Self, b: Self) -> Self {
-            let ([a, c], [b, d], [x, y]) = (a.0, b.0, self.0);
-            Self(unsafe { [_mm256_fmadd_ps(a, b, x), _mm256_fmadd_ps(c, d, y)] })
-        }
-
-        #[inline(always)]
-        fn add(self, other: Self) -> Self {
-            let ([a, b], [c, d]) = (self.0, other.0);
-            Self(unsafe { [_mm256_add_ps(a, c), _mm256_add_ps(b, d)] })
-        }
-
-        #[inline(always)]
-        fn total(self) -> f32 {
-            let mut lanes = [0.0; LANES];
-            for (i, half) in self.0.into_iter().enumerate() {
-                unsafe { _mm256_storeu_ps(lanes.as_mut_ptr().add(8 * i), half) };
-            }
-            crate::kernels::math::sum(lanes)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -180,17 +180,31 @@ impl<'a, 'b, N: Number> Pass<'a, 'b, N> {
         let (shape, single, segments) = (self.shape, self.together == Together::Alone, &*self.segments);
         let threads = rayon::current_num_threads();
         if single || tokens.len() == 1 {
-            // Threads share the heads of each token. Heads of a group share the unpacking of their keys.
-            let together = if config.kv_heads * tokens.len() >= threads { group } else { 1 };
-            let pieces = heads / together;
+            // Threads share the heads of all tokens. Heads of a group share the unpacking of their keys where one thread has
+            // them; where heads are many, each thread takes two turns, for they do not end at once.
+            let count = heads * tokens.len();
+            let piece = count.div_ceil(if count < 4 * threads * group { threads } else { 2 * threads });
             // The segment of each row, and its number in it.
             let rows: Vec<_> = segments.iter().flat_map(|s| (0..s.tokens).map(move |t| (s, t))).collect();
             let rows = &rows[tokens];
-            attended.par_chunks_exact_mut(together * dim).enumerate().for_each_init(Room::default, |room, (i, out)| {
-                let (segment, token) = rows[i / pieces];
-                let q = Strided { numbers: &query[i * together * dim..], stride: together * dim };
-                let kv_head = i % pieces * together / group;
-                segment.attend(shape, config, index, single).rows(token..token + 1, kv_head, together, q, out, room);
+            attended.par_chunks_mut(piece * dim).enumerate().for_each_init(Room::default, |room, (i, mut out)| {
+                let mut head = i * piece;
+                while !out.is_empty() {
+                    let together = (group - head % group).min(out.len() / dim);
+                    let (own, rest) = out.split_at_mut(together * dim);
+                    let (segment, token) = rows[head / heads];
+                    let q = Strided { numbers: &query[head * dim..], stride: together * dim };
+                    let kv_head = head % heads / group;
+                    segment.attend(shape, config, index, single).rows(
+                        token..token + 1,
+                        kv_head,
+                        together,
+                        q,
+                        own,
+                        room,
+                    );
+                    (head, out) = (head + together, rest);
+                }
             });
             return;
         }
