@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import adventures as adv
 import bench_sync
+from adventures.memory import little_kept
 from adventures.storage import passage_schema
 from adventures.store import Store
 from words import Encoded
@@ -119,7 +120,8 @@ def build(folder: str, base: NDArray[np.float32], rows: int, embedder: Given) ->
     draft.write(pa.RecordBatchReader.from_batches(schema, passages(base, rows, schema)), anew=True)
     Path("/proc/self/clear_refs").write_text("5")
     before, started, processor = peak(), time.perf_counter(), time.process_time()
-    draft.index()
+    with little_kept():
+        draft.index()
     print(
         json.dumps(
             {

@@ -36,11 +36,11 @@ def little_kept() -> Iterator[None]:
         yield
         return
     over = threading.Event()
+    thread = threading.Thread(target=_give_back, args=(libc, over), name="adventures-memory", daemon=True)
+    thread.start()
     with _lock:
         _over.append(over)
         _set(libc, large=_LARGE, kept=1 << 20)
-    thread = threading.Thread(target=_give_back, args=(libc, over), name="adventures-memory", daemon=True)
-    thread.start()
     try:
         yield
     finally:

@@ -296,6 +296,19 @@ fn attend_rows<V: Vector, N: Number, const S: usize, const R: usize, const P: us
     }
 }
 
+/// The sum of running sums: halves added to halves.
+#[inline(always)]
+fn tree<V: Vector, const S: usize>(mut sums: [V; S]) -> V {
+    let mut width = S;
+    while width > 1 {
+        width /= 2;
+        for s in 0..width {
+            sums[s] = sums[s].add(sums[s + width]);
+        }
+    }
+    sums[0]
+}
+
 /// The products of `R` rows with sixteen keys, whose width is a multiple of `S` times sixteen: as [`products`] has them, but
 /// the lanes of sixteen sums are added together.
 #[inline(always)]
@@ -319,14 +332,7 @@ fn products_of_keys<V: Vector, N: Number, const S: usize, const R: usize>(
             }
         }
         for r in 0..R {
-            let mut width = S;
-            while width > 1 {
-                width /= 2;
-                for s in 0..width {
-                    sums[r][s] = sums[r][s].add(sums[r][s + width]);
-                }
-            }
-            all[r][i] = sums[r][0];
+            all[r][i] = tree(sums[r]);
         }
     }
     let mut out = [[0.0; LANES]; R];
@@ -383,14 +389,11 @@ fn products<'a, 'b, V: Vector, N: Number, const S: usize, const R: usize, const 
     let mut out = [[0.0; P]; R];
     for r in 0..R {
         for p in 0..P {
-            let mut width = S;
-            while width > 1 {
-                width /= 2;
-                for s in 0..width {
-                    sums[s][r][p] = sums[s][r][p].add(sums[s + width][r][p]);
-                }
+            let mut own = [V::zero(); S];
+            for s in 0..S {
+                own[s] = sums[s][r][p];
             }
-            out[r][p] = (f64::from(sums[0][r][p].total()) + rest[r][p]) as f32;
+            out[r][p] = (f64::from(tree(own).total()) + rest[r][p]) as f32;
         }
     }
     out
