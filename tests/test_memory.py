@@ -1,10 +1,11 @@
-"""Memory that a sync gives back while it runs, and digests that are found where they lie."""
+"""Memory that a sync gives back, what making an index takes, and digests that are found where they lie."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,9 @@ import pytest
 
 from adventures.census import Census, Digester, Stock, find
 from adventures.delta import RowBatch
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Blocks below the size that glibc gives back by itself, and between them some that stay.
 _FREE = """
@@ -54,6 +58,31 @@ def _left(how: str, seconds: float) -> float:
 def test_freed_blocks_are_given_back() -> None:
     assert _left("kept", 20) < 0.2
     assert _left("as ever", 1) > 0.8, "what the block above does is not needed any more"
+
+
+# Vectors of random numbers: 64 KiB a document.
+_MAKE = """
+import resource, sys
+import adventures as adv
+import numpy as np
+
+rng = np.random.default_rng(0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+documents = (rng.standard_normal((16, 1024), np.float32) for _ in range(int(sys.argv[2])))
+adv.ColbertIndex.create(sys.argv[1], vectors=documents, nbits=1)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is of KiB there")
+def test_making_an_index_does_not_hold_its_vectors(tmp_path: Path) -> None:
+    few, many = 3000, 7000
+    peaks = {}
+    for count in (few, many):
+        arguments = [sys.executable, "-c", _MAKE, str(tmp_path / str(count)), str(count)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        peaks[count] = float(done.stdout)
+    assert peaks[many] - peaks[few] < 0.4 * (many - few) / 16, peaks
 
 
 class _Rows:

@@ -15,9 +15,9 @@ The weights make 13,000 passages like those of a real text: the token vectors of
     of rank 50, of rank 200, of half of the passages        0.44  0.40  0.25  |  0.43  0.39  0.27
     dimensions that take part, of 96                        44                |  41
 
-Building and searching are processes of their own, whose peak memory is told; searching opens the index, then takes one
-query after the other on all threads. `cpu` is processor time, which other processes on the machine change less.
-Recall is of exhaustive search by the same codes.
+Building and searching are processes of their own, whose peak memory is told, of searching before it is judged;
+searching opens the index, then takes one query after the other on all threads. `cpu` is processor time, which other
+processes on the machine change less. Recall is of exhaustive search by the same codes.
 
     python tools/bench_colbert_scale.py [--passages 10000 100000 1000000] [--nbits 4] [--folder DIR]
 """
@@ -150,11 +150,12 @@ def search(where: Path, count: int) -> dict[str, float]:
         found.append({hit.id for hit in index.search(query, K)})
         seconds.append(time.perf_counter() - begun)
     cpu = (time.process_time() - start) / len(queries)
+    memory = peak()
     best = index.search_batch(queries[:JUDGED], K, exhaustive=True)
     same = [len({hit.id for hit in hits} & own) / K for hits, own in zip(best, found, strict=False)]
     cuts = statistics.quantiles(seconds, n=100)
     figures = {"open ms": opened * 1e3, "p50 ms": cuts[49] * 1e3, "p99 ms": cuts[98] * 1e3, "cpu ms": cpu * 1e3}
-    return {**figures, f"recall@{K}": statistics.mean(same), "MiB": peak()}
+    return {**figures, f"recall@{K}": statistics.mean(same), "MiB": memory}
 
 
 def child(*args: str) -> dict[str, Any]:

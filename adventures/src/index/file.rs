@@ -88,6 +88,16 @@ impl Mapped {
         Ok(())
     }
 
+    /// Lets the system take back the memory of what was read; reading it again is as before.
+    pub(super) fn release(&self) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // SAFETY: a mapping of a file that nobody writes to: its pages come back as they were. A hint, which may fail.
+            #[allow(unsafe_code)]
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or_default()
     }

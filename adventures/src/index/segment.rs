@@ -172,6 +172,11 @@ impl Segment {
         self.file.verify()
     }
 
+    /// As [`Mapped::release`]: for those that read all of an index, part by part.
+    pub(super) fn release(&self) {
+        self.file.release();
+    }
+
     /// The vectors of tokens, of an index without a codec.
     pub(crate) fn vectors(&self, tokens: Range<usize>) -> &[f32] {
         &self.numbers(VECTORS)[tokens.start * self.dim..tokens.end * self.dim]

@@ -243,7 +243,12 @@ impl Writer {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut sample = Vec::with_capacity(wanted * dim);
         let lengths: Vec<usize> = whole.parts.iter().map(|part| part.segment.token_count()).collect();
+        let mut before = 0;
         for (part, token) in sampled(&lengths, wanted, &mut rng) {
+            if part != before {
+                whole.parts[before].segment.release();
+                before = part;
+            }
             sample.extend_from_slice(whole.parts[part].segment.vectors(token..token + 1));
         }
         let shared = self.shared.clone();
@@ -273,6 +278,7 @@ impl Writer {
                 done += vectors.len() / dim;
                 progress("compress", done, tokens)?;
             }
+            segment.release();
         }
         self.flush(Some(&codec))?;
         let name = self.name("codec");
@@ -303,6 +309,7 @@ impl Writer {
                     self.flush(whole.codec.as_deref())?;
                 }
             }
+            part.segment.release();
         }
         self.flush(whole.codec.as_deref())
     }
