@@ -161,7 +161,7 @@ bench-colbert: models
 	$(BIN)/python tools/bench_colbert.py --theirs $(CACHE)/goldens/bin/python --fast-plaid \
 		--next-plaid $(CACHE)/next-plaid/release/bench-next-plaid $(BENCH)
 
-# ColbertIndex as it grows. BENCH="--passages 10000 100000" leaves out the million, which takes the better part of an hour.
+# ColbertIndex as it grows. BENCH="--passages 10000 100000" leaves out the million, which takes six minutes.
 bench-colbert-scale: $(VENV)/installed
 	$(BIN)/python tools/bench_colbert_scale.py $(BENCH)
 
