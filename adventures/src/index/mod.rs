@@ -4,6 +4,7 @@
 
 mod builder;
 mod codec;
+mod exact;
 mod file;
 mod kmeans;
 mod lists;
@@ -20,13 +21,11 @@ mod writer;
 
 use crate::device;
 use crate::error::{Error, Result, invalid};
-use crate::kernels::panels::Threads;
 use manifest::{Lock, Manifest};
-use rayon::prelude::*;
 pub use search::{Found, SearchOptions};
 use snapshot::Snapshot;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 pub use writer::{Documents, Progress, Writer};
 
@@ -241,19 +240,9 @@ impl Index {
                 return invalid!("the vectors of query {i} hold {x}");
             }
         }
-        let one = |query: &[f32], threads| {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
-            snapshot.search(query, options, allowed.as_deref(), threads)
-        };
-        let found: Result<Vec<_>> = match queries.as_slice() {
-            [query] => self.shared.pool()?.install(|| Ok(vec![one(query, Threads::All)?])),
-            queries => {
-                self.shared.pool()?.install(|| queries.par_iter().map(|query| one(query, Threads::One)).collect())
-            }
-        };
-        Ok(Results { queries: found?, snapshot })
+        let search = || snapshot.search(&queries, options, allowed.as_deref(), cancel);
+        let found = self.shared.pool()?.install(search)?;
+        Ok(Results { queries: found, snapshot })
     }
 
     /// Returns the ids of all documents, in the order in which they lie.

@@ -4,12 +4,14 @@
 //! documents of its nearest centroids, and a document that it does not find counts as one at the edge of those; the best are
 //! scored with all their tokens.
 
+use super::codec::Codec;
 use super::snapshot::{Bits, Snapshot};
-use crate::error::{Result, invalid};
-use crate::kernels::late::{self, Query, Scratch, raise};
+use crate::error::{Error, Result, invalid};
+use crate::kernels::late::{self, Query, Scratch};
 use crate::kernels::panels::{self, Linear, Precision, Rounded, Then, Threads};
 use rayon::prelude::*;
 use std::cmp::Ordering;
+use std::sync::atomic::{self, AtomicBool};
 
 /// An index of fewer tokens is searched without looking for candidates.
 const ALL: usize = 1 << 16;
@@ -70,64 +72,80 @@ pub struct Found {
     pub score: f32,
 }
 
-/// A query as it is compared with documents.
-enum Prepared {
-    /// With those of vectors as they are.
-    Vectors(Linear),
-    Coded {
-        query: Query,
-        /// Its products with the centroids.
-        table: Vec<f32>,
-    },
-}
-
-/// What a thread keeps between documents.
-#[derive(Default)]
-struct Own {
-    scratch: Scratch,
-    products: Vec<f32>,
-    best: Vec<f32>,
+/// A query as it is compared with compressed documents.
+struct Prepared {
+    query: Query,
+    /// Its products with the centroids.
+    table: Vec<f32>,
 }
 
 impl Snapshot {
-    /// Returns the documents nearest to `query`, `(n, dim)`, the best first; of two as near, the one that was added first.
+    /// Returns the documents nearest to each of `queries`, `(n, dim)`, the best first; of two as near, the one that was added
+    /// first.
     ///
-    /// Of `allowed` documents only, if it is given. With [`Threads::All`], runs on the rayon pool it is called in.
+    /// Of `allowed` documents only, rising, if it is given. Runs on the rayon pool it is called in.
     pub(super) fn search(
         &self,
-        query: &[f32],
+        queries: &[&[f32]],
         options: &SearchOptions,
         allowed: Option<&[usize]>,
-        threads: Threads,
-    ) -> Result<Vec<Found>> {
-        let dim = self.manifest.dim;
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Vec<Found>>> {
         let counts = [("k", Some(options.k)), ("probes", options.probes), ("candidates", options.candidates)];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == Some(0)) {
             return invalid!("{name}=0: expected at least 1");
         }
         if self.len() == 0 || allowed.is_some_and(<[usize]>::is_empty) {
-            return Ok(Vec::new());
+            return Ok(vec![Vec::new(); queries.len()]);
         }
-        let rows = query.len() / dim;
-        let prepared = self.prepare(query, threads)?;
-        let candidates = match (&prepared, allowed) {
-            (Prepared::Coded { table, .. }, _) if !options.exhaustive && self.is_large(allowed) => {
-                self.candidates(table, rows, options, allowed)
-            }
-            (_, Some(allowed)) => allowed.to_vec(),
-            (_, None) => self.live().collect(),
+        let Some(codec) = self.codec.as_deref() else {
+            return match allowed {
+                Some(allowed) => self.compare(queries, options.k, allowed.iter().copied(), cancel),
+                None => self.compare(queries, options.k, self.live(), cancel),
+            };
         };
-        let score = |own: &mut Own, document: &usize| Found {
-            document: *document,
-            score: self.score(&prepared, rows, *document, own),
+        let one = |query: &&[f32], threads| {
+            if cancel.load(atomic::Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            self.search_coded(query, codec, options, allowed, threads)
+        };
+        match queries {
+            [query] => Ok(vec![one(query, Threads::All)?]),
+            queries => queries.par_iter().map(|query| one(query, Threads::One)).collect(),
+        }
+    }
+
+    fn search_coded(
+        &self,
+        query: &[f32],
+        codec: &Codec,
+        options: &SearchOptions,
+        allowed: Option<&[usize]>,
+        threads: Threads,
+    ) -> Result<Vec<Found>> {
+        let rows = query.len() / self.manifest.dim;
+        let prepared = prepare(query, codec, threads)?;
+        let candidates = if !options.exhaustive && self.is_large(allowed) {
+            self.candidates(&prepared.table, rows, options, allowed)
+        } else if let Some(allowed) = allowed {
+            allowed.to_vec()
+        } else {
+            self.live().collect()
+        };
+        let score = |scratch: &mut Scratch, document: &usize| {
+            let (part, i) = self.place(*document);
+            let (tokens, Prepared { query, table }) = (part.segment.tokens(i), &prepared);
+            let score = late::score(late::Kernel::best(), query, table, &codec.levels, tokens, scratch);
+            Found { document: *document, score }
         };
         let tokens = self.tokens() / self.documents * candidates.len();
         let mut found: Vec<Found> = if threads == Threads::All && tokens > 2 * SHARE {
             let least = (SHARE * candidates.len() / tokens).max(1);
-            candidates.par_iter().with_min_len(least).map_init(Own::default, score).collect()
+            candidates.par_iter().with_min_len(least).map_init(Scratch::default, score).collect()
         } else {
-            let mut own = Own::default();
-            candidates.iter().map(|document| score(&mut own, document)).collect()
+            let mut scratch = Scratch::default();
+            candidates.iter().map(|document| score(&mut scratch, document)).collect()
         };
         keep(&mut found, options.k, order);
         found.sort_unstable_by(order);
@@ -136,41 +154,6 @@ impl Snapshot {
 
     fn is_large(&self, allowed: Option<&[usize]>) -> bool {
         self.tokens() / self.documents * allowed.map_or(self.len(), <[usize]>::len) > ALL
-    }
-
-    fn prepare(&self, query: &[f32], threads: Threads) -> Result<Prepared> {
-        let dim = self.manifest.dim;
-        let mut padded = query.to_vec();
-        padded.resize((query.len() / dim).next_multiple_of(late::BLOCK) * dim, 0.0);
-        let packed = Linear::pack(&padded, &[], dim, panels::Kernel::best(Precision::F32))?;
-        let Some(codec) = &self.codec else { return Ok(Prepared::Vectors(packed)) };
-        let mut table = vec![0.0; codec.count() * packed.outputs()];
-        packed.apply(&codec.centroids, &mut table, Then::Store, threads, &mut Rounded::new());
-        Ok(Prepared::Coded { query: Query::new(query, dim, codec.layout), table })
-    }
-
-    fn score(&self, prepared: &Prepared, rows: usize, document: usize, own: &mut Own) -> f32 {
-        let (part, i) = self.place(document);
-        match (prepared, &self.codec) {
-            (Prepared::Coded { query, table }, Some(codec)) => {
-                let tokens = part.segment.tokens(i);
-                late::score(late::Kernel::best(), query, table, &codec.levels, tokens, &mut own.scratch)
-            }
-            (Prepared::Vectors(query), _) => {
-                let range = part.segment.range(i);
-                if range.is_empty() {
-                    return 0.0;
-                }
-                own.products.resize(range.len() * query.outputs(), 0.0);
-                let vectors = part.segment.vectors(range);
-                query.apply(vectors, &mut own.products, Then::Store, Threads::One, &mut Rounded::new());
-                own.best.clear();
-                own.best.resize(query.outputs(), f32::NEG_INFINITY);
-                raise(&mut own.best, &own.products);
-                own.best[..rows].iter().sum()
-            }
-            (Prepared::Coded { .. }, None) => unreachable!("a coded query has a codec; this is a bug"),
-        }
     }
 
     /// The documents that are worth a score.
@@ -250,13 +233,22 @@ fn nearest(table: &[f32], lanes: usize, rows: usize, probes: usize) -> Vec<Vec<(
     near
 }
 
+fn prepare(query: &[f32], codec: &Codec, threads: Threads) -> Result<Prepared> {
+    let mut padded = query.to_vec();
+    padded.resize((query.len() / codec.dim).next_multiple_of(late::BLOCK) * codec.dim, 0.0);
+    let packed = Linear::pack(&padded, &[], codec.dim, panels::Kernel::best(Precision::F32))?;
+    let mut table = vec![0.0; codec.count() * packed.outputs()];
+    packed.apply(&codec.centroids, &mut table, Then::Store, threads, &mut Rounded::new());
+    Ok(Prepared { query: Query::new(query, codec.dim, codec.layout), table })
+}
+
 /// The best first.
-fn order(a: &Found, b: &Found) -> Ordering {
+pub(super) fn order(a: &Found, b: &Found) -> Ordering {
     b.score.total_cmp(&a.score).then(a.document.cmp(&b.document))
 }
 
 /// Keeps the first `count`, in no order.
-fn keep(found: &mut Vec<Found>, count: usize, order: impl FnMut(&Found, &Found) -> Ordering) {
+pub(super) fn keep(found: &mut Vec<Found>, count: usize, order: impl FnMut(&Found, &Found) -> Ordering) {
     if found.len() > count {
         found.select_nth_unstable_by(count - 1, order);
         found.truncate(count);

@@ -143,6 +143,47 @@ fn vectors_kept_as_they_are_have_the_scores_of_three_loops() {
 }
 
 #[test]
+fn scores_of_vectors_as_they_are_depend_on_nothing_beside_them() {
+    let (folder, first, second) = (Folder::new("beside"), data(300, 0), data(200, 300));
+    let index = made(&folder.0, 32, &first);
+    let mut writer = index.writer(false).expect("nobody else writes");
+    put(&mut writer, &second).expect("they fit");
+    (0..500).step_by(7).for_each(|i| assert_eq!(writer.delete(&format!("d{i}")), i < 300));
+    commit(writer);
+    let left: Vec<String> = (0..500).filter(|i| *i >= 300 || i % 7 > 0).map(|i| format!("d{i}")).collect();
+    assert_eq!((index.ids(), index.info().segments), (left.clone(), 2));
+    let some: Vec<&str> = left.iter().rev().step_by(3).map(String::as_str).collect();
+    // More than go over the documents together, of different lengths.
+    let queries: Vec<Vec<f32>> = (0..37).map(|i| vectors(1 + i % 34, 50 + i as u64)).collect();
+    let ends: Vec<usize> = queries
+        .iter()
+        .scan(0, |end, query| {
+            *end += query.len() / DIM;
+            Some(*end)
+        })
+        .collect();
+    let all = SearchOptions { k: 1000, ..Default::default() };
+    let few = SearchOptions { k: 3, ..Default::default() };
+    let together = |options: &SearchOptions, ids: Option<&[&str]>| -> Vec<Vec<(String, f32)>> {
+        let found = index.search(&queries.concat(), DIM, &ends, options, ids, &NO).expect("it searches");
+        let named = |hits: &Vec<Found>| hits.iter().map(|hit| (found.id(hit).to_owned(), hit.score)).collect();
+        found.queries.iter().map(named).collect()
+    };
+    let (whole, best) = (together(&all, None), together(&few, None));
+    let of_some = together(&all, Some(&some));
+    for (i, query) in queries.iter().enumerate() {
+        assert_eq!(whole[i].len(), left.len());
+        assert_eq!(search(&index, query, &all), whole[i], "alone");
+        assert_eq!(best[i], whole[i][..3], "the best few");
+        let mut theirs = whole[i].clone();
+        theirs.retain(|(id, _)| some.contains(&id.as_str()));
+        assert_eq!(of_some[i], theirs, "of some documents");
+    }
+    let stopped = index.search(&queries.concat(), DIM, &ends, &all, None, &AtomicBool::new(true));
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+}
+
+#[test]
 fn compressed_vectors_find_nearly_what_the_exact_ones_do() {
     let data = data(2500, 0);
     for (nbits, least) in [(4, 0.85), (2, 0.5), (1, 0.25)] {

@@ -73,15 +73,6 @@ vectorized! {
             }
         }
     }
-
-    /// `best[j]` becomes the largest number of column `j`, where that is larger.
-    fn raise(best: &mut [f32], products: &[f32]) {
-        for row in products.chunks_exact(best.len()) {
-            for (best, x) in best.iter_mut().zip(row) {
-                *best = if *x > *best { *x } else { *best };
-            }
-        }
-    }
 }
 
 /// Whether any number is above the edge beside it.

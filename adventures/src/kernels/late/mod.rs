@@ -11,7 +11,7 @@ mod tests;
 mod x86;
 
 pub(crate) use codebooks::Codebooks;
-pub(crate) use encode::{Target, any_above, gains, nearest, quantize, raise};
+pub(crate) use encode::{Target, any_above, gains, nearest, quantize};
 
 /// Tokens of a query that are computed with together.
 pub(crate) const BLOCK: usize = 32;
