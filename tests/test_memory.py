@@ -108,30 +108,30 @@ def test_a_census_finds_its_rows(texts: bool) -> None:
     assert {skip.reason: skip.count for skip in census.skipped} == {"duplicate id": 2, "null id": 1, "empty text": 1}
     assert all(first < second for first, second in pairwise(census.ids.tolist()))
 
-    asked = np.array([digester.of(f"row {n}", "", ()).id for n in (0, 999, 1000, 5)], "S16")
+    asked = np.array([digester.of(f"row {n}", "", ()).id for n in (0, 999, 1000, 5)], "S12")
     at = census.find(asked)
     assert at[2] == -1
     assert census.ids[at[[0, 1, 3]]].tolist() == asked[[0, 1, 3]].tolist()
     of_five = digester.of("row 5", "text 5", ("text 5",))
-    assert census.rows[at[3]] == np.array(of_five.row, "S16")
+    assert census.rows[at[3]] == np.array(of_five.row, "S12")
     if texts:
-        assert census.texts[at[3]] == np.array(of_five.text, "S16")
+        assert census.texts[at[3]] == np.array(of_five.text, "S12")
     # Of two rows with one id, the one with the lower digest.
-    seven = census.find(np.array([digester.of("row 7", "", ()).id], "S16"))[0]
+    seven = census.find(np.array([digester.of("row 7", "", ()).id], "S12"))[0]
     both = [digester.of("row 7", text, (text,)).row for text in ("text 7", "another text")]
-    assert census.rows[seven] == np.array(min(both), "S16")
+    assert census.rows[seven] == np.array(min(both), "S12")
 
 
 def test_ids_that_end_in_zeros_are_found() -> None:
-    ids = np.array([b"a" * 16, b"a" * 15, b"b" * 3, b"b" * 3 + b"\0\1"], "S16")
+    ids = np.array([b"a" * 12, b"a" * 11, b"b" * 3, b"b" * 3 + b"\0\1"], "S12")
     ids.sort()
     for columns in (2, 3):
-        digests = np.full((len(ids), columns), b"\xff" * 16, "S16")
+        digests = np.full((len(ids), columns), b"\xff" * 12, "S12")
         digests[:, 0] = ids
         digests[::2, 1] = b""
         census = Census(digests, len(ids), [])
-        wanted = np.array([*ids, b"a", b"b" * 4, b""], "S16")
+        wanted = np.array([*ids, b"a", b"b" * 4, b""], "S12")
         assert census.find(wanted).tolist() == find(ids, wanted).tolist() == [0, 1, 2, 3, -1, -1, -1]
-    nothing = Census(np.empty((0, 3), "S16"), 0, [])
+    nothing = Census(np.empty((0, 3), "S12"), 0, [])
     assert nothing.find(ids).tolist() == [-1] * 4
     assert Stock.of(None).ids.tolist() == []

@@ -65,7 +65,7 @@ def census(folder: Path, rows: int) -> float:
 def merging(rows: int) -> float:
     """Returns digests for each second of a core that the driver sorts and compares."""
     generator = np.random.default_rng(_SEED)
-    digests = np.frombuffer(generator.bytes(48 * rows), "S16").reshape(-1, 3)
+    digests = np.frombuffer(generator.bytes(36 * rows), "S12").reshape(-1, 3)
     digests = digests[np.argsort(digests[:, 0])]
     parts = [Census(part, len(part), []) for part in np.array_split(digests, 2)]
     return rows / processor_seconds(lambda: Census.merged(parts, None))  # type: ignore[arg-type]

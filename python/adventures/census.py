@@ -1,4 +1,4 @@
-"""What changed between a Delta table and a library, by digests: 32 or 48 bytes a row, whatever the rows hold."""
+"""What changed between a Delta table and a library, by digests: 24 or 36 bytes a row, whatever the rows hold."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from adventures.delta import RowBatch, RowSource
     from adventures.storage import Snapshot
 
-# numpy compares 16-byte strings as C does, which orders digests; trailing zeros are cut from every one alike.
-_DIGEST = np.dtype("S16")
+# How much of each digest is kept in memory: two of a billion keys have the same 12 bytes once in 10^11 times.
+_KEPT = 12
+# numpy compares strings of bytes as C does, which orders digests; trailing zeros are cut from every one alike.
+_DIGEST = np.dtype(f"S{_KEPT}")
 _EXAMPLES = 5
 
 Digests = NDArray[np.bytes_]
@@ -119,10 +121,10 @@ class Census:
                     tally.add(reason or "", (text or repr(values)) if row_id is None else row_id)
                     continue
                 digests = digester.of(row_id, text, values)
-                every += digests.id
-                every += digests.row
+                every += digests.id[:_KEPT]
+                every += digests.row[:_KEPT]
                 if texts:
-                    every += digests.text
+                    every += digests.text[:_KEPT]
         found, twice = _first_of_each(every, 3 if texts else 2)
         if len(twice):
             _count_duplicates(source, twice, tally)
@@ -204,10 +206,11 @@ def _first_of_each(every: bytearray, columns: int) -> tuple[Digests, Digests]:
 def _count_duplicates(source: RowSource, twice: Digests, tally: _Tally) -> None:
     """Finds a few ids by their digests, which is all that the census kept of them."""
     reason = "duplicate id"
-    wanted = {bytes(value).ljust(16, b"\0") for value in twice[:_EXAMPLES]}
+    wanted = {bytes(value).ljust(_KEPT, b"\0") for value in twice[:_EXAMPLES]}
     found: set[str] = set()
     for batch in source.batches():
-        found.update(row_id for row_id in batch.ids if row_id is not None and digest(row_id.encode()) in wanted)
+        of = ((row_id, digest(row_id.encode())[:_KEPT]) for row_id in batch.ids if row_id is not None)
+        found.update(row_id for row_id, kept in of if kept in wanted)
         if len(found) == len(wanted):
             break
     tally.counts[reason] = len(twice)
@@ -244,9 +247,9 @@ class Stock:
             for batch in batches:
                 if wanted is not None:
                     batch = batch.filter(pc.is_in(batch.column("row_id"), value_set=wanted))
-                ids += b"".join(digest(value.encode()) for value in batch.column("row_id").to_pylist())
-                texts += b"".join(batch.column("text_hash").to_pylist())
-                rows += b"".join(batch.column("row_hash").to_pylist())
+                ids += b"".join(digest(value.encode())[:_KEPT] for value in batch.column("row_id").to_pylist())
+                texts += b"".join(value[:_KEPT] for value in batch.column("text_hash").to_pylist())
+                rows += b"".join(value[:_KEPT] for value in batch.column("row_hash").to_pylist())
                 ordinals.append(batch.column("ordinal").to_numpy())
                 addresses.append(batch.column("address").to_numpy())
         every = _array(ids)
@@ -304,7 +307,7 @@ class Difference:
         """Returns the difference."""
         changes = np.full(len(census), Change.NEW, np.uint8)
         if not len(stock):
-            return cls(changes, np.full(len(census), -1, np.int64), np.empty(0, np.int64))
+            return cls(changes, np.broadcast_to(np.int64(-1), len(census)), np.empty(0, np.int64))
         stocked = find(stock.ids, census.ids)
         known = np.flatnonzero(stocked >= 0)
         at = stocked[known]
