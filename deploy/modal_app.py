@@ -20,7 +20,7 @@ app = modal.App("adventures")
 libraries = modal.Volume.from_name("adventures-libraries", create_if_missing=True)
 image = (
     modal.Image.from_registry("rust:1.95-bookworm", add_python="3.12")
-    .apt_install("protobuf-compiler")
+    .apt_install("protobuf-compiler", "libprotobuf-dev")
     .add_local_dir(str(ROOT), "/src", copy=True, ignore=[".git", ".venv", "data", "dist", "target"])
     .run_commands(
         "cd /src && cargo build --release --locked -p adventures-server",
