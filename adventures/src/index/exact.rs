@@ -42,7 +42,7 @@ impl Snapshot {
             let one = |mut best: Vec<Vec<Found>>, run: &Run| -> Result<_> {
                 self.compare_run(&packed, run, &mut best, cancel)?;
                 for best in &mut best {
-                    if best.len() > 4 * k {
+                    if best.len() > k.saturating_mul(4) {
                         keep(best, k, order);
                     }
                 }

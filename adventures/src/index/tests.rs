@@ -162,7 +162,7 @@ fn scores_of_vectors_as_they_are_depend_on_nothing_beside_them() {
             Some(*end)
         })
         .collect();
-    let all = SearchOptions { k: 1000, ..Default::default() };
+    let all = SearchOptions { k: usize::MAX, ..Default::default() };
     let few = SearchOptions { k: 3, ..Default::default() };
     let together = |options: &SearchOptions, ids: Option<&[&str]>| -> Vec<Vec<(String, f32)>> {
         let found = index.search(&queries.concat(), DIM, &ends, options, ids, &NO).expect("it searches");
