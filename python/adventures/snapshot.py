@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lancedb.background_loop import LOOP
 from lancedb.query import MatchQuery
 
 from adventures.columns import is_json
@@ -72,11 +73,10 @@ class LanceSnapshot:
         self, vector: NDArray[np.float32], where: Mapping[str, object] | None, limit: int
     ) -> list[dict[str, Any]]:
         """Returns the passages nearest to a vector `(dim,)` by cosine, in any order."""
-        search: Any = self.table.search(vector, vector_column_name="vector", query_type="vector")
-        search = search.distance_type("cosine").limit(limit)
+        query = self._query().nearest_to(vector).column("vector").distance_type("cosine").limit(limit)
         if "vector" in self.indexed:
-            search = search.nprobes(_PROBES).refine_factor(_REFINE)
-        return self._found(search, where, "_distance")
+            query = query.nprobes(_PROBES).refine_factor(_REFINE)
+        return self._found(query, where, "_distance")
 
     def matching(self, words: str, where: Mapping[str, object] | None, limit: int) -> list[dict[str, Any]]:
         """Returns the passages that words fit best, in any order, with their `_score` by BM25."""
@@ -84,7 +84,7 @@ class LanceSnapshot:
             return []
         # A match query is only words: quotes and operators in it are not a syntax that could be wrong.
         match: Any = MatchQuery
-        return self._found(self.table.search(match(words, "text"), query_type="fts").limit(limit), where, "_score")
+        return self._found(self._query().nearest_to_text(match(words, "text")).limit(limit), where, "_score")
 
     def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, str]]:
         """Returns row, ordinal and text of the passages of stretches: each of a row, from an ordinal to another."""
@@ -107,19 +107,28 @@ class LanceSnapshot:
 
     def named(self, ids: Iterable[str]) -> list[dict[str, Any]]:
         """Returns the passages with these ids, in any order."""
-        search: Any = self.table.search()
         ids = list(ids)
         # The index is of rows: an id is a row's with its ordinal.
         rows = {id_.rpartition("#")[0] for id_ in ids}
-        return self._found(search.where(f"row_id IN ({_listed(rows)}) AND id IN ({_listed(ids)})"), None)
+        return self._found(self._query().where(f"row_id IN ({_listed(rows)}) AND id IN ({_listed(ids)})"), None)
 
-    def _found(self, search: Any, where: Mapping[str, object] | None, *scores: str) -> list[dict[str, Any]]:
+    def _query(self) -> Any:
+        """Returns a query of the table behind the table.
+
+        The table's own asks for the schema three times, and for each batch of what is found by itself: turns of
+        LanceDB's event loop, and a tenth of a search in a million passages.
+        """
+        table: Any = self.table
+        return table._table.query()
+
+    def _found(self, query: Any, where: Mapping[str, object] | None, *scores: str) -> list[dict[str, Any]]:
         filtered = condition(where, self.schema)
         if filtered is not None:
-            search = search.where(filtered)
+            query = query.where(filtered)
         # Each column that is read costs a search in a million passages a millisecond.
         wanted = [name for name in ("id", "text", "key", "metadata", "vector") if name in self.schema.names]
-        table = search.select([*wanted, *scores]).to_arrow()
+        loop: Any = LOOP
+        table = loop.run(query.select([*wanted, *scores]).to_arrow())
         if not table.num_rows:
             return []
         vectors = np.asarray(table.column("vector").combine_chunks().flatten()).reshape(table.num_rows, -1)
