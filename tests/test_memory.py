@@ -13,7 +13,6 @@ import pytest
 
 from adventures.census import Census, Digester, Stock, find
 from adventures.delta import RowBatch
-from adventures.memory import little_kept
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,16 +58,6 @@ def _left(how: str, seconds: float) -> float:
 def test_freed_blocks_are_given_back() -> None:
     assert _left("kept", 20) < 0.2
     assert _left("as ever", 1) > 0.8, "what the block above does is not needed any more"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="nothing is done there")
-def test_arrow_takes_memory_from_where_it_did_before() -> None:
-    before = pa.default_memory_pool().backend_name
-    with little_kept():
-        with little_kept():
-            assert pa.default_memory_pool().backend_name == "system"
-        assert pa.default_memory_pool().backend_name == "system", "another sync runs"
-    assert pa.default_memory_pool().backend_name == before
 
 
 # Vectors of random numbers: 64 KiB a document.

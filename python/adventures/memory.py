@@ -8,8 +8,6 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,8 +22,6 @@ _EVERY = 0.5
 
 _lock = threading.Lock()
 _over: list[threading.Event] = []
-# Where Arrow's memory comes from while no sync runs.
-_pools: list[pa.MemoryPool] = []
 
 
 @contextmanager
@@ -33,8 +29,7 @@ def little_kept() -> Iterator[None]:
     """Has glibc give back what is freed, for the length of a `with` block.
 
     Left to itself it takes ever larger blocks from heaps that each thread has for itself, and keeps them: of the
-    vectors that LanceDB reads to make an index, all stay in memory. Arrow, whose own allocator keeps more, asks glibc,
-    too. Elsewhere than with glibc, nothing is done.
+    vectors that LanceDB reads to make an index, all stay in memory. Elsewhere than with glibc, nothing is done.
     """
     libc = _libc()
     if libc is None:
@@ -44,9 +39,6 @@ def little_kept() -> Iterator[None]:
     thread = threading.Thread(target=_give_back, args=(libc, over), name="adventures-memory", daemon=True)
     thread.start()
     with _lock:
-        if not _over:
-            _pools.append(pa.default_memory_pool())
-            pa.set_memory_pool(pa.system_memory_pool())
         _over.append(over)
         _set(libc, large=_LARGE, kept=1 << 20)
     try:
@@ -57,7 +49,6 @@ def little_kept() -> Iterator[None]:
         with _lock:
             _over.remove(over)
             if not _over:
-                pa.set_memory_pool(_pools.pop())
                 # There is no way back to a size that glibc chooses by itself: this is what it ends at.
                 _set(libc, large=_LARGEST, kept=2 * _LARGEST)
 
