@@ -7,7 +7,7 @@ others, which are the queries. The interpreter given as --theirs, which has torc
 threads; recall is the share of the ten best by exact MaxSim in f32 that are found. `delete` is of 1,000 documents, the
 best of three: ours is on the disk then, `durable` is until next-plaid's is, too. Figures are the median of the rounds.
 
-    python tools/bench_colbert.py --theirs PYTHON [--next-plaid PROGRAM] [--fast-plaid] [--data nfcorpus.zip]
+    python tools/bench_colbert.py --theirs PYTHON [--next-plaid PROGRAM] [--fast-plaid] [--data nfcorpus.zip] [--seed N]
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def exact(path: Path) -> dict[str, Any]:
     return {"rate": rate, "hits": hits, "judged": [search(query) for query in ragged(path, "judged")]}
 
 
-def ours(path: Path, nbits: int) -> dict[str, Any]:
+def ours(path: Path, nbits: int, seed: int) -> dict[str, Any]:
     import adventures as adv
 
     documents, queries = ragged(path, "documents"), ragged(path, "queries")
@@ -133,7 +133,7 @@ def ours(path: Path, nbits: int) -> dict[str, Any]:
     shutil.rmtree(where, ignore_errors=True)
     names = [str(i) for i in range(len(documents))]
     start = time.perf_counter()
-    index = adv.ColbertIndex.create(where, vectors=documents, ids=names, nbits=nbits)
+    index = adv.ColbertIndex.create(where, vectors=documents, ids=names, nbits=nbits, seed=seed)
     build = time.perf_counter() - start
     size = sum(file.stat().st_size for file in where.iterdir()) / index.info()["tokens"]
     rates = []
@@ -222,15 +222,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vectors", type=Path, default=CACHE / "bench" / "colbert")
+    parser.add_argument("--seed", type=int, default=42, help="of our index: centroids begin elsewhere")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part == "make":
         return make(args.data, CACHE / "models" / "all-minilm-l6-v2", args.vectors)
     if args.part is not None:
         engine, _, nbits = args.part.rpartition("-")
-        run = {"ours": ours, "fast-plaid": fast_plaid}
-        return print(json.dumps(run[engine](args.vectors, int(nbits)) if engine else exact(args.vectors)))
-    self = ["tools/bench_colbert.py", "--data", str(args.data), "--vectors", str(args.vectors), "--part"]
+        if engine == "ours":
+            return print(json.dumps(ours(args.vectors, int(nbits), args.seed)))
+        return print(json.dumps(fast_plaid(args.vectors, int(nbits)) if engine else exact(args.vectors)))
+    self = ["tools/bench_colbert.py", "--data", str(args.data), "--vectors", str(args.vectors)]
+    self += ["--seed", str(args.seed), "--part"]
     args.vectors.mkdir(parents=True, exist_ok=True)
     if not (args.vectors / "judged.ends").exists():
         subprocess.run([args.theirs, *self, "make"], check=True)
