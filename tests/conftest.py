@@ -16,7 +16,7 @@ import object_store
 from adventures import demo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # The same examples each time; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
@@ -46,13 +46,20 @@ def stock(tmp_path_factory: pytest.TempPathFactory, minilm: adv.Embedder) -> adv
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """The address of an S3 on loopback."""
-    with object_store.serving() as address:
-        yield address
+def s3() -> Iterator[Callable[[], object_store.Place]]:
+    """What makes a bucket in an S3 on loopback."""
+    with object_store.s3() as new:
+        yield new
+
+
+@pytest.fixture(scope="session")
+def az() -> Iterator[Callable[[], object_store.Place]]:
+    """What makes a container in an Azure on loopback."""
+    with object_store.azure() as new:
+        yield new
 
 
 @pytest.fixture
-def bucket(s3: str) -> object_store.Place:
+def bucket(s3: Callable[[], object_store.Place]) -> object_store.Place:
     """A bucket of its own in that S3."""
-    return object_store.bucket(s3)
+    return s3()

@@ -1,17 +1,30 @@
-"""An object store on loopback: moto's S3, a request at a time, so that of two who create an object only one does."""
+"""Object stores on loopback: moto's S3, and Azure's protocol by Azurite, which comes from npm.
+
+moto answers a request at a time, so that of two who create an object only one does.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _SERVER = """
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -21,6 +34,9 @@ server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_
 print(server.port, flush=True)
 server.serve_forever()
 """
+# The one account that Azurite has. It is in Azure's documentation, and no secret.
+_ACCOUNT = "devstoreaccount1"
+_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +58,24 @@ class Place:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The same as a process finds it in its environment."""
+        """The same as a process finds it in its environment, of S3."""
         return {f"AWS_{name.upper().removeprefix('AWS_')}": value for name, value in self.options.items()}
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """Starts a store; gives its address."""
+def s3() -> Iterator[Callable[[], Place]]:
+    """Starts an S3; gives what makes a new bucket in it."""
     command = [sys.executable, "-c", _SERVER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
         try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+            address = f"http://127.0.0.1:{int(process.stdout.readline())}"
+            yield lambda: _bucket(address)
         finally:
             process.kill()
 
 
-def bucket(address: str) -> Place:
-    """Makes a new bucket."""
+def _bucket(address: str) -> Place:
     name = f"bucket-{time.time_ns()}"
     urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=60).close()
     options = {
@@ -71,3 +87,50 @@ def bucket(address: str) -> Place:
         "aws_conditional_put": "etag",
     }
     return Place(f"s3://{name}", options)
+
+
+@contextmanager
+def azure() -> Iterator[Callable[[], Place]]:
+    """Starts an Azure; gives what makes a new container in it. The test is skipped where there is no Azurite."""
+    command = [*_azurite(), "--blobPort", "0", "--inMemoryPersistence", "--disableTelemetry", "--silent"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        try:
+            said = ""
+            while not (found := re.search(r"listens on (http://\S+)", said)):
+                line = process.stdout.readline()
+                assert line, f"Azurite did not start: {said}"
+                said += line
+            # The emulator has its address from here alone. With the option azure_storage_endpoint it would be taken for
+            # Azure itself and asked for lists that start from a name, which Azurite starts from the first.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("AZURITE_BLOB_STORAGE_URL", found[1])
+                yield lambda: _container(found[1])
+        finally:
+            process.kill()
+
+
+def _azurite() -> list[str]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adventures"
+    script = cache / "azurite/node_modules/azurite/dist/src/blob/main.js"
+    node = shutil.which("node")
+    if not node or not script.is_file():
+        pytest.skip("there is no Azurite; `make test` installs it where npm is")
+    return [node, str(script)]
+
+
+def _container(address: str) -> Place:
+    name = f"container-{time.time_ns()}"
+    said = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-12-02"}
+    # After the method come eleven headers that are not sent; the account is named once more than in the path.
+    lines = ["PUT", *[""] * 11, *map(":".join, said.items()), f"/{_ACCOUNT}/{_ACCOUNT}/{name}", "restype:container"]
+    signed = hmac.digest(base64.b64decode(_KEY), "\n".join(lines).encode(), hashlib.sha256)
+    said["Authorization"] = f"SharedKey {_ACCOUNT}:{base64.b64encode(signed).decode()}"
+    url = f"{address}/{_ACCOUNT}/{name}?restype=container"
+    urllib.request.urlopen(urllib.request.Request(url, headers=said, method="PUT"), timeout=60).close()
+    options = {
+        "azure_storage_account_name": _ACCOUNT,
+        "azure_storage_account_key": _KEY,
+        "azure_storage_use_emulator": "true",
+    }
+    return Place(f"az://{name}", options)

@@ -1,11 +1,10 @@
-"""A Delta table and its library on an object store: what is synced, followed and found there, over S3's protocol."""
+"""A Delta table and its library on an object store: what is synced, followed and found, on S3 and Azure."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -13,13 +12,16 @@ from deltalake import DeltaTable, write_deltalake
 import adventures as adv
 from adventures import demo
 from adventures.library import Library
+from object_store import Place
 from serving import Server, program
 from test_follow import COLUMNS, FEED
 from test_library import contents, table
 from words import WordEmbedder
 
-if TYPE_CHECKING:
-    from object_store import Place
+
+@pytest.fixture(params=["s3", "az"])
+def bucket(request: pytest.FixtureRequest) -> Place:
+    return request.getfixturevalue(request.param)()
 
 
 def library(bucket: Place) -> Library:
@@ -113,15 +115,26 @@ class TestService:
         assert "secret" not in finished.stderr
 
     def test_what_is_not_there_is_named(self, bucket: Place) -> None:
-        for library, more, message in (
-            (f"{bucket.uri}/nothing", [], f"no library at {bucket.uri}/nothing"),
-            ("s3://no-such-bucket/library", [], "The specified bucket does not exist"),
-            (f"{bucket.uri}/library", ["--storage-option=aws_endpoint=http://127.0.0.1:1"], "127.0.0.1:1"),
+        store = bucket.uri.partition(":")[0]
+        nowhere = "http://127.0.0.1:1"
+        what, elsewhere = {
+            "s3": ("bucket", {"aws_endpoint": nowhere}),
+            "az": (
+                "container",
+                {"azure_storage_use_emulator": "false", "azure_storage_endpoint": nowhere, "allow_http": "true"},
+            ),
+        }[store]
+        secret = bucket.options.get("azure_storage_account_key", "secret")
+        for library, options, message in (
+            (f"{bucket.uri}/nothing", {}, f"no library at {bucket.uri}/nothing"),
+            (f"{store}://no-such-{what}/library", {}, f"The specified {what} does not exist"),
+            (f"{bucket.uri}/library", elsewhere, "127.0.0.1:1"),
         ):
+            more = Place(library, options).flags
             command = [program(), "--port", "0", "--generator", "none", "--library", library, *bucket.flags, *more]
             finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
             assert finished.returncode == 1
             said = finished.stderr.splitlines()[-1]
             assert library in said
             assert said.count(message) == 1
-            assert "secret" not in finished.stderr
+            assert secret not in finished.stderr
