@@ -59,6 +59,13 @@ def az() -> Iterator[Callable[[], object_store.Place]]:
         yield new
 
 
+@pytest.fixture(scope="session")
+def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], object_store.Place]]:
+    """What makes a bucket in a Google Cloud Storage on loopback."""
+    with object_store.google(tmp_path_factory.mktemp("keys")) as new:
+        yield new
+
+
 @pytest.fixture
 def bucket(s3: Callable[[], object_store.Place]) -> object_store.Place:
     """A bucket of its own in that S3."""

@@ -1,6 +1,8 @@
-"""Object stores on loopback: moto's S3, and Azure's protocol by Azurite, which comes from npm.
+"""Object stores on loopback: moto's S3, Google's protocol by the same, and Azure's by Azurite, which comes from npm.
 
-moto answers a request at a time, so that of two who create an object only one does.
+moto answers a request at a time, so that of two who create an object only one does. Google's XML API is S3's but for
+the names of some headers (https://cloud.google.com/storage/docs/migrating), which are translated here: no emulator of
+it that can be installed knows that API and its preconditions.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import os
 import re
 import shutil
@@ -27,10 +30,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _SERVER = """
+import sys
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app))
+moto = DomainDispatcherApplication(create_backend_app)
+
+def google(environ, start_response):
+    if "HTTP_X_GOOG_COPY_SOURCE" in environ:
+        environ["HTTP_X_AMZ_COPY_SOURCE"] = environ.pop("HTTP_X_GOOG_COPY_SOURCE")
+    if environ.pop("HTTP_X_GOOG_IF_GENERATION_MATCH", None) == "0":
+        environ["HTTP_IF_NONE_MATCH"] = "*"
+    # By this moto knows whose service is meant.
+    scope = "Credential=key/20200101/us-east-1/s3/aws4_request"
+    environ["HTTP_AUTHORIZATION"] = f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"
+    def started(status, headers, info=None):
+        return start_response(status, [*headers, ("x-goog-generation", "1")], info)
+    return moto(environ, started)
+
+server = make_server("127.0.0.1", 0, google if sys.argv[1] == "google" else moto)
 print(server.port, flush=True)
 server.serve_forever()
 """
@@ -63,21 +81,46 @@ class Place:
 
 
 @contextmanager
-def s3() -> Iterator[Callable[[], Place]]:
-    """Starts an S3; gives what makes a new bucket in it."""
-    command = [sys.executable, "-c", _SERVER]
+def _moto(protocol: str) -> Iterator[str]:
+    """Starts moto; gives its address."""
+    command = [sys.executable, "-c", _SERVER, protocol]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
         try:
-            address = f"http://127.0.0.1:{int(process.stdout.readline())}"
-            yield lambda: _bucket(address)
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
             process.kill()
 
 
-def _bucket(address: str) -> Place:
-    name = f"bucket-{time.time_ns()}"
+@contextmanager
+def s3() -> Iterator[Callable[[], Place]]:
+    """Starts an S3; gives what makes a new bucket in it."""
+    with _moto("s3") as address:
+        yield lambda: _s3(address)
+
+
+@contextmanager
+def google(folder: Path) -> Iterator[Callable[[], Place]]:
+    """Starts a Google Cloud Storage; gives what makes a new bucket in it, with its key in a folder."""
+    with _moto("google") as address:
+        yield lambda: Place(f"gs://{_bucket(address)}", google_at(address, folder))
+
+
+def google_at(address: str, folder: Path) -> dict[str, str]:
+    """The options that lead to an address, by a key in a folder."""
+    key = {"gcs_base_url": address, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    (path := folder / f"{address.rpartition(':')[2]}.json").write_text(json.dumps(key))
+    return {"google_service_account": str(path), "allow_http": "true"}
+
+
+def _bucket(address: str) -> str:
+    # Without a hyphen, which clients of Google write as %2D, and moto leaves so.
+    name = f"bucket{time.time_ns()}"
     urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=60).close()
+    return name
+
+
+def _s3(address: str) -> Place:
     options = {
         "aws_access_key_id": "key",
         "aws_secret_access_key": "secret",
@@ -86,7 +129,7 @@ def _bucket(address: str) -> Place:
         "allow_http": "true",
         "aws_conditional_put": "etag",
     }
-    return Place(f"s3://{name}", options)
+    return Place(f"s3://{_bucket(address)}", options)
 
 
 @contextmanager

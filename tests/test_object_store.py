@@ -1,4 +1,4 @@
-"""A Delta table and its library on an object store: what is synced, followed and found, on S3 and Azure."""
+"""A Delta table and its library on an object store: what is synced, followed and found, on S3, Google and Azure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from deltalake import DeltaTable, write_deltalake
 import adventures as adv
 from adventures import demo
 from adventures.library import Library
-from object_store import Place
+from object_store import Place, google_at
 from serving import Server, program
 from test_follow import COLUMNS, FEED
 from test_library import contents, table
 from words import WordEmbedder
 
 
-@pytest.fixture(params=["s3", "az"])
+@pytest.fixture(params=["s3", "gs", "az"])
 def bucket(request: pytest.FixtureRequest) -> Place:
     return request.getfixturevalue(request.param)()
 
@@ -59,6 +59,10 @@ def test_a_table_is_followed(bucket: Place, tmp_path: Path) -> None:
 def test_what_cannot_be_reached_is_named(bucket: Place) -> None:
     with pytest.raises(FileNotFoundError, match=f"no Delta table at {bucket.uri}/nothing"):
         library(bucket).sync(f"{bucket.uri}/nothing", **COLUMNS, storage_options=bucket.options)
+    nowhere = f"{bucket.uri.partition(':')[0]}://no-such-place/table"
+    with pytest.raises(OSError, match=f"cannot open the Delta table {nowhere}: .*does not exist") as caught:
+        library(bucket).sync(nowhere, **COLUMNS, storage_options=bucket.options)
+    assert str(caught.value).isprintable()
 
 
 class TestService:
@@ -114,11 +118,12 @@ class TestService:
         assert "storage-option 1: expected NAME=VALUE" in finished.stderr
         assert "secret" not in finished.stderr
 
-    def test_what_is_not_there_is_named(self, bucket: Place) -> None:
+    def test_what_is_not_there_is_named(self, bucket: Place, tmp_path: Path) -> None:
         store = bucket.uri.partition(":")[0]
         nowhere = "http://127.0.0.1:1"
         what, elsewhere = {
             "s3": ("bucket", {"aws_endpoint": nowhere}),
+            "gs": ("bucket", google_at(nowhere, tmp_path)),
             "az": (
                 "container",
                 {"azure_storage_use_emulator": "false", "azure_storage_endpoint": nowhere, "allow_http": "true"},

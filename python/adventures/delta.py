@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 # Rows that are enough to work on at once.
 _BATCH = 1024
+# What the digest of a Polars expression begins with; that of a template is itself.
+_EXPRESSION = "polars:"
 _SQL_TEXT = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|--[^\n]*|/\*.*?\*/""", re.DOTALL)
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _TEMPLATE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -72,6 +75,7 @@ def open_table(
 
     Raises:
         FileNotFoundError: Nothing is at that path.
+        OSError: Its store cannot be reached.
         TypeError: It is neither, or a storage option is no string.
         ValueError: What is there is no Delta table, or has no such version.
     """
@@ -99,6 +103,10 @@ def open_table(
     except DeltaError as error:
         at = "" if version is None else f" at version {version}"
         raise ValueError(f"cannot open the Delta table {uri}{at}: {error}") from error
+    except OSError as error:
+        # Of a bucket that does not exist, or that these credentials do not open: in colours, on several lines.
+        told = " ".join(_COLOUR.sub("", str(error)).split())
+        raise OSError(f"cannot open the Delta table {uri}: {told}") from error
 
 
 def check_options(storage_options: Mapping[str, str] | None) -> None:
@@ -212,6 +220,11 @@ class RowSource:
     def columns(self) -> dict[str, str]:
         """The types of all columns of the table, by name."""
         return {column.name: str(column.type) for column in pa.schema(cast("Any", self.table.schema().to_arrow()))}
+
+    @property
+    def of_template(self) -> bool:
+        """Whether a template makes the texts, which are the same each time then."""
+        return self.text_digest is not None and not self.text_digest.startswith(_EXPRESSION)
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -380,7 +393,7 @@ def _text_digest(text: str | pl.Expr) -> str | None:
     if isinstance(text, str):
         return text
     try:
-        return "polars:" + hashlib.blake2b(text.meta.serialize(), digest_size=16).hexdigest()
+        return _EXPRESSION + hashlib.blake2b(text.meta.serialize(), digest_size=16).hexdigest()
     except pl.exceptions.PolarsError:
         # A Python function inside: whether it still does the same cannot be known.
         return None
