@@ -673,7 +673,7 @@ class TestFailures:
     def test_a_text_that_differs_each_time(self, library: Library, delta: Path) -> None:
         counter = iter(range(10**6))
         text = pl.col("text").map_elements(lambda value: f"{value} {next(counter)}", return_dtype=pl.String)
-        with pytest.raises(adv.AdventuresError, match="50 of 50 rows were not found again"):
+        with pytest.raises(adv.AdventuresError, match=r"rows were not found again .* 50 of 50 at least"):
             library.sync(delta, id="id", text=text)
         assert len(library) == 0
 

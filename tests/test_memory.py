@@ -6,12 +6,13 @@ import subprocess
 import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from adventures.census import Census, Digester, Stock, find
+from adventures.census import Census, Digester, Picker, Stock, find
 from adventures.delta import RowBatch
 
 if TYPE_CHECKING:
@@ -120,6 +121,40 @@ def test_a_census_finds_its_rows(texts: bool) -> None:
     seven = census.find(np.array([digester.of("row 7", "", ()).id], "S12"))[0]
     both = [digester.of("row 7", text, (text,)).row for text in ("text 7", "another text")]
     assert census.rows[seven] == np.array(min(both), "S12")
+
+
+def test_a_first_census_keeps_digests_of_shared_ids_only() -> None:
+    rows: list[tuple[str | None, str]] = [(f"row {n}", f"text {n}") for n in range(1000)]
+    rows += [("row 7", "another text"), ("row 8", "text 8"), ("row 8", "text 8"), (None, "no id"), ("row x", " ")]
+    digester = Digester(100, 10)
+    census = Census.first(_Rows(rows), digester)  # type: ignore[arg-type]
+    whole = Census.of(_Rows(rows), digester)  # type: ignore[arg-type]
+    assert (len(census), census.read, census.skipped) == (len(whole), whole.read, whole.skipped) == (1000, 1005, ANY)
+    assert census.digests.nbytes == 2 * 2 * 12
+
+    def picked(again: list[tuple[str | None, str]]) -> tuple[list[tuple[str | None, str]], int]:
+        picker = Picker(census, digester, np.full(len(census), True))
+        assert picker.left == 1000
+        found = []
+        for start in range(0, len(again), 300):
+            batch = _Rows(again[start : start + 300]).batches()[0]
+            indices, positions, _ = picker.pick(batch)
+            assert all(0 <= position < 1000 for position in positions)
+            found += [(batch.ids[index], batch.texts[index]) for index in indices]
+        return found, picker.left  # type: ignore[return-value]
+
+    seven = min(("text 7", "another text"), key=lambda text: digester.of("row 7", text, (text,)).row)
+    expected = {f"row {n}": f"text {n}" for n in range(1000)} | {"row 7": seven}
+    for again in (rows, rows[::-1]):
+        found, left = picked(again)
+        assert dict(found) == expected
+        assert (len(found), left) == (1000, 0)
+    assert picked(rows[1:])[1] == 1
+    assert picked([*rows, ("row 1000", "more")])[1] == 1
+    assert picked([("row 0", "changed"), *rows[1:]])[1] == 1
+    assert picked([])[1] == 1000
+    nothing = Census.first(_Rows([(None, "no id")]), digester)  # type: ignore[arg-type]
+    assert (len(nothing), nothing.read, Picker(nothing, digester, np.full(0, True)).left) == (0, 1, 0)
 
 
 def test_ids_that_end_in_zeros_are_found() -> None:

@@ -1,4 +1,4 @@
-"""What changed between a Delta table and a library, by digests: 24 or 36 bytes a row, whatever the rows hold."""
+"""What changed between a Delta table and a library, by digests: at most 36 bytes a row, whatever the rows hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from adventures.delta import RowBatch, RowSource
     from adventures.storage import Snapshot
@@ -25,6 +25,7 @@ _DIGEST = np.dtype(f"S{_KEPT}")
 _EXAMPLES = 5
 
 Digests = NDArray[np.bytes_]
+Checksum = NDArray[np.uint64]
 
 
 class Change(IntEnum):
@@ -100,35 +101,48 @@ class Census:
     Where the source was read in parts, `parts` says which one each row is in. `digests` are of a row's key, of all of
     it and, where they were asked for, of its text, side by side: of a large table, they are most of what a sync keeps
     in memory.
+
+    A library that has nothing yet takes every row whose id no other has, and needs no digests of them: they are only
+    counted, as `alone`, and what is read a second time is compared by `checksum`, the sum of the digests of all rows.
     """
 
     digests: Digests
     read: int
     skipped: list[Skip]
     parts: NDArray[np.uint32] | None = None
+    alone: int = 0
+    checksum: Checksum | None = None
 
     @classmethod
     def of(cls, source: RowSource, digester: Digester, *, texts: bool = True) -> Census:
         """Returns the census of a source, with digests of its texts or without; reads all of it once."""
-        every = bytearray()
         tally = _Tally()
-        read = 0
-        for batch in source.batches():
-            read += len(batch.ids)
-            for row_id, text, values in zip(batch.ids, batch.texts, batch.values, strict=True):
-                reason = skip_reason(row_id, text)
-                if reason is not None or row_id is None or text is None:
-                    tally.add(reason or "", (text or repr(values)) if row_id is None else row_id)
-                    continue
-                digests = digester.of(row_id, text, values)
-                every += digests.id[:_KEPT]
-                every += digests.row[:_KEPT]
-                if texts:
-                    every += digests.text[:_KEPT]
-        found, twice = _first_of_each(every, 3 if texts else 2)
+        found, read, twice = _digests_of(source, digester, tally, texts=texts)
         if len(twice):
             _count_duplicates(source, twice, tally)
         return cls(found, read, tally.skips())
+
+    @classmethod
+    def first(cls, source: RowSource, digester: Digester) -> Census:
+        """Returns the census of a source for a library that has nothing yet.
+
+        Reads all of it once, and again where rows have the same id. 12 bytes a row are in memory meanwhile, and none
+        afterwards.
+        """
+        ids = bytearray()
+        tally = _Tally()
+        checksum = np.zeros(2, np.uint64)
+        read = 0
+        for count, rows in _digested(source, digester, tally):
+            read += count
+            ids += b"".join(row.id[:_KEPT] for row in rows)
+            checksum += _sum(rows)
+        each, twice = _first_of_each(ids, 1)
+        if not len(twice):
+            return cls(np.empty((0, 2), _DIGEST), read, tally.skips(), alone=len(each), checksum=checksum)
+        shared, _, _ = _digests_of(source, digester, _Tally(), texts=False, only=np.unique(twice))
+        _count_duplicates(source, twice, tally)
+        return cls(shared, read, tally.skips(), alone=len(each) - len(shared), checksum=checksum)
 
     @classmethod
     def merged(cls, censuses: Sequence[Census], source: RowSource) -> Census:
@@ -176,7 +190,15 @@ class Census:
         return _where(self.ids, ids, at)
 
     def __len__(self) -> int:
-        return len(self.digests)
+        return len(self.digests) + self.alone
+
+
+def take(source: RowSource, digester: Digester, *, first: bool = False) -> Census:
+    """Returns the census of a source: `first` of one whose library has nothing yet."""
+    # A text that Python computes may be another each time: digests of all rows show so before anything is embedded.
+    if first and source.of_template:
+        return Census.first(source, digester)
+    return Census.of(source, digester, texts=not first)
 
 
 def skip_reason(row_id: str | None, text: str | None) -> str | None:
@@ -186,6 +208,46 @@ def skip_reason(row_id: str | None, text: str | None) -> str | None:
     if text is None:
         return "null text"
     return None if text.strip() else "empty text"
+
+
+def _digested(source: RowSource, digester: Digester, tally: _Tally) -> Iterator[tuple[int, list[RowDigests]]]:
+    """Yields how many rows a batch has, and the digests of those that can be in a library; tallies the others."""
+    for batch in source.batches():
+        found: list[RowDigests] = []
+        for row_id, text, values in zip(batch.ids, batch.texts, batch.values, strict=True):
+            reason = skip_reason(row_id, text)
+            if reason is not None or row_id is None or text is None:
+                tally.add(reason or "", (text or repr(values)) if row_id is None else row_id)
+            else:
+                found.append(digester.of(row_id, text, values))
+        yield len(batch.ids), found
+
+
+def _digests_of(
+    source: RowSource, digester: Digester, tally: _Tally, *, texts: bool, only: Digests | None = None
+) -> tuple[Digests, int, Digests]:
+    """Reads all rows, or those with `only` these ids: the first of each id, how many were read, and the others' ids."""
+    every = bytearray()
+    read = 0
+    for count, rows in _digested(source, digester, tally):
+        read += count
+        if only is not None:
+            at = find(only, np.array([row.id for row in rows], _DIGEST))
+            rows = [row for row, place in zip(rows, at.tolist(), strict=True) if place >= 0]
+        for row in rows:
+            every += row.id[:_KEPT]
+            every += row.row[:_KEPT]
+            if texts:
+                every += row.text[:_KEPT]
+    found, twice = _first_of_each(every, 3 if texts else 2)
+    return found, read, twice
+
+
+def _sum(rows: Sequence[RowDigests]) -> Checksum:
+    """The sum of rows' digests, the same in whichever order they come."""
+    digests = np.frombuffer(b"".join(row.row for row in rows), np.uint64).reshape(-1, 2)
+    total: Checksum = digests.sum(axis=0, dtype=np.uint64)
+    return total
 
 
 def _array(data: bytearray) -> Digests:
@@ -305,9 +367,11 @@ class Difference:
     @classmethod
     def between(cls, stock: Stock, census: Census) -> Difference:
         """Returns the difference."""
-        changes = np.full(len(census), Change.NEW, np.uint8)
         if not len(stock):
-            return cls(changes, np.broadcast_to(np.int64(-1), len(census)), np.empty(0, np.int64))
+            # As long as the census, but in memory once.
+            new = np.broadcast_to(np.uint8(Change.NEW), len(census))
+            return cls(new, np.broadcast_to(np.int64(-1), len(census)), np.empty(0, np.int64))
+        changes = np.full(len(census), Change.NEW, np.uint8)
         stocked = find(stock.ids, census.ids)
         known = np.flatnonzero(stocked >= 0)
         at = stocked[known]
@@ -327,12 +391,16 @@ class Picker:
     def __init__(self, census: Census, digester: Digester, wanted: NDArray[np.bool_]) -> None:
         self._census = census
         self._digester = digester
-        self._left = wanted.copy()
+        self._left = wanted[: len(census.digests)].copy()
+        self._alone = census.alone
+        self._sum = np.zeros(2, np.uint64)
 
     @property
     def left(self) -> int:
-        """How many chosen rows have not been met yet."""
-        return int(np.count_nonzero(self._left))
+        """How many chosen rows have not been met yet; at least, where rows were only counted."""
+        left = int(np.count_nonzero(self._left)) + self._alone
+        checksum = self._census.checksum
+        return left if checksum is None or np.array_equal(checksum, self._sum) else max(left, 1)
 
     def pick(self, batch: RowBatch) -> tuple[list[int], list[int], list[RowDigests]]:
         """Returns the batch's chosen rows: their indices in the batch and in the census, and their digests."""
@@ -341,6 +409,7 @@ class Picker:
             for index, (row_id, text, values) in enumerate(zip(batch.ids, batch.texts, batch.values, strict=True))
             if row_id is not None and text is not None and text.strip()
         ]
+        self._sum += _sum([digests for _, digests in candidates])
         ids = np.array([digests.id for _, digests in candidates], _DIGEST)
         rows = np.array([digests.row for _, digests in candidates], _DIGEST)
         at = self._census.find(ids)
@@ -348,9 +417,16 @@ class Picker:
         positions: list[int] = []
         picked: list[RowDigests] = []
         for (index, digests), position, row in zip(candidates, at.tolist(), rows, strict=True):
-            if position >= 0 and self._left[position] and self._census.rows[position] == row:
+            if position < 0:
+                if not self._alone:
+                    continue
+                self._alone -= 1
+                position = len(self._left) + self._alone
+            elif self._left[position] and self._census.rows[position] == row:
                 self._left[position] = False
-                indices.append(index)
-                positions.append(position)
-                picked.append(digests)
+            else:
+                continue
+            indices.append(index)
+            positions.append(position)
+            picked.append(digests)
         return indices, positions, picked

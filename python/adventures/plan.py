@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from adventures.census import Census, Change, Difference, Skip, Stock
+from adventures.census import Census, Change, Difference, Skip, Stock, take
 from adventures.feed import NoFeedError, touched
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ _EXAMPLES = 5
 
 
 class Count(Protocol):
-    """What takes the census of a source, with digests of its texts or without."""
+    """What takes the census of a source: `first` of one whose library has nothing yet."""
 
-    def __call__(self, source: RowSource, digester: Digester, *, texts: bool = True) -> Census:
+    def __call__(self, source: RowSource, digester: Digester, *, first: bool = False) -> Census:
         """Returns the census."""
         ...
 
@@ -76,7 +76,7 @@ class Plan:
     @property
     def wanted(self) -> NDArray[np.bool_]:
         """Which rows of the census have to be written."""
-        return np.full(len(self.census), True) if self.rewrite else self.difference.changes != Change.NONE
+        return np.broadcast_to(True, len(self.census)) if self.rewrite else self.difference.changes != Change.NONE
 
 
 def make(
@@ -87,7 +87,7 @@ def make(
     *,
     reason: str,
     rewrite: float | None,
-    count: Count = Census.of,
+    count: Count = take,
 ) -> Plan:
     """Returns the plan of a sync.
 
@@ -108,8 +108,7 @@ def make(
             return _by_feed(source, digester, published, count)
         except NoFeedError as error:
             reason = str(error)
-    # Which texts changed is asked of rows that were there before.
-    census = count(source, digester, texts=published is not None)
+    census = count(source, digester, first=published is None)
     stock = Stock.of(published)
     difference = Difference.between(stock, census)
     outdated = _outdated(stock, difference)

@@ -15,7 +15,7 @@ from adventures import late as _late
 from adventures import memory
 from adventures import plan as _plan
 from adventures._adventures import AdventuresError
-from adventures.census import Census, Change, Digester, Picker, Skip
+from adventures.census import Change, Digester, Picker, Skip, take
 from adventures.journal import Journal
 from adventures.passages import Known, Writer
 from adventures.storage import model_of, passage_schema
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from adventures._adventures import Embedder
+    from adventures.census import Census
     from adventures.delta import RowSource
     from adventures.late import Late
     from adventures.passages import Cut
@@ -86,8 +87,8 @@ class SyncReport:
 class Runner(Protocol):
     """Other processes that do the reading, embedding and writing of a sync."""
 
-    def census(self, source: RowSource, digester: Digester, *, texts: bool = True) -> Census:
-        """Returns the census of a source, with digests of its texts or without."""
+    def census(self, source: RowSource, digester: Digester, *, first: bool = False) -> Census:
+        """Returns the census of a source: `first` of one whose library has nothing yet."""
         ...
 
     def write(self, draft: Draft, plan: Plan, digester: Digester, writer: Writer, bar: tqdm[Any]) -> int:
@@ -156,7 +157,7 @@ def _run(
     digester = Digester(cut.window, cut.overlap)
     schema = passage_schema(embedder, source.key_type, source.metadata_type)
     reason = _reason(published, described, schema)
-    count = Census.of if options.runner is None else options.runner.census
+    count = take if options.runner is None else options.runner.census
     plan = _plan.make(source, digester, published, schema, reason=reason, rewrite=storage.rewrite, count=count)
     report = SyncReport(
         version=source.table.version(),
@@ -194,6 +195,7 @@ def _run(
             report = replace(report, truncated=work.truncated, tokens=work.tokens, resumed=work.resumed)
             # The digests of all rows are most of what a sync keeps in memory; making indexes needs room of its own.
             del known, picker, plan, writer
+            memory.give_back()
             if changes:
                 draft.index()
             report = replace(report, passages=draft.count())
@@ -400,8 +402,8 @@ def _reconcile(draft: Draft, plan: Plan, left: int, expected: int) -> None:
     skipped = sum(skip.count for skip in plan.skipped)
     if left or plan.read != plan.written + skipped:
         raise AdventuresError(
-            f"{left} of {len(plan.census)} rows were not found again in the second reading of the Delta table: "
-            "its files changed meanwhile, or the text expression gives another text each time"
+            f"rows were not found again in the second reading of the Delta table, {left} of {len(plan.census)} at "
+            "least: its files changed meanwhile, or the text expression gives another text each time"
         )
     found = draft.count()
     if found != expected:

@@ -84,11 +84,11 @@ class DaftRunner:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
 
-    def census(self, source: RowSource, digester: Digester, *, texts: bool = True) -> Census:
+    def census(self, source: RowSource, digester: Digester, *, first: bool = False) -> Census:
         """Returns the census of a source, with the part that each row is in."""
         parts = parts_of(source.table, self.rows)
         # A worker gets the part in place of the table.
-        job = Counting(source.of_part(None), digester, texts)
+        job = Counting(source.of_part(None), digester, texts=not first)
         found: dict[int, Census] = dict(self._done(job, dict(enumerate(parts))))
         return Census.merged([found[number] for number in range(len(parts))], source)
 
