@@ -5,6 +5,7 @@ use super::panels::tile::{Place, ROWS, Tile, share};
 use super::panels::{Kernel, PANEL, Rounded, Strip, Target, Threads};
 use super::vector::{Level, Vector, at_level, total};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Keys that are scored together; scores of a tile's rows stay in the first cache. Sums over longer sequences are carried from
 /// one block to the next, scaled by the largest score so far (Milakov and Gimelshein 2018).
@@ -88,19 +89,44 @@ pub(crate) fn attention(
             "distances; this is a bug"
         );
     }
-    let out = Target(out.as_mut_ptr());
-    let one = |scratch: &mut Scratch, head: usize| {
-        let (dim, column) = (heads.dim, head * heads.dim);
-        let distances = sight.distances.map(|all| all.values.chunks_exact(2 * all.farthest + 1).nth(head));
-        let (window, distances) = (sight.window.unwrap_or(tokens).min(tokens), distances.flatten());
-        let head = Head { qkv, out, queries, tokens, keys, width, dim, column, window, distances };
-        let head = &head;
-        run(kernel, head, scratch);
-    };
+    let job = Job { qkv, out: Target(out.as_mut_ptr()), queries, tokens, keys, heads, sight };
     match threads {
-        Threads::One => (0..heads.count).for_each(|head| one(scratch, head)),
+        Threads::One => run(kernel, &job, 0..heads.count, scratch),
         Threads::All => {
+            let one = |scratch: &mut Scratch, head: usize| run(kernel, &job, head..head + 1, scratch);
             (0..heads.count).into_par_iter().for_each_init(Scratch::default, one);
+        }
+    }
+}
+
+/// What is asked of all heads.
+struct Job<'a> {
+    qkv: &'a [f32],
+    /// It has `queries` rows.
+    out: Target,
+    queries: usize,
+    tokens: usize,
+    keys: usize,
+    heads: Heads,
+    sight: Sight<'a>,
+}
+
+impl<'a> Job<'a> {
+    #[inline(always)]
+    fn head(&self, head: usize) -> Head<'a> {
+        let Self { qkv, out, queries, tokens, keys, heads, sight } = *self;
+        let distances = sight.distances.map(|all| all.values.chunks_exact(2 * all.farthest + 1).nth(head));
+        Head {
+            qkv,
+            out,
+            queries,
+            tokens,
+            keys,
+            width: heads.count * heads.dim,
+            dim: heads.dim,
+            column: head * heads.dim,
+            window: sight.window.unwrap_or(tokens).min(tokens),
+            distances: distances.flatten(),
         }
     }
 }
@@ -286,33 +312,41 @@ mod tiles {
     operands!(amx::Split, Precision::Bf16x2, 2);
 }
 
-fn run(kernel: Kernel, head: &Head<'_>, scratch: &mut Scratch) {
+fn run(kernel: Kernel, job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
     #[inline(always)]
-    fn floats<V: Vector>(head: &Head<'_>, scratch: &mut Scratch) {
-        attend::<Floats<V>>(head, scratch);
+    fn each<T: Operands>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
+        // Once for all heads: of short sequences, setting tiles up takes as long as a product.
+        let mut state = T::State::default();
+        for head in heads {
+            attend::<T>(&mut state, &job.head(head), scratch);
+        }
+    }
+    #[inline(always)]
+    fn floats<V: Vector>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
+        each::<Floats<V>>(job, heads, scratch);
     }
     #[cfg(target_arch = "x86_64")]
     {
         use super::panels::{Precision, amx};
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-        fn tiles<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
-            attend::<T>(head, scratch);
+        fn tiles<T: Operands>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
+            each::<T>(job, heads, scratch);
         }
         if let Kernel::Tiles(precision) = kernel {
             // SAFETY: a kernel's instructions are detected before it is chosen.
             #[allow(unsafe_code)]
             return match precision {
-                Precision::F32 | Precision::Bf16x2 => unsafe { tiles::<amx::Split>(head, scratch) },
-                Precision::Bf16 | Precision::Int8 => unsafe { tiles::<amx::Brief>(head, scratch) },
+                Precision::F32 | Precision::Bf16x2 => unsafe { tiles::<amx::Split>(job, heads, scratch) },
+                Precision::Bf16 | Precision::Int8 => unsafe { tiles::<amx::Brief>(job, heads, scratch) },
             };
         }
     }
     let level = if let Kernel::Floats(level) = kernel { level } else { Level::best() };
-    at_level!(level, floats::<V>(head: &Head<'_>, scratch: &mut Scratch));
+    at_level!(level, floats::<V>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch));
 }
 
 #[inline(always)]
-fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
+fn attend<T: Operands>(tiles: &mut T::State, head: &Head<'_>, scratch: &mut Scratch) {
     let Head { qkv, queries, keys: tokens, width, dim, column, window, .. } = *head;
     scratch.pack::<T>(head);
     let value_panels = dim.div_ceil(PANEL);
@@ -320,7 +354,6 @@ fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
     // A pointer, as weights may take the place of scores.
     let scores = scratch.scores.floats(ROWS * STRIDE).as_mut_ptr();
     let [sums, more] = [&mut scratch.sums, &mut scratch.more].map(|sums| sums.floats(ROWS * sum_stride));
-    let mut tiles = T::State::default();
     let mut first = 0;
     while first < queries {
         let count = share::<T>(queries - first);
@@ -343,7 +376,7 @@ fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
                 #[allow(unsafe_code)]
                 unsafe {
                     let to = Place { first: scores.add(p * PANEL), stride: STRIDE };
-                    T::multiply(&mut tiles, count, rows, panel, to, &mut ());
+                    T::multiply(tiles, count, rows, panel, to, &mut ());
                 }
             }
             let mut carried = [0.0; ROWS];
@@ -366,7 +399,7 @@ fn attend<T: Operands>(head: &Head<'_>, scratch: &mut Scratch) {
                 #[allow(unsafe_code)]
                 unsafe {
                     let to = Place { first: to.as_mut_ptr().add(p * PANEL), stride: sum_stride };
-                    T::multiply(&mut tiles, count, weights, panel, to, &mut ());
+                    T::multiply(tiles, count, weights, panel, to, &mut ());
                 }
             }
             if start > nearest {
@@ -413,6 +446,29 @@ impl Head<'_> {
     }
 }
 
+/// Which of two registers' scores count: as many from any place in the first half on as there are to the second.
+static LIMITS: [f32; 64] = {
+    let mut limits = [f32::INFINITY; 64];
+    let mut i = 32;
+    while i < 64 {
+        limits[i] = f32::NEG_INFINITY;
+        i += 1;
+    }
+    limits
+};
+
+/// Two registers of scores, of the last two those that count.
+///
+/// # Safety
+/// `x` must have them.
+#[inline(always)]
+#[allow(unsafe_code)]
+unsafe fn within<V: Vector>(x: *const f32, limits: [V; 2], last: bool) -> [V; 2] {
+    // SAFETY: the caller's promise.
+    let both = unsafe { [V::load(x), V::load(x.add(V::LANES))] };
+    if last { [both[0].min(limits[0]), both[1].min(limits[1])] } else { both }
+}
+
 /// Turns `keys` scores into weights; returns what the sums of earlier blocks are to be multiplied by.
 ///
 /// # Safety
@@ -422,22 +478,24 @@ impl Head<'_> {
 unsafe fn weigh<T: Operands>(x: *mut f32, keys: usize, scale: f32, seen: &mut Seen, weights: *mut u32) -> f32 {
     let step = 2 * T::V::LANES;
     let whole = keys.next_multiple_of(step);
-    // SAFETY: whole registers of scores and weights, for which the caller has room.
+    // SAFETY: whole registers of scores and weights, for which the caller has room; and of limits.
     unsafe {
-        // What was left of other keys weighs nothing.
-        for i in keys..whole {
-            x.add(i).write(f32::NEG_INFINITY);
-        }
+        // What was left of other keys weighs nothing. It is not written over: whole registers could not be read until single
+        // numbers had left for the cache.
+        let limits = LIMITS.as_ptr().add(LIMITS.len() / 2 - (keys + step - whole));
+        let limits = [T::V::load(limits), T::V::load(limits.add(T::V::LANES))];
+        let last = whole - step;
         let mut max = [T::V::splat(seen.largest); 2];
         for i in (0..whole).step_by(step) {
-            max = [max[0].max(T::V::load(x.add(i))), max[1].max(T::V::load(x.add(i + T::V::LANES)))];
+            let both = within(x.add(i), limits, i == last);
+            max = [max[0].max(both[0]), max[1].max(both[1])];
         }
         let top = max[0].max(max[1]).largest();
         let (max, scale_all) = (T::V::splat(top), T::V::splat(scale));
         let mut sums = [T::V::splat(0.0); 2];
         for i in (0..whole).step_by(step) {
-            let first = T::weight(T::V::load(x.add(i)), max, scale_all);
-            let both = [first, T::weight(T::V::load(x.add(i + T::V::LANES)), max, scale_all)];
+            let both = within(x.add(i), limits, i == last);
+            let both = [T::weight(both[0], max, scale_all), T::weight(both[1], max, scale_all)];
             T::put(both, i, weights, &mut sums);
         }
         let carried = ((seen.largest - top) * scale).exp();

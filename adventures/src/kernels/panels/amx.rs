@@ -82,7 +82,7 @@ unsafe fn store<T>(rows: usize, out: Place<*mut T>) {
 }
 
 /// Runs instructions on rows at `a0` and, the second sixteen, at `a1`, each `s` bytes from the last, and columns at `b`, `c` bytes
-/// apart: of 32 rows `$both`, of sixteen `$one`.
+/// apart: of 32 rows `$both`, of sixteen `$one`. Columns are read past the first cache (`tileloaddt1`), where rows stay.
 macro_rules! products {
     ($rows:expr, $a:expr, $stride:expr, $b:expr, both: [$($both:literal)*], one: [$($one:literal)*]) => {
         if $rows > SIDE {
@@ -136,20 +136,20 @@ impl Tile for Brief {
                 let a0 = a.first.wrapping_add(i * SIDE);
                 products!(rows, a0, a.stride, strips.as_ptr(),
                 both: [
-                    "tileloadd tmm6, [{b} + {c}*1]"
+                    "tileloaddt1 tmm6, [{b} + {c}*1]"
                     "tileloadd tmm4, [{a0} + {s}*1]"
                     "tdpbf16ps tmm0, tmm4, tmm6"
-                    "tileloadd tmm7, [{b} + {c}*1 + 64]"
+                    "tileloaddt1 tmm7, [{b} + {c}*1 + 64]"
                     "tdpbf16ps tmm1, tmm4, tmm7"
                     "tileloadd tmm5, [{a1} + {s}*1]"
                     "tdpbf16ps tmm2, tmm5, tmm6"
                     "tdpbf16ps tmm3, tmm5, tmm7"
                 ],
                 one: [
-                    "tileloadd tmm6, [{b} + {c}*1]"
+                    "tileloaddt1 tmm6, [{b} + {c}*1]"
                     "tileloadd tmm4, [{a0} + {s}*1]"
                     "tdpbf16ps tmm0, tmm4, tmm6"
-                    "tileloadd tmm7, [{b} + {c}*1 + 64]"
+                    "tileloaddt1 tmm7, [{b} + {c}*1 + 64]"
                     "tdpbf16ps tmm1, tmm4, tmm7"
                 ]);
                 beside.step();
@@ -188,17 +188,17 @@ impl Tile for Split {
                 let a0 = a.first.wrapping_add(i * 2 * SIDE);
                 products!(rows, a0, a.stride, strips.as_ptr(),
                 both: [
-                    "tileloadd tmm6, [{b} + {c}*1 + 2048]"
+                    "tileloaddt1 tmm6, [{b} + {c}*1 + 2048]"
                     "tileloadd tmm4, [{a0} + {s}*1]"
                     "tdpbf16ps tmm0, tmm4, tmm6"
-                    "tileloadd tmm7, [{b} + {c}*1 + 2112]"
+                    "tileloaddt1 tmm7, [{b} + {c}*1 + 2112]"
                     "tdpbf16ps tmm1, tmm4, tmm7"
                     "tileloadd tmm5, [{a1} + {s}*1]"
                     "tdpbf16ps tmm2, tmm5, tmm6"
                     "tdpbf16ps tmm3, tmm5, tmm7"
-                    "tileloadd tmm6, [{b} + {c}*1]"
+                    "tileloaddt1 tmm6, [{b} + {c}*1]"
                     "tdpbf16ps tmm0, tmm4, tmm6"
-                    "tileloadd tmm7, [{b} + {c}*1 + 64]"
+                    "tileloaddt1 tmm7, [{b} + {c}*1 + 64]"
                     "tdpbf16ps tmm1, tmm4, tmm7"
                     "tileloadd tmm4, [{a0} + {s}*1 + 64]"
                     "tdpbf16ps tmm2, tmm5, tmm6"
@@ -210,14 +210,14 @@ impl Tile for Split {
                     "tdpbf16ps tmm3, tmm5, tmm7"
                 ],
                 one: [
-                    "tileloadd tmm6, [{b} + {c}*1 + 2048]"
+                    "tileloaddt1 tmm6, [{b} + {c}*1 + 2048]"
                     "tileloadd tmm4, [{a0} + {s}*1]"
                     "tdpbf16ps tmm0, tmm4, tmm6"
-                    "tileloadd tmm7, [{b} + {c}*1 + 2112]"
+                    "tileloaddt1 tmm7, [{b} + {c}*1 + 2112]"
                     "tdpbf16ps tmm1, tmm4, tmm7"
-                    "tileloadd tmm6, [{b} + {c}*1]"
+                    "tileloaddt1 tmm6, [{b} + {c}*1]"
                     "tdpbf16ps tmm0, tmm4, tmm6"
-                    "tileloadd tmm7, [{b} + {c}*1 + 64]"
+                    "tileloaddt1 tmm7, [{b} + {c}*1 + 64]"
                     "tdpbf16ps tmm1, tmm4, tmm7"
                     "tileloadd tmm4, [{a0} + {s}*1 + 64]"
                     "tdpbf16ps tmm0, tmm4, tmm6"
@@ -261,20 +261,20 @@ impl Tile for Bytes {
                 zero(rows);
                 products!(rows, a.first.wrapping_add(g * SIDE), a.stride, group.as_ptr(),
                 both: [
-                    "tileloadd tmm6, [{b} + {c}*1]"
+                    "tileloaddt1 tmm6, [{b} + {c}*1]"
                     "tileloadd tmm4, [{a0} + {s}*1]"
                     "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloadd tmm7, [{b} + {c}*1 + 64]"
+                    "tileloaddt1 tmm7, [{b} + {c}*1 + 64]"
                     "tdpbusd tmm1, tmm4, tmm7"
                     "tileloadd tmm5, [{a1} + {s}*1]"
                     "tdpbusd tmm2, tmm5, tmm6"
                     "tdpbusd tmm3, tmm5, tmm7"
                 ],
                 one: [
-                    "tileloadd tmm6, [{b} + {c}*1]"
+                    "tileloaddt1 tmm6, [{b} + {c}*1]"
                     "tileloadd tmm4, [{a0} + {s}*1]"
                     "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloadd tmm7, [{b} + {c}*1 + 64]"
+                    "tileloaddt1 tmm7, [{b} + {c}*1 + 64]"
                     "tdpbusd tmm1, tmm4, tmm7"
                 ]);
                 store(rows, sums);
