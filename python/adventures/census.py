@@ -126,8 +126,8 @@ class Census:
     def first(cls, source: RowSource, digester: Digester) -> Census:
         """Returns the census of a source for a library that has nothing yet.
 
-        Reads all of it once, and again where rows have the same id. 12 bytes a row are in memory meanwhile, and none
-        afterwards.
+        Reads all of it once, and twice more where rows have the same id. 12 bytes a row are in memory meanwhile,
+        and none afterwards.
         """
         ids = bytearray()
         tally = _Tally()
@@ -198,6 +198,7 @@ def take(source: RowSource, digester: Digester, *, first: bool = False) -> Censu
     # A text that Python computes may be another each time: digests of all rows show so before anything is embedded.
     if first and source.of_template:
         return Census.first(source, digester)
+    # Which texts changed is asked of rows that were there before.
     return Census.of(source, digester, texts=not first)
 
 

@@ -96,17 +96,17 @@ def open_table(
         if "://" not in uri:
             uri = os.path.expanduser(uri)  # noqa: PTH111 (as it was written but for its beginning)
             _check_folder(Path(uri))
+    what = f"cannot open the Delta table {uri}" + ("" if version is None else f" at version {version}")
     try:
         return DeltaTable(uri, version=version, storage_options=options)
     except TableNotFoundError as error:
         raise FileNotFoundError(f"no Delta table at {uri}: {error}") from error
     except DeltaError as error:
-        at = "" if version is None else f" at version {version}"
-        raise ValueError(f"cannot open the Delta table {uri}{at}: {error}") from error
+        raise ValueError(f"{what}: {error}") from error
     except OSError as error:
         # Of a bucket that does not exist, or that these credentials do not open: in colours, on several lines.
         told = " ".join(_COLOUR.sub("", str(error)).split())
-        raise OSError(f"cannot open the Delta table {uri}: {told}") from error
+        raise type(error)(f"{what}: {told}") from error
 
 
 def check_options(storage_options: Mapping[str, str] | None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # glibc's numbers of its settings (`malloc.h`).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # From here on a block is its own, and given back with all of its memory.
-_LARGE = 64 << 10
+_LARGE = 256 << 10
 # What glibc itself goes up to, as large blocks are freed.
 _LARGEST = 32 << 20
 # In seconds, how often smaller blocks are given back, which takes some milliseconds.
@@ -51,13 +51,6 @@ def little_kept() -> Iterator[None]:
             if not _over:
                 # There is no way back to a size that glibc chooses by itself: this is what it ends at.
                 _set(libc, large=_LARGEST, kept=2 * _LARGEST)
-
-
-def give_back() -> None:
-    """Gives back what is free now, before work that takes much."""
-    libc = _libc()
-    if libc is not None:
-        libc.malloc_trim(0)
 
 
 def _give_back(libc: Any, over: threading.Event) -> None:

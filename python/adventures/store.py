@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import lancedb
 from lancedb.index import FTS, BTree, IvfSq
 
-from adventures import memory
 from adventures.lease import leased
 from adventures.lock import exclusive
 from adventures.snapshot import LanceSnapshot, read_source, write_source
@@ -192,7 +191,6 @@ class Store:
         if "row_id" not in columns and rows >= NAMES_FROM:
             table.create_index("row_id", config=BTree())
         if "vector" not in columns and rows >= INDEX_FROM:
-            memory.give_back()
             # Small partitions, for a search reads some whole, but not too many, for it compares all centres. Asked for
             # is their size: where LanceDB knows only their number, `optimize` joins them to 20,000 rows each.
             size = max(_PARTITION, isqrt(rows) // 2)

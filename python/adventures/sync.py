@@ -195,7 +195,6 @@ def _run(
             report = replace(report, truncated=work.truncated, tokens=work.tokens, resumed=work.resumed)
             # The digests of all rows are most of what a sync keeps in memory; making indexes needs room of its own.
             del known, picker, plan, writer
-            memory.give_back()
             if changes:
                 draft.index()
             report = replace(report, passages=draft.count())
