@@ -146,7 +146,7 @@ impl Groups {
                     listed.extend_from_slice(&rows[*row as usize * width..][..width]);
                 }
                 products.resize(some.len() * members.len(), 0.0);
-                packed.apply_rounded(listed, products);
+                packed.apply_rounded(listed, products, Then::Store, Threads::One);
                 let (mut most, mut at) = ([f32::NEG_INFINITY; ROWS], [0; ROWS]);
                 nearest(products, members.len(), 0, &mut most, &mut at);
                 for ((row, product), at) in some.iter().zip(most).zip(at) {
@@ -171,7 +171,7 @@ impl Groups {
             let from = all.len();
             self.heads.round_rows(some, rounded, all);
             products.resize(some.len() / self.heads.inputs() * count, 0.0);
-            self.heads.apply_rounded(&all[from..], products);
+            self.heads.apply_rounded(&all[from..], products, Then::Store, Threads::One);
             for (j, products) in products.chunks_exact(count).enumerate() {
                 first(products, probes, near);
                 for (_, group) in near.iter() {

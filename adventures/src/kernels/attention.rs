@@ -4,7 +4,7 @@ mod softmax;
 
 use super::panels::dot::Floats;
 use super::panels::tile::{Place, ROWS, Tile, share};
-use super::panels::{Kernel, PANEL, Rounded, Strip, Target, Threads};
+use super::panels::{Kernel, PANEL, Rounded, Strip, Threads};
 use super::vector::{Level, Vector, at_level};
 use rayon::prelude::*;
 use softmax::{Seen, weigh};
@@ -101,6 +101,17 @@ pub(crate) fn attention(
         }
     }
 }
+
+/// The beginning of a matrix that threads write to, each its own part.
+#[derive(Clone, Copy)]
+struct Target(*mut f32);
+
+// SAFETY: parts that are written to have no element in common, while the maker of the target borrows the matrix.
+#[allow(unsafe_code)]
+unsafe impl Send for Target {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for Target {}
 
 /// What is asked of all heads.
 struct Job<'a> {

@@ -157,6 +157,15 @@ impl Tile for Brief {
             store(rows, out);
         }
     }
+
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn round(x: *const f32, to: *mut u32) {
+        // SAFETY: inlined where the instructions are enabled; the caller has the numbers and the room.
+        unsafe {
+            put::<1>([_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(SIDE))], 0, to);
+        }
+    }
 }
 
 /// f32, each number as the sum of two of bfloat16, which has sixteen of its bits: of the four products of two sums, the

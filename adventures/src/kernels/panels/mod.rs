@@ -17,7 +17,7 @@ use crate::error::{Error, Result, invalid};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::str::FromStr;
-use tile::Place;
+use tile::{Out, Place};
 
 /// Outputs in a panel: two registers of AVX-512.
 pub(crate) const PANEL: usize = 32;
@@ -188,6 +188,14 @@ impl Kernel {
     }
 }
 
+/// What a product reads.
+#[derive(Clone, Copy)]
+enum Input<'a> {
+    Floats(&'a [f32]),
+    /// Rows as the kernel reads them.
+    Rounded(&'a [u32]),
+}
+
 /// What is done with `x wᵀ + b` before it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Then {
@@ -321,20 +329,69 @@ impl Linear {
     pub(crate) fn apply(&self, x: &[f32], out: &mut [f32], then: Then, threads: Threads, rounded: &mut Rounded) {
         let rows = x.len() / self.inputs;
         assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
+        let out = Out::Floats(Place { first: out.as_mut_ptr(), stride: self.outputs });
+        self.apply_to(Input::Floats(x), rows, out, then, threads, rounded);
+    }
+
+    /// Whether this layer has [`Self::apply_rounding`].
+    pub(crate) fn rounds(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.kernel == Kernel::Tiles(Precision::Bf16);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// As [`Self::apply`], but returns rows as layers of the same kernel read them, rounded as they are computed.
+    pub(crate) fn apply_rounding<'a>(
+        &self,
+        x: &[f32],
+        out: &'a mut Rounded,
+        then: Then,
+        threads: Threads,
+        rounded: &mut Rounded,
+    ) -> &'a [u32] {
+        let (rows, stride) = (x.len() / self.inputs, self.kernel.steps(self.outputs).0);
+        let fits = x.len() == rows * self.inputs && self.rounds() && then != Then::Add;
+        assert!(fits, "a product's shapes; this is a bug");
+        let out = out.room(rows * stride);
+        let place = Out::Rounded(Place { first: out.as_mut_ptr(), stride });
+        self.apply_to(Input::Floats(x), rows, place, then, threads, rounded);
+        out
+    }
+
+    /// As [`Self::apply`], of rows that are rounded already.
+    pub(crate) fn apply_rounded(&self, a: &[u32], out: &mut [f32], then: Then, threads: Threads) {
+        let steps = self.kernel.steps(self.inputs).0;
+        let rows = a.len() / steps;
+        assert!(a.len() == rows * steps && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
+        let out = Out::Floats(Place { first: out.as_mut_ptr(), stride: self.outputs });
+        self.apply_to(Input::Rounded(a), rows, out, then, threads, &mut Rounded::new());
+    }
+
+    /// `out` has room for the rows.
+    fn apply_to(&self, x: Input<'_>, rows: usize, out: Out, then: Then, threads: Threads, rounded: &mut Rounded) {
         let panels = self.outputs.div_ceil(PANEL);
-        let out = Target(out.as_mut_ptr());
+        let steps = self.kernel.steps(self.inputs).0;
         let threads = if threads == Threads::All { rayon::current_num_threads() } else { 1 };
         if threads == 1 {
             let chunk = self.chunk_rows();
             for row in (0..rows).step_by(chunk) {
                 let range = row..rows.min(row + chunk);
-                let a =
-                    round(self.kernel, &x[range.start * self.inputs..range.end * self.inputs], self.inputs, rounded);
+                let a = match x {
+                    Input::Floats(x) => {
+                        let x = &x[range.start * self.inputs..range.end * self.inputs];
+                        round(self.kernel, x, self.inputs, rounded)
+                    }
+                    Input::Rounded(a) => &a[range.start * steps..range.end * steps],
+                };
                 self.piece(a, out, range, 0..panels, then);
             }
             return;
         }
-        let a = round(self.kernel, x, self.inputs, rounded);
+        let a = match x {
+            Input::Floats(x) => round(self.kernel, x, self.inputs, rounded),
+            Input::Rounded(a) => a,
+        };
         // Many rows are shared out; of few, each thread computes a part of the outputs, and reads its weights alone.
         let by_rows = rows >= threads * SHARE_ROWS;
         let most = threads * self.chunk_rows();
@@ -344,7 +401,7 @@ impl Linear {
         (0..chunks * groups).into_par_iter().for_each(|i| {
             let (row, panel) = (i / groups * chunk, i % groups * group);
             let range = row..rows.min(row + chunk);
-            let a = &a[range.start * a.len() / rows..range.end * a.len() / rows];
+            let a = &a[range.start * steps..range.end * steps];
             self.piece(a, out, range, panel..panels.min(panel + group), then);
         });
     }
@@ -354,22 +411,8 @@ impl Linear {
         out.extend_from_slice(round(self.kernel, x, self.inputs, rounded));
     }
 
-    /// As [`Self::apply`] on the caller's thread, of rows that are rounded already.
-    pub(crate) fn apply_rounded(&self, a: &[u32], out: &mut [f32]) {
-        let steps = self.kernel.steps(self.inputs).0;
-        let rows = a.len() / steps;
-        assert!(a.len() == rows * steps && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
-        let out = Target(out.as_mut_ptr());
-        let chunk = self.chunk_rows();
-        for row in (0..rows).step_by(chunk) {
-            let range = row..rows.min(row + chunk);
-            let a = &a[range.start * steps..range.end * steps];
-            self.piece(a, out, range, 0..self.outputs.div_ceil(PANEL), Then::Store);
-        }
-    }
-
     /// `a` are the elements of `rows`.
-    fn piece(&self, a: &[u32], out: Target, rows: Range<usize>, panels: Range<usize>, then: Then) {
+    fn piece(&self, a: &[u32], out: Out, rows: Range<usize>, panels: Range<usize>, then: Then) {
         let (stride, steps) = self.kernel.steps(self.inputs);
         assert_eq!(a.len(), rows.len() * stride, "rows are as long as the kernel reads them; this is a bug");
         let column = panels.start * PANEL;
@@ -380,8 +423,8 @@ impl Linear {
             steps,
             bias: &self.bias[column..panels.end * PANEL],
             then,
-            // The rows and panels lie in `out`, whose length `apply` has checked; no two pieces share rows and panels.
-            out: Place { first: out.0.wrapping_add(rows.start * self.outputs + column), stride: self.outputs },
+            // The rows and panels lie in `out`, as its maker has checked; no two pieces share rows and panels.
+            out: out.at(rows.start, panels.start),
             columns: self.outputs.min(panels.end * PANEL) - column,
         };
         tile::run(self.kernel, &job);
@@ -441,14 +484,3 @@ fn round_pairs<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
 fn round_bytes<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
     bytes::round::<V>(x, inputs, out);
 }
-
-/// The beginning of a matrix that threads write to, each its own part.
-#[derive(Clone, Copy)]
-pub(super) struct Target(pub(super) *mut f32);
-
-// SAFETY: parts that are written to have no element in common, while the maker of the target borrows the matrix.
-#[allow(unsafe_code)]
-unsafe impl Send for Target {}
-// SAFETY: as above.
-#[allow(unsafe_code)]
-unsafe impl Sync for Target {}

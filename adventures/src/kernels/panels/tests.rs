@@ -99,6 +99,70 @@ fn a_row_has_the_same_bits_beside_any_others_and_on_any_threads() {
 }
 
 #[test]
+fn rows_that_are_rounded_as_they_are_computed_are_those_that_are_rounded_afterwards() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads start");
+    for kernel in kernels() {
+        for (rows, outputs, inputs) in SHAPES {
+            let (x, weight, bias) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2), numbers(outputs, 3));
+            let layer = Linear::pack(&weight, &bias, inputs, kernel).expect("it packs");
+            if !layer.rounds() {
+                continue;
+            }
+            let wider = numbers(20 * outputs, 5);
+            let next = Linear::pack(&wider, &[], outputs, kernel).expect("it packs");
+            let through = |then, threads| {
+                let mut between = Rounded::new();
+                // What lay there before is nowhere read.
+                between.room(rows * (outputs + 64)).fill(u32::MAX);
+                let between = layer.apply_rounding(&x, &mut between, then, threads, &mut Rounded::new());
+                let mut out = vec![0.5; rows * 20];
+                next.apply_rounded(between, &mut out, Then::Add, threads);
+                out
+            };
+            for then in [Then::Store, Then::Relu, Then::GeluTanh, Then::GeluErf] {
+                let found = through(then, Threads::One);
+                assert_eq!(found, pool.install(|| through(then, Threads::All)), "{kernel:?} {then:?}");
+                let mut want = vec![0.5; rows * 20];
+                let between = apply(&layer, &x, then, Threads::One);
+                next.apply(&between, &mut want, Then::Add, Threads::One, &mut Rounded::new());
+                for (i, (want, found)) in want.iter().zip(&found).enumerate() {
+                    let brief = |(x, weight): (&f32, &f32)| (x.abs() / 128.0 + 3e-4) * weight.abs();
+                    let (row, column) =
+                        (&between[i / 20 * outputs..][..outputs], &wider[i % 20 * outputs..][..outputs]);
+                    let off = row.iter().zip(column).map(brief).sum::<f32>();
+                    let off = if then == Then::GeluErf { off } else { 0.0 };
+                    assert!((want - found).abs() <= off, "{kernel:?} {then:?} {rows}x{outputs}: {want} {found}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_brief_gelu_is_off_by_less_than_what_rounding_leaves() {
+    for kernel in kernels() {
+        let layer = Linear::pack(&[1.0], &[], 1, kernel).expect("it packs");
+        if !layer.rounds() {
+            continue;
+        }
+        let x: Vec<f32> = (-40_000..40_000).map(|i| half::bf16::from_f32(i as f32 / 2000.0).to_f32()).collect();
+        let mut out = Rounded::new();
+        let out = layer.apply_rounding(&x, &mut out, Then::GeluErf, Threads::One, &mut Rounded::new());
+        for (x, row) in x.iter().zip(out.chunks_exact(out.len() / x.len())) {
+            let (want, found) = (crate::kernels::math::gelu_erf::<false>(*x), f32::from_bits(row[0] << 16));
+            let off = 2e-4 + want.abs() / 256.0;
+            assert!((want - found).abs() <= off, "{kernel:?} of {x}: {want} {found}");
+        }
+        let extreme = [f32::NAN, f32::INFINITY, -1e4, 1e4];
+        let mut out = Rounded::new();
+        let out = layer.apply_rounding(&extreme, &mut out, Then::GeluErf, Threads::One, &mut Rounded::new());
+        let found: Vec<f32> = out.chunks_exact(out.len() / 4).map(|row| f32::from_bits(row[0] << 16)).collect();
+        assert!(found[0].is_nan() && found[1] == f32::INFINITY, "{found:?}");
+        assert!(found[2] == 0.0 && (found[3] - 1e4).abs() <= 40.0, "{found:?}");
+    }
+}
+
+#[test]
 fn what_follows_a_product_is_applied_to_it() {
     for kernel in kernels() {
         let (x, weight, bias) = (numbers(14 * 20, 6), numbers(40 * 20, 7), numbers(40, 8));

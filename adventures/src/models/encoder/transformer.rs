@@ -283,14 +283,12 @@ impl Transformer<Linear> {
                     let normed = normed.floats(hidden.len());
                     normed.copy_from_slice(hidden);
                     layer_norm(self.level, normed, &layer.out_norm);
-                    layer.widen(normed, wide, ups, threads, rounded);
-                    layer.down.apply(wide, hidden, Then::Add, threads, rounded);
+                    layer.feed_forward(Some(normed), hidden, wide, ups, threads, rounded);
                 } else {
                     if let Some(norm) = &layer.attention_norm {
                         layer_norm(self.level, hidden, norm);
                     }
-                    layer.widen(hidden, wide, ups, threads, rounded);
-                    layer.down.apply(wide, hidden, Then::Add, threads, rounded);
+                    layer.feed_forward(None, hidden, wide, ups, threads, rounded);
                     layer_norm(self.level, hidden, &layer.out_norm);
                 }
             }
@@ -303,14 +301,28 @@ impl Transformer<Linear> {
 }
 
 impl Layer<Linear> {
-    /// Writes what the second product of the feed-forward network reads to `wide`.
-    fn widen(&self, x: &[f32], wide: &mut [f32], ups: &mut Rounded, threads: Threads, rounded: &mut Rounded) {
+    /// Adds what the feed-forward network makes of `x`, or of `hidden` itself, to `hidden`. `wide` and `ups` are for what lies between.
+    fn feed_forward(
+        &self,
+        x: Option<&[f32]>,
+        hidden: &mut [f32],
+        wide: &mut [f32],
+        ups: &mut Rounded,
+        threads: Threads,
+        rounded: &mut Rounded,
+    ) {
+        let read = x.unwrap_or(hidden);
         match &self.activation {
-            Activation::Plain(then) => self.up.apply(x, wide, *then, threads, rounded),
+            Activation::Plain(then) if self.up.rounds() && self.up.kernel() == self.down.kernel() => {
+                let between = self.up.apply_rounding(read, ups, *then, threads, rounded);
+                self.down.apply_rounded(between, hidden, Then::Add, threads);
+                return;
+            }
+            Activation::Plain(then) => self.up.apply(read, wide, *then, threads, rounded),
             Activation::Gated(gate, linear) => {
                 let ups = ups.floats(wide.len());
-                self.up.apply(x, ups, Then::Store, threads, rounded);
-                linear.apply(x, wide, Then::Store, threads, rounded);
+                self.up.apply(read, ups, Then::Store, threads, rounded);
+                linear.apply(read, wide, Then::Store, threads, rounded);
                 match gate {
                     Gate::GeluErf => gelu_erf_gate(wide, ups),
                     Gate::GeluTanh => gelu_tanh_gate(wide, ups),
@@ -318,6 +330,7 @@ impl Layer<Linear> {
                 }
             }
         }
+        self.down.apply(wide, hidden, Then::Add, threads, rounded);
     }
 }
 
