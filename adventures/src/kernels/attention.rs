@@ -1,6 +1,8 @@
 //! Bidirectional attention over one sequence: no padding, and never all scores at a time.
 
 mod softmax;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use super::panels::dot::Floats;
 use super::panels::tile::{Place, ROWS, Tile, share};
@@ -44,6 +46,41 @@ pub(crate) struct Sight<'a> {
     pub(crate) distances: Option<&'a Distances>,
 }
 
+/// Rows of queries, keys and values, side by side: three times as many numbers as a row of all heads has.
+#[derive(Clone, Copy)]
+pub(crate) enum Qkv<'a> {
+    Floats(&'a [f32]),
+    /// As [`Linear::apply_rounding`](super::panels::Linear::apply_rounding) returns them; a head's numbers are whole panels.
+    Rounded(&'a [u32]),
+}
+
+impl Qkv<'_> {
+    /// Returns the rows of some tokens, whose heads are `width` numbers wide.
+    pub(crate) fn of(self, tokens: Range<usize>, width: usize) -> Self {
+        let row = self.row(width);
+        let elements = tokens.start * row..tokens.end * row;
+        match self {
+            Self::Floats(qkv) => Self::Floats(&qkv[elements]),
+            Self::Rounded(qkv) => Self::Rounded(&qkv[elements]),
+        }
+    }
+
+    fn len(self) -> usize {
+        match self {
+            Self::Floats(qkv) => qkv.len(),
+            Self::Rounded(qkv) => qkv.len(),
+        }
+    }
+
+    /// The elements of a token, whose heads are `width` numbers wide.
+    fn row(self, width: usize) -> usize {
+        match self {
+            Self::Floats(_) => 3 * width,
+            Self::Rounded(_) => Kernel::rounding(3 * width),
+        }
+    }
+}
+
 /// What attention keeps between calls, to be reused.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -64,22 +101,24 @@ pub(crate) struct Scratch {
 
 /// `out = softmax(q kᵀ / √dim + distances) v`, head by head, over the keys in sight.
 ///
-/// `qkv` is `(tokens, 3 * count * dim)`: queries, keys and values side by side. `out` is `(tokens, count * dim)`, or fewer rows:
+/// `qkv` has a row for each token. `out` is `(tokens, count * dim)`, or fewer rows:
 /// those of the first tokens.
 ///
 /// Products are of f32; where `kernel` has tiles, of one bfloat16 for each number, and of two for `Bf16x2`.
 pub(crate) fn attention(
     kernel: Kernel,
     out: &mut [f32],
-    qkv: &[f32],
+    qkv: Qkv<'_>,
     heads: Heads,
     sight: Sight<'_>,
     scratch: &mut Scratch,
     threads: Threads,
 ) {
     let width = heads.count * heads.dim;
-    let (queries, tokens) = (out.len() / width, qkv.len() / (3 * width));
-    let whole = out.len() == queries * width && qkv.len() == tokens * 3 * width;
+    let row = qkv.row(width);
+    let (queries, tokens) = (out.len() / width, qkv.len() / row);
+    let panels = matches!(qkv, Qkv::Floats(_)) || heads.dim.is_multiple_of(PANEL);
+    let whole = out.len() == queries * width && qkv.len() == tokens * row && panels;
     let keys = sight.keys.unwrap_or(tokens);
     // Of keys that are too far away for a query there would be no sum.
     let near = sight.window.is_none_or(|window| queries <= keys + window);
@@ -115,7 +154,7 @@ unsafe impl Sync for Target {}
 
 /// What is asked of all heads.
 struct Job<'a> {
-    qkv: &'a [f32],
+    qkv: Qkv<'a>,
     /// It has `queries` rows.
     out: Target,
     queries: usize,
@@ -127,16 +166,18 @@ struct Job<'a> {
 
 impl<'a> Job<'a> {
     #[inline(always)]
-    fn head(&self, head: usize) -> Head<'a> {
+    fn head<T: Operands>(&self, head: usize) -> Head<'a, T::Number> {
         let Self { qkv, out, queries, tokens, keys, heads, sight } = *self;
+        let (width, qkv) = (heads.count * heads.dim, T::numbers(qkv));
         let distances = sight.distances.map(|all| all.values.chunks_exact(2 * all.farthest + 1).nth(head));
         Head {
             qkv,
+            stride: qkv.len() / tokens,
             out,
             queries,
             tokens,
             keys,
-            width: heads.count * heads.dim,
+            width,
             dim: heads.dim,
             column: head * heads.dim,
             window: sight.window.unwrap_or(tokens).min(tokens),
@@ -145,8 +186,10 @@ impl<'a> Job<'a> {
     }
 }
 
-struct Head<'a> {
-    qkv: &'a [f32],
+struct Head<'a, N> {
+    qkv: &'a [N],
+    /// How many numbers a token's are from those of the next.
+    stride: usize,
     /// It has `queries` rows; no other head uses this one's columns.
     out: Target,
     queries: usize,
@@ -166,6 +209,10 @@ struct Head<'a> {
 
 /// How the operands of a tile's products lie.
 trait Operands: Tile {
+    /// What queries, keys and values are.
+    type Number: Copy;
+    /// Returns all rows.
+    fn numbers(qkv: Qkv<'_>) -> &[Self::Number];
     /// The elements of a row of `inputs` numbers, and the strips of a panel; of 32 and their multiples there are no others
     /// between them.
     fn steps(inputs: usize) -> (usize, usize);
@@ -174,11 +221,20 @@ trait Operands: Tile {
     /// # Safety
     /// `x` must have the rows, for as long as the result is used.
     #[allow(unsafe_code)]
-    unsafe fn rows(x: Place<*const f32>, rows: usize, inputs: usize, rounded: &mut Rounded) -> Place<*const u32>;
+    unsafe fn rows(
+        x: Place<*const Self::Number>,
+        rows: usize,
+        inputs: usize,
+        rounded: &mut Rounded,
+    ) -> Place<*const u32>;
     /// Writes a panel of up to 32 columns whose inputs are `rows`, zeros behind the last.
-    fn pack<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]);
+    fn pack<'a>(rows: impl Fn(usize) -> &'a [Self::Number], count: usize, panel: &mut [Strip])
+    where
+        Self::Number: 'a;
     /// Writes a panel whose columns are `rows`, up to 32.
-    fn pack_columns<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]);
+    fn pack_columns<'a>(rows: impl Fn(usize) -> &'a [Self::Number], count: usize, panel: &mut [Strip])
+    where
+        Self::Number: 'a;
     /// Returns where the weights go that `scores`, [`STRIDE`] apart, become.
     fn weights(scores: *mut f32, rows: usize, keys: usize, rounded: &mut Rounded) -> Place<*mut u32>;
     /// `e^((score - largest) * scale)`, as exactly as products read it; exactly 0 of a score of negative infinity.
@@ -193,6 +249,16 @@ trait Operands: Tile {
 }
 
 impl<V: Vector> Operands for Floats<V> {
+    type Number = f32;
+
+    #[inline(always)]
+    fn numbers(qkv: Qkv<'_>) -> &[f32] {
+        match qkv {
+            Qkv::Floats(qkv) => qkv,
+            Qkv::Rounded(_) => unreachable!("only tiles read rounded rows; this is a bug"),
+        }
+    }
+
     #[inline(always)]
     fn steps(inputs: usize) -> (usize, usize) {
         (inputs, inputs)
@@ -245,86 +311,13 @@ impl<V: Vector> Operands for Floats<V> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod tiles {
-    use super::{Operands, Place, Rounded, Strip};
-    use crate::kernels::panels::{Precision, amx};
-    use std::arch::x86_64::__m512;
-
-    macro_rules! operands {
-        ($tile:ty, $precision:expr, $parts:literal) => {
-            impl Operands for $tile {
-                #[inline(always)]
-                fn steps(inputs: usize) -> (usize, usize) {
-                    amx::steps($precision, inputs)
-                }
-
-                #[inline(always)]
-                #[allow(unsafe_code)]
-                unsafe fn rows(
-                    x: Place<*const f32>,
-                    rows: usize,
-                    inputs: usize,
-                    rounded: &mut Rounded,
-                ) -> Place<*const u32> {
-                    let stride = Self::steps(inputs).0;
-                    let out = Place { first: rounded.room(rows * stride).as_mut_ptr(), stride };
-                    // SAFETY: a kernel of tiles is chosen where these instructions are; the caller has the rows.
-                    unsafe { amx::round_rows::<$parts>(x, rows, inputs, out) };
-                    Place { first: out.first.cast_const(), stride }
-                }
-
-                #[inline(always)]
-                fn pack<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]) {
-                    amx::pack_rows::<$parts>(rows, count, panel);
-                }
-
-                #[inline(always)]
-                fn pack_columns<'a>(rows: impl Fn(usize) -> &'a [f32], count: usize, panel: &mut [Strip]) {
-                    amx::pack_columns::<$parts>(rows, count, panel);
-                }
-
-                #[inline(always)]
-                fn weights(_: *mut f32, rows: usize, keys: usize, rounded: &mut Rounded) -> Place<*mut u32> {
-                    let stride = Self::steps(keys).0;
-                    Place { first: rounded.room(rows * stride).as_mut_ptr(), stride }
-                }
-
-                #[inline(always)]
-                fn weight(score: __m512, largest: __m512, scale: __m512) -> __m512 {
-                    // SAFETY: a kernel of tiles is chosen where these instructions are.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        amx::weight::<$parts>(score, largest, scale)
-                    }
-                }
-
-                #[inline(always)]
-                #[allow(unsafe_code)]
-                unsafe fn put(weights: [__m512; 2], at: usize, row: *mut u32, sums: &mut [__m512; 2]) {
-                    // SAFETY: as above; the caller has the room.
-                    unsafe {
-                        let parts = amx::put::<$parts>(weights, at, row);
-                        for part in parts {
-                            sums[0] = amx::add_pairs(sums[0], part);
-                        }
-                    }
-                }
-            }
-        };
-    }
-
-    operands!(amx::Brief, Precision::Bf16, 1);
-    operands!(amx::Split, Precision::Bf16x2, 2);
-}
-
 fn run(kernel: Kernel, job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
     #[inline(always)]
     fn each<T: Operands>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
         // Once for all heads: of short sequences, setting tiles up takes as long as a product.
         let mut state = T::State::default();
         for head in heads {
-            attend::<T>(&mut state, &job.head(head), scratch);
+            attend::<T>(&mut state, &job.head::<T>(head), scratch);
         }
     }
     #[inline(always)]
@@ -335,15 +328,18 @@ fn run(kernel: Kernel, job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch
     {
         use super::panels::{Precision, amx};
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-        fn tiles<T: Operands>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
+        fn of_tiles<T: Operands>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
             each::<T>(job, heads, scratch);
         }
         if let Kernel::Tiles(precision) = kernel {
             // SAFETY: a kernel's instructions are detected before it is chosen.
             #[allow(unsafe_code)]
             return match precision {
-                Precision::F32 | Precision::Bf16x2 => unsafe { tiles::<amx::Split>(job, heads, scratch) },
-                Precision::Bf16 | Precision::Int8 => unsafe { tiles::<amx::Brief>(job, heads, scratch) },
+                Precision::Bf16 if matches!(job.qkv, Qkv::Rounded(_)) => unsafe {
+                    of_tiles::<tiles::Halves>(job, heads, scratch);
+                },
+                Precision::F32 | Precision::Bf16x2 => unsafe { of_tiles::<amx::Split>(job, heads, scratch) },
+                Precision::Bf16 | Precision::Int8 => unsafe { of_tiles::<amx::Brief>(job, heads, scratch) },
             };
         }
     }
@@ -352,8 +348,8 @@ fn run(kernel: Kernel, job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch
 }
 
 #[inline(always)]
-fn attend<T: Operands>(tiles: &mut T::State, head: &Head<'_>, scratch: &mut Scratch) {
-    let Head { qkv, queries, keys: tokens, width, dim, column, window, .. } = *head;
+fn attend<T: Operands>(tiles: &mut T::State, head: &Head<'_, T::Number>, scratch: &mut Scratch) {
+    let Head { qkv, stride, queries, keys: tokens, width, dim, column, window, .. } = *head;
     scratch.pack::<T>(head);
     let value_panels = dim.div_ceil(PANEL);
     let sum_stride = value_panels * PANEL;
@@ -364,10 +360,10 @@ fn attend<T: Operands>(tiles: &mut T::State, head: &Head<'_>, scratch: &mut Scra
     while first < queries {
         let count = share::<T>(queries - first);
         let mut seen = [Seen { largest: f32::NEG_INFINITY, total: 0.0 }; ROWS];
-        // SAFETY: the queries of `count` tokens lie three widths apart.
+        // SAFETY: the queries of `count` tokens lie a stride apart.
         #[allow(unsafe_code)]
         let rows = unsafe {
-            let rows = Place { first: qkv[first * 3 * width + column..].as_ptr(), stride: 3 * width };
+            let rows = Place { first: qkv[first * stride + column..].as_ptr(), stride };
             T::rows(rows, count, dim, &mut scratch.queries)
         };
         // What one of these queries sees, from a whole panel on.
@@ -430,7 +426,7 @@ fn attend<T: Operands>(tiles: &mut T::State, head: &Head<'_>, scratch: &mut Scra
     }
 }
 
-impl Head<'_> {
+impl<N> Head<'_, N> {
     /// Adds to a query's scores of the keys from `start` on what distances add, and hides those out of sight. Returns what scores
     /// are still to be multiplied by.
     #[inline(always)]
@@ -456,9 +452,9 @@ impl Scratch {
     /// Makes panels of a head's keys and values. What is left of others gives scores that are overwritten, and columns of
     /// sums that are not read.
     #[inline(always)]
-    fn pack<T: Operands>(&mut self, head: &Head<'_>) {
-        let Head { qkv, keys: tokens, width, dim, column, .. } = *head;
-        let row = |token: usize, part: usize| &qkv[token * 3 * width + part * width + column..][..dim];
+    fn pack<T: Operands>(&mut self, head: &Head<'_, T::Number>) {
+        let Head { qkv, stride, keys: tokens, width, dim, column, .. } = *head;
+        let row = |token: usize, part: usize| &qkv[token * stride + part * width + column..][..dim];
         let value_panels = dim.div_ceil(PANEL);
         let key_panel = T::steps(dim).1;
         let value_panel = T::steps(tokens).1;
@@ -544,7 +540,7 @@ mod tests {
                 for kernel in kernels() {
                     let run = |rows: usize, threads: Threads| {
                         let mut out = vec![f32::NAN; rows * width];
-                        attention(kernel, &mut out, &qkv, heads, sight, &mut Scratch::default(), threads);
+                        attention(kernel, &mut out, Qkv::Floats(&qkv), heads, sight, &mut Scratch::default(), threads);
                         out
                     };
                     let out = run(tokens, Threads::One);
@@ -576,7 +572,7 @@ mod tests {
                 let run = |qkv: &[f32], queries: usize, keys: Option<usize>| {
                     let mut out = vec![f32::NAN; queries * width];
                     let sight = Sight { keys, window, distances };
-                    attention(kernel, &mut out, qkv, heads, sight, &mut Scratch::default(), Threads::One);
+                    attention(kernel, &mut out, Qkv::Floats(qkv), heads, sight, &mut Scratch::default(), Threads::One);
                     out
                 };
                 let part = run(&qkv, tokens, Some(keys));
@@ -606,12 +602,48 @@ mod tests {
         for kernel in kernels() {
             let run = |tokens: usize, qkv: &[f32], scratch: &mut Scratch| {
                 let mut out = vec![0.0; tokens * 48];
-                attention(kernel, &mut out, qkv, heads, Sight::default(), scratch, Threads::One);
+                attention(kernel, &mut out, Qkv::Floats(qkv), heads, Sight::default(), scratch, Threads::One);
                 out
             };
             let (fresh, mut scratch) = (run(21, &qkv, &mut Scratch::default()), Scratch::default());
             run(90, &vec![f32::NAN; 90 * 3 * 48], &mut scratch);
             assert_eq!(fresh, run(21, &qkv, &mut scratch), "{kernel:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn rows_that_are_rounded_already_give_the_same_bits() {
+        let kernel = Kernel::Tiles(Precision::Bf16);
+        if !kernels().contains(&kernel) {
+            return;
+        }
+        let shapes = [(1, 1, 32), (2, 3, 64), (17, 4, 32), (31, 1, 96), (65, 2, 64), (BLOCK_KEYS + 70, 1, 32)];
+        for (tokens, count, dim) in shapes {
+            let (heads, width) = (Heads { count, dim }, count * dim);
+            // Not those that bfloat16 has.
+            let qkv: Vec<f32> = numbers(tokens * 3 * width).iter().map(|x| x * 1.000_7).collect();
+            let mut rounded = Rounded::new();
+            let rounded = rounded.room(tokens * Kernel::rounding(3 * width));
+            rounded.fill(u32::MAX);
+            crate::kernels::panels::amx::round(Precision::Bf16, &qkv, 3 * width, rounded);
+            for (keys, window, first) in
+                [(tokens, None, tokens), (tokens.div_ceil(2), Some(tokens), tokens), (tokens, Some(3), 1)]
+            {
+                let run = |qkv: Qkv<'_>, scratch: &mut Scratch| {
+                    let sight = Sight { keys: Some(keys), window, distances: None };
+                    let mut out = vec![f32::NAN; first * width];
+                    attention(kernel, &mut out, qkv, heads, sight, scratch, Threads::One);
+                    out
+                };
+                let mut scratch = Scratch::default();
+                let want = run(Qkv::Floats(&qkv), &mut scratch);
+                assert!(want.iter().all(|x| x.is_finite()));
+                assert_eq!(want, run(Qkv::Rounded(rounded), &mut Scratch::default()), "{tokens} of {count} x {dim}");
+                // What was packed of others does not matter.
+                run(Qkv::Floats(&vec![f32::NAN; qkv.len()]), &mut scratch);
+                assert_eq!(want, run(Qkv::Rounded(rounded), &mut scratch), "{tokens} of {count} x {dim}");
+            }
         }
     }
 }

@@ -2,7 +2,10 @@
 
 mod halves;
 
-pub(crate) use halves::{add_pairs, pack_columns, pack_rows, pack_split, put, round, round_rows, weight};
+pub(crate) use halves::{
+    add_pairs, pack_columns, pack_rounded_columns, pack_rounded_rows, pack_rows, pack_split, put, round, round_rows,
+    weight,
+};
 
 use super::bytes;
 use super::tile::{Beside, Place, Sums, Tile};

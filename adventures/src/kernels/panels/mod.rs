@@ -173,6 +173,14 @@ impl Kernel {
         }
     }
 
+    /// The elements of a row of `outputs` numbers that [`Linear::apply_rounding`] returns.
+    pub(crate) fn rounding(outputs: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        return amx::steps(Precision::Bf16, outputs).0;
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("no kernel returns rows of {outputs} rounded numbers here; this is a bug")
+    }
+
     fn precision(self) -> Precision {
         match self {
             Self::Floats(_) => Precision::F32,
@@ -350,7 +358,7 @@ impl Linear {
         threads: Threads,
         rounded: &mut Rounded,
     ) -> &'a [u32] {
-        let (rows, stride) = (x.len() / self.inputs, self.kernel.steps(self.outputs).0);
+        let (rows, stride) = (x.len() / self.inputs, Kernel::rounding(self.outputs));
         let fits = x.len() == rows * self.inputs && self.rounds() && then != Then::Add;
         assert!(fits, "a product's shapes; this is a bug");
         let out = out.room(rows * stride);

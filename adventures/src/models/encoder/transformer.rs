@@ -2,10 +2,10 @@
 
 use super::positions::Rotary;
 use crate::error::{Error, Result, invalid};
-use crate::kernels::attention::{self, Distances, Heads, Sight, attention};
+use crate::kernels::attention::{self, Distances, Heads, Qkv, Sight, attention};
 use crate::kernels::causal::{gelu_erf_gate, gelu_tanh_gate, silu_gate};
 use crate::kernels::math::{LayerNorm, accumulate, layer_norm};
-use crate::kernels::panels::{Linear, Rounded, Then, Threads};
+use crate::kernels::panels::{Linear, PANEL, Rounded, Then, Threads};
 use crate::kernels::vector::Level;
 use crate::models::{Batch, Encoder, Rows};
 use candle_core::{Device, Tensor};
@@ -234,7 +234,11 @@ impl Transformer<Linear> {
         let (inner, rows) = self.layers.first().map_or((0, 1), |layer| (layer.up.outputs(), layer.up.chunk_rows()));
         let chunk = if threads == Threads::All { tokens.min(LONG_CHUNK_ROWS) } else { rows };
         let before = self.last_norm.is_some();
-        let wide = scratch.wide.floats((tokens * 3 * width).max(chunk.min(tokens) * inner));
+        let need = |layer: &Layer<Linear>| {
+            let qkv = if layer.rounds_qkv(self.heads) { 0 } else { tokens * 3 * width };
+            qkv.max(if layer.rounds_between() { 0 } else { chunk.min(tokens) * inner })
+        };
+        let wide = scratch.wide.floats(self.layers.iter().map(need).max().unwrap_or(0));
         let context = scratch.context.floats(tokens * width);
         let (normed, ups) = (&mut scratch.normed, &mut scratch.ups);
         let (room, rounded) = (&mut scratch.attention, &mut scratch.rounded);
@@ -242,26 +246,37 @@ impl Transformer<Linear> {
             if task.cancel.load(Ordering::Relaxed) {
                 return;
             }
-            let qkv = &mut wide[..tokens * 3 * width];
-            match &layer.attention_norm {
+            let read = match &layer.attention_norm {
                 Some(norm) if before => {
                     let normed = normed.floats(tokens * width);
                     normed.copy_from_slice(hidden);
                     layer_norm(self.level, normed, norm);
-                    layer.qkv.apply(normed, qkv, Then::Store, threads, rounded);
+                    &*normed
                 }
-                _ => layer.qkv.apply(hidden, qkv, Then::Store, threads, rounded),
-            }
+                _ => &*hidden,
+            };
+            let qkv = if layer.rounds_qkv(self.heads) {
+                Qkv::Rounded(layer.qkv.apply_rounding(read, ups, Then::Store, threads, rounded))
+            } else {
+                let qkv = &mut wide[..tokens * 3 * width];
+                layer.qkv.apply(read, qkv, Then::Store, threads, rounded);
+                if let Some(rotary) = &layer.rotary {
+                    let mut rest = &mut *qkv;
+                    for &length in lengths {
+                        let (qkv, more) = rest.split_at_mut(length * 3 * width);
+                        rotary.apply(qkv, width, threads);
+                        rest = more;
+                    }
+                }
+                Qkv::Floats(qkv)
+            };
             // Of the last layer, other tokens are read as keys and values alone.
             let first_alone = task.rows == Rows::First && i + 1 == self.layers.len();
             let mut start = 0;
             for (i, &length) in lengths.iter().enumerate() {
                 let rows = start * width..(start + length) * width;
                 let queries = if first_alone { 1 } else { length };
-                let (out, qkv) = (&mut context[rows.clone()], &mut qkv[3 * rows.start..3 * rows.end]);
-                if let Some(rotary) = &layer.rotary {
-                    rotary.apply(qkv, width, threads);
-                }
+                let (out, qkv) = (&mut context[rows.clone()], qkv.of(start..start + length, width));
                 let keys = attended.get(i).copied();
                 let sight = Sight { keys, window: layer.window, distances: self.distances.as_ref() };
                 let kernel = layer.qkv.kernel();
@@ -278,7 +293,6 @@ impl Transformer<Linear> {
             for (hidden, context) in hidden.chunks_mut(chunk * width).zip(context.chunks(chunk * width)) {
                 let context = &context[..hidden.len()];
                 layer.attention_out.apply(context, hidden, Then::Add, threads, rounded);
-                let wide = &mut wide[..hidden.len() / width * inner];
                 if before {
                     let normed = normed.floats(hidden.len());
                     normed.copy_from_slice(hidden);
@@ -301,6 +315,16 @@ impl Transformer<Linear> {
 }
 
 impl Layer<Linear> {
+    /// Whether queries, keys and values are rounded as they are computed.
+    fn rounds_qkv(&self, heads: Heads) -> bool {
+        self.qkv.rounds() && self.rotary.is_none() && heads.dim.is_multiple_of(PANEL)
+    }
+
+    /// Whether what the second product of the feed-forward network reads is rounded as it is computed.
+    fn rounds_between(&self) -> bool {
+        matches!(self.activation, Activation::Plain(_)) && self.up.rounds() && self.up.kernel() == self.down.kernel()
+    }
+
     /// Adds what the feed-forward network makes of `x`, or of `hidden` itself, to `hidden`. `wide` and `ups` are for what lies between.
     fn feed_forward(
         &self,
@@ -312,12 +336,13 @@ impl Layer<Linear> {
         rounded: &mut Rounded,
     ) {
         let read = x.unwrap_or(hidden);
+        if let (Activation::Plain(then), true) = (&self.activation, self.rounds_between()) {
+            let between = self.up.apply_rounding(read, ups, *then, threads, rounded);
+            self.down.apply_rounded(between, hidden, Then::Add, threads);
+            return;
+        }
+        let wide = &mut wide[..read.len() / self.up.inputs() * self.up.outputs()];
         match &self.activation {
-            Activation::Plain(then) if self.up.rounds() && self.up.kernel() == self.down.kernel() => {
-                let between = self.up.apply_rounding(read, ups, *then, threads, rounded);
-                self.down.apply_rounded(between, hidden, Then::Add, threads);
-                return;
-            }
             Activation::Plain(then) => self.up.apply(read, wide, *then, threads, rounded),
             Activation::Gated(gate, linear) => {
                 let ups = ups.floats(wide.len());

@@ -7,10 +7,10 @@ use crate::kernels::panels::{PANEL, Precision, Strip, bf16_pair, bytes};
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEG_INF, _mm512_castsi512_ps,
     _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
-    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_maskz_loadu_ps, _mm512_maskz_scalef_ps,
-    _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_ps, _mm512_set1_epi16, _mm512_set1_ps, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps,
+    _mm512_maskz_scalef_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_ps, _mm512_set1_epi16, _mm512_set1_ps,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512,
+    _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 /// Writes `x`, rows of `inputs` numbers, as the kernel of `precision` reads them, each `stride` elements from the last.
@@ -159,6 +159,70 @@ pub(crate) fn pack_columns<'a, const PARTS: usize>(
             pack_sixteen::<PARTS>(&columns, panel, half * SIDE);
         }
     }
+}
+
+/// [`pack_rows`] of rows of bfloat16, up to 32 of them in each.
+#[inline(always)]
+pub(crate) fn pack_rounded_rows<'a>(rows: impl Fn(usize) -> &'a [u16], count: usize, panel: &mut [Strip]) {
+    let row = |at: usize| if at < count { rows(at) } else { &[] };
+    for (i, strip) in panel.iter_mut().take(count.div_ceil(INPUTS) * SIDE).enumerate() {
+        // SAFETY: a kernel of tiles is chosen where these instructions are.
+        #[allow(unsafe_code)]
+        unsafe {
+            *strip = interleave_rounded(row(2 * i), row(2 * i + 1));
+        }
+    }
+}
+
+/// [`pack_columns`] of rows of bfloat16, of which each has a multiple of 32.
+#[inline(always)]
+pub(crate) fn pack_rounded_columns<'a>(rows: impl Fn(usize) -> &'a [u16], count: usize, panel: &mut [Strip]) {
+    for half in 0..count.div_ceil(SIDE) {
+        let mut columns: [&[u16]; SIDE] = [&[]; SIDE];
+        for (i, column) in columns.iter_mut().enumerate().take(count - half * SIDE) {
+            *column = rows(half * SIDE + i);
+        }
+        for (t, strips) in panel.chunks_exact_mut(SIDE).enumerate() {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            unsafe {
+                let columns = columns.map(|column| rounded_at(column, t * INPUTS));
+                transpose(&columns, strips, half * SIDE);
+            }
+        }
+    }
+}
+
+/// As many numbers of bfloat16 as a register has from `at` on, zeros behind the last.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn rounded_at(x: &[u16], at: usize) -> __m512i {
+    let left = x.len().saturating_sub(at);
+    let mask = if left >= INPUTS { u32::MAX } else { (1 << left) - 1 };
+    // SAFETY: what is masked is not read.
+    #[allow(unsafe_code)]
+    unsafe {
+        _mm512_maskz_loadu_epi16(mask, x.as_ptr().wrapping_add(at).cast())
+    }
+}
+
+/// Up to 32 numbers of two rows as pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn interleave_rounded(first: &[u16], second: &[u16]) -> Strip {
+    let (first, second) = (rounded_at(first, 0), rounded_at(second, 0));
+    let widened = |half: __m512i| [_mm512_castsi512_si256(half), _mm512_extracti64x4_epi64::<1>(half)];
+    let mut strip = Strip([0; PANEL]);
+    for (r, (x, y)) in widened(first).into_iter().zip(widened(second)).enumerate() {
+        let upper = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(y));
+        // SAFETY: a strip is two registers.
+        #[allow(unsafe_code)]
+        unsafe {
+            let to = strip.0.as_mut_ptr().add(r * SIDE).cast();
+            _mm512_storeu_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(x), upper));
+        }
+    }
+    strip
 }
 
 /// Writes sixteen columns of a panel, from column `at` on; of an empty one zeros.
