@@ -89,8 +89,8 @@ fn halves(x: [__m512; 2]) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn widened(halves: __m512i) -> [__m512i; 2] {
-    let both = [_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves)];
-    both.map(|half| _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+    let [low, high] = [_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves)];
+    [_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(low)), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high))]
 }
 
 /// What rounding has left of `x`.
@@ -182,14 +182,23 @@ pub(crate) fn pack_rounded_columns<'a>(rows: impl Fn(usize) -> &'a [u16], count:
         for (i, column) in columns.iter_mut().enumerate().take(count - half * SIDE) {
             *column = rows(half * SIDE + i);
         }
-        for (t, strips) in panel.chunks_exact_mut(SIDE).enumerate() {
-            // SAFETY: as above.
-            #[allow(unsafe_code)]
-            unsafe {
-                let columns = columns.map(|column| rounded_at(column, t * INPUTS));
-                transpose(&columns, strips, half * SIDE);
-            }
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        unsafe {
+            pack_sixteen_rounded(&columns, panel, half * SIDE);
         }
+    }
+}
+
+/// [`pack_sixteen`] of rows of bfloat16.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack_sixteen_rounded(columns: &[&[u16]; SIDE], panel: &mut [Strip], at: usize) {
+    for (t, strips) in panel.chunks_exact_mut(SIDE).enumerate() {
+        let mut registers = [_mm512_setzero_si512(); SIDE];
+        for (register, column) in registers.iter_mut().zip(columns) {
+            *register = rounded_at(column, t * INPUTS);
+        }
+        transpose(&registers, strips, at);
     }
 }
 
@@ -211,15 +220,16 @@ fn rounded_at(x: &[u16], at: usize) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn interleave_rounded(first: &[u16], second: &[u16]) -> Strip {
     let (first, second) = (rounded_at(first, 0), rounded_at(second, 0));
-    let widened = |half: __m512i| [_mm512_castsi512_si256(half), _mm512_extracti64x4_epi64::<1>(half)];
+    let low = [_mm512_castsi512_si256(first), _mm512_extracti64x4_epi64::<1>(first)];
+    // As the upper half of an element.
+    let high = widened(second);
     let mut strip = Strip([0; PANEL]);
-    for (r, (x, y)) in widened(first).into_iter().zip(widened(second)).enumerate() {
-        let upper = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(y));
+    for r in 0..2 {
         // SAFETY: a strip is two registers.
         #[allow(unsafe_code)]
         unsafe {
             let to = strip.0.as_mut_ptr().add(r * SIDE).cast();
-            _mm512_storeu_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(x), upper));
+            _mm512_storeu_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(low[r]), high[r]));
         }
     }
     strip
