@@ -1,6 +1,6 @@
 //! `adventures.ColBERT`.
 
-use crate::boundary::{Process, run};
+use crate::boundary::{Process, run, run_on};
 use crate::convert::{locate, text, texts};
 use crate::error::{PyError, TruncationWarning};
 use crate::option;
@@ -136,7 +136,7 @@ impl ColBERT {
     ) -> PyResult<Vec<Vec<String>>> {
         self.process.check("ColBERT")?;
         let texts = self::texts(texts, "text")?;
-        run(py, |cancel| {
+        run_on(py, self.inner.pool(), |cancel| {
             let pieces = self.inner.split(&texts, doc_maxlen, overlap, cancel)?;
             Ok(pieces.into_iter().map(|pieces| pieces.into_iter().map(str::to_owned).collect()).collect())
         })
@@ -166,7 +166,9 @@ impl ColBERT {
     ) -> PyResult<TokenVectors> {
         self.process.check("ColBERT")?;
         let texts = self::texts(texts, "document")?;
-        let found = run(py, |cancel| self.inner.embed_documents(&texts, doc_maxlen, pool_factor, cancel))?;
+        let found = run_on(py, self.inner.pool(), |cancel| {
+            self.inner.embed_documents(&texts, doc_maxlen, pool_factor, cancel)
+        })?;
         TokenVectors::new(py, found, self.inner.dim())
     }
 
@@ -188,7 +190,7 @@ impl ColBERT {
         let (vectors, numbers) = (vectors.as_slice()?, numbers.as_slice()?);
         check(spans, numbers.len() / dim)?;
         let queries: Vec<&[f32]> = spans.windows(2).map(|span| &numbers[span[0] * dim..span[1] * dim]).collect();
-        let scores = run(py, |cancel| self.inner.maxsim(&queries, vectors, offsets, cancel))?;
+        let scores = run_on(py, self.inner.pool(), |cancel| self.inner.maxsim(&queries, vectors, offsets, cancel))?;
         let scores = scores.into_pyarray(py);
         if one {
             return Ok(scores.into_any());
@@ -226,7 +228,7 @@ impl ColBERT {
     fn heat(&self, py: Python<'_>, query: &Bound<'_, PyAny>, doc: &Bound<'_, PyAny>) -> PyResult<HeatMap> {
         self.process.check("ColBERT")?;
         let (query, doc) = (text(query, "the query")?, text(doc, "the document")?);
-        let found = run(py, |cancel| self.inner.heat(&query, &doc, cancel))?;
+        let found = run_on(py, self.inner.pool(), |cancel| self.inner.heat(&query, &doc, cancel))?;
         let shape = [found.query_tokens.len(), found.doc_tokens.len()];
         let similarities = found.similarities.into_pyarray(py).reshape(shape)?.unbind();
         Ok(HeatMap { query_tokens: found.query_tokens, doc_tokens: found.doc_tokens, similarities })
@@ -247,7 +249,7 @@ impl ColBERT {
 impl ColBERT {
     fn queries(&self, py: Python<'_>, queries: &[PyBackedStr], maxlen: Option<usize>) -> PyResult<TokenVectors> {
         self.process.check("ColBERT")?;
-        let found = run(py, |cancel| self.inner.embed_queries(queries, maxlen, cancel))?;
+        let found = run_on(py, self.inner.pool(), |cancel| self.inner.embed_queries(queries, maxlen, cancel))?;
         let maxlen = maxlen.unwrap_or(self.inner.query_maxlen());
         warn(py, "queries", &found.truncated, queries.len(), maxlen)?;
         TokenVectors::new(py, found, self.inner.dim())
@@ -255,7 +257,7 @@ impl ColBERT {
 
     fn compare(&self, py: Python<'_>, query: &PyBackedStr, docs: &[PyBackedStr]) -> PyResult<Vec<f32>> {
         self.process.check("ColBERT")?;
-        let (query, docs, scores) = run(py, |cancel| {
+        let (query, docs, scores) = run_on(py, self.inner.pool(), |cancel| {
             let query = self.inner.embed_queries(&[query], None, cancel)?;
             let docs = self.inner.embed_documents(docs, None, 1, cancel)?;
             let scores = self.inner.maxsim(&[&query.vectors], &docs.vectors, &docs.offsets, cancel)?;

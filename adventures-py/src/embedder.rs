@@ -1,7 +1,7 @@
 //! `adventures.Embedder`.
 
 use crate::arrow::Strings;
-use crate::boundary::{Process, run};
+use crate::boundary::{Process, run, run_on};
 use crate::convert::{locate, profile_value, texts};
 use crate::embeddings::EmbeddingStream;
 use crate::error::{PyError, TruncationWarning};
@@ -151,7 +151,7 @@ impl Embedder {
     ) -> PyResult<Embeddings> {
         self.process.check("Embedder")?;
         let (texts, kind) = (self::texts(texts, "text")?, self::kind(kind)?);
-        let found = run(py, |cancel| self.inner.embed(&texts, kind, cancel))?;
+        let found = run_on(py, self.inner.pool(), |cancel| self.inner.embed(&texts, kind, cancel))?;
         let vectors = found.vectors.into_pyarray(py).reshape([texts.len(), self.inner.dim()])?;
         Ok(Embeddings {
             vectors: vectors.unbind(),
@@ -170,7 +170,7 @@ impl Embedder {
         self.process.check("Embedder")?;
         let (strings, kind) = (Strings::of(texts)?, self::kind(kind)?);
         let texts = strings.texts()?;
-        let found = run(py, |cancel| self.inner.embed(&texts, kind, cancel))?;
+        let found = run_on(py, self.inner.pool(), |cancel| self.inner.embed(&texts, kind, cancel))?;
         self.warn(py, &found.truncated, texts.len())?;
         let pyarrow = py.import("pyarrow")?;
         let numbers = pyarrow.call_method1("array", (found.vectors.into_pyarray(py),))?;
@@ -197,7 +197,7 @@ impl Embedder {
     ) -> PyResult<Vec<usize>> {
         self.process.check("Embedder")?;
         let (texts, kind) = (self::texts(texts, "text")?, self::kind(kind)?);
-        run(py, |_| self.inner.count(&texts, kind))
+        run_on(py, self.inner.pool(), |_| self.inner.count(&texts, kind))
     }
 
     #[pyo3(signature = (texts, *, max_tokens=None, overlap=0))]
@@ -210,7 +210,7 @@ impl Embedder {
     ) -> PyResult<Vec<Vec<String>>> {
         self.process.check("Embedder")?;
         let texts = self::texts(texts, "text")?;
-        run(py, |cancel| {
+        run_on(py, self.inner.pool(), |cancel| {
             let pieces = self.inner.split(&texts, max_tokens, overlap, cancel)?;
             Ok(pieces.into_iter().map(|pieces| pieces.into_iter().map(str::to_owned).collect()).collect())
         })

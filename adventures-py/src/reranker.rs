@@ -1,6 +1,6 @@
 //! `adventures.Reranker`.
 
-use crate::boundary::{Process, run};
+use crate::boundary::{Process, run, run_on};
 use crate::convert::{locate, profile_value, text, texts};
 use crate::error::{PyError, TruncationWarning};
 use crate::option;
@@ -158,7 +158,7 @@ impl Reranker {
     fn read(&self, py: Python<'_>, query: &Bound<'_, PyAny>, docs: &[PyBackedStr]) -> PyResult<adventures::Scores> {
         self.process.check("Reranker")?;
         let query = text(query, "the query")?;
-        run(py, |cancel| self.inner.score(&query, docs, cancel))
+        run_on(py, self.inner.pool(), |cancel| self.inner.score(&query, docs, cancel))
     }
 
     fn warn(&self, py: Python<'_>, found: &adventures::Scores) -> PyResult<()> {

@@ -102,6 +102,11 @@ impl CrossEncoder {
         &self.device
     }
 
+    /// Returns the threads that compute: what calls these functions from there saves a change of threads.
+    pub fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
     /// Returns how many threads compute.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()

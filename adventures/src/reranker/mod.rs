@@ -208,6 +208,14 @@ impl Reranker {
         }
     }
 
+    /// Returns the threads that compute: what calls these functions from there saves a change of threads.
+    pub fn pool(&self) -> &rayon::ThreadPool {
+        match self {
+            Self::Cross(model) => model.pool(),
+            Self::Late(model) => model.pool(),
+        }
+    }
+
     /// Returns how many threads compute.
     pub fn threads(&self) -> usize {
         match self {
