@@ -211,7 +211,7 @@ pub(crate) enum Then {
     Store,
     /// What is there is added.
     Add,
-    /// The exact GELU, `x/2 (1 + erf(x/√2))`.
+    /// The exact GELU, `x/2 (1 + erf(x/√2))`; where [`Linear::apply_rounding`] rounds it, off by up to 2e-4.
     GeluErf,
     /// The tanh approximation of GELU.
     GeluTanh,
