@@ -101,9 +101,16 @@ class TestService:
             assert server.get("/info").json()["library"]["passages"] == 20
             assert server.stop() == 0
         (config := tmp_path / "config.toml").write_text(f'library = "{own.path}"\ngenerator = "none"\n')
+        # Google's key itself, JSON with commas in it.
+        options = {
+            f"{name}_key" if name == "google_service_account" else name: (
+                Path(value).read_text() if name == "google_service_account" else value
+            )
+            for name, value in bucket.options.items()
+        }
         variables = {
             "ADVENTURES_CONFIG": str(config),
-            "ADVENTURES_STORAGE_OPTION": ",".join(f"{name}={value}" for name, value in bucket.options.items()),
+            "ADVENTURES_STORAGE_OPTION": ",".join(f"{name}={value}" for name, value in options.items()),
         }
         with Server(command=command, env=variables) as server:
             assert server.get("/info").json()["library"]["passages"] == 20

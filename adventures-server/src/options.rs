@@ -36,13 +36,7 @@ pub struct Flags {
     #[arg(long, short, env = "ADVENTURES_LIBRARY", value_name = "PATH")]
     pub library: Option<String>,
     /// A setting of the library's object store, such as aws_region=eu-west-1; may repeat
-    #[arg(
-        long,
-        env = "ADVENTURES_STORAGE_OPTION",
-        value_name = "NAME=VALUE",
-        value_delimiter = ',',
-        hide_env_values = true
-    )]
+    #[arg(long, env = "ADVENTURES_STORAGE_OPTION", value_name = "NAME=VALUE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_option: Option<Vec<String>>,
     /// The library's table [default: passages]
@@ -228,9 +222,30 @@ pub const MAX_K: usize = 100;
 /// Below this a key could be guessed.
 const MIN_KEY: usize = 16;
 
+/// Returns the settings of one flag, or of the variable: a comma stands between two where a name follows it; all others belong
+/// to values, as in a key that is JSON.
+fn storage_options(given: &str) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for part in given.split(',') {
+        let name = part.split_once('=').map_or("", |(name, _)| name);
+        let named = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        match all.last_mut() {
+            Some(last) if !named => {
+                last.push(',');
+                last.push_str(part);
+            }
+            _ => all.push(part.to_owned()),
+        }
+    }
+    all
+}
+
 impl Flags {
     /// Returns the checked settings: what these flags leave open, from the file, else by default.
-    pub fn options(self) -> Result<Options> {
+    pub fn options(mut self) -> Result<Options> {
+        if let Some(given) = &mut self.storage_option {
+            *given = given.iter().flat_map(|given| storage_options(given)).collect();
+        }
         let flags = match &self.config {
             None => self,
             Some(path) => {
@@ -362,5 +377,30 @@ impl Flags {
             bail!("requests-per-minute 0: expected a number from 1 on");
         }
         Ok(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::storage_options;
+
+    #[test]
+    fn commas_of_values_do_not_end_them() {
+        for (given, want) in [
+            ("aws_region=eu-west-1", vec!["aws_region=eu-west-1"]),
+            ("aws_region=x,allow_http=true", vec!["aws_region=x", "allow_http=true"]),
+            (
+                r#"google_service_account_key={"a": "b=", "c": "d"},allow_http=true"#,
+                vec![r#"google_service_account_key={"a": "b=", "c": "d"}"#, "allow_http=true"],
+            ),
+            // What looks like a name begins a setting, which is refused as one that nothing knows.
+            ("aws_session_token=a,b=c", vec!["aws_session_token=a", "b=c"]),
+            ("secret", vec!["secret"]),
+            ("=secret", vec!["=secret"]),
+            ("a=,b", vec!["a=,b"]),
+            ("", vec![""]),
+        ] {
+            assert_eq!(storage_options(given), want, "{given}");
+        }
     }
 }
