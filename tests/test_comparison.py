@@ -19,6 +19,7 @@ import adventures as adv
 from adventures.cli import app
 from adventures.comparison import Outcome, compare, library_of, paired
 from adventures.dataset import Dataset
+from adventures.questions import read_questions
 from adventures.settings import Setting, read_settings
 from adventures.spans import SpanSet, covered, places
 from words import WordEmbedder
@@ -152,6 +153,14 @@ class TestCompare:
         assert (models.opened, outcome.measures["recall@10"]) == ([], 1.0)
         with pytest.raises(ValueError, match="'x' needs a library of its own, but one was given"):
             list(compare(data, [Setting("x", max_tokens=9)], models, library=library))
+
+    def test_a_question_may_be_called_as_a_row_is(self, tmp_path: Path) -> None:
+        texts = {str(number): f"lamp{number} of brass" for number in range(1, 8)}
+        library = library_of(texts, tmp_path, WordEmbedder(dim=1024))
+        lines = [json.dumps({"user_input": text, "rows": [row]}) for row, text in texts.items()]
+        (path := tmp_path / "questions.jsonl").write_text("\n".join(lines))
+        [outcome] = compare(read_questions(path).dataset(), [Setting("dense")], Models(), library=library)
+        assert outcome.measures["MRR"] == 1.0
 
     def test_a_query_that_is_a_document_is_left_out(self) -> None:
         data = Dataset("own", {"a": "red lamp", "b": "red boots"}, {"a": "red lamp"}, {"a": {"b": 1}})

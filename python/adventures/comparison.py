@@ -237,7 +237,8 @@ class _Judge:
             shares = covered(self._data.spans[query], found, budget=self._budget)
             return {f"{name}@{self._budget}": share for name, share in shares.items()}
         # In some sets a query is one of the documents, which BEIR leaves out.
-        ranking = [row for row in dict.fromkeys(rows) if row != query]
+        same = query in self._data.documents
+        ranking = [row for row in dict.fromkeys(rows) if not (same and row == query)]
         measures = measure(ranking, self._data.judgements[query], recall_at=(1, 5, 10))
         recall = {f"recall@{at}": share for at, share in measures.recall.items()}
         return {"nDCG@10": measures.ndcg, **recall, "MRR": measures.mrr}
