@@ -107,9 +107,15 @@ class TestSync:
         both()
         DeltaTable(path).update(predicate="id > 40", updates={"text": "concat(text, '?')"})
         both()
+        # Nothing is written then.
+        DeltaTable(path).delete("id = 33")
+        both()
         both(metadata=[])
         both(where="aisle = 'a1' AND id < 90")
         assert library.sync(path, **COLUMNS, where="aisle = 'a1' AND id < 90", runner=runner()).method == "none"
+        both(where="id > 1000")
+        DeltaTable(path).delete()
+        both()
 
     def test_one_commit_for_all_parts(self, library: Library, tmp_path: Path) -> None:
         write_deltalake(tmp_path / "d", table(200))
@@ -130,8 +136,10 @@ class TestSync:
             library.sync(tmp_path / "d", **COLUMNS, runner=other)
         assert len(library) == 100
         assert library.sync(tmp_path / "d", **COLUMNS, runner=runner()).added == 1
-        with pytest.raises(ValueError, match="cannot read the Delta table"):
+        with pytest.raises(ValueError, match="cannot read the Delta table") as failed:
             library.sync(tmp_path / "d", **COLUMNS, where="nowhere = 1", runner=runner())
+        assert "nowhere" in str(failed.value)
+        assert "Traceback" not in str(failed.value)
 
     def test_bad_numbers(self) -> None:
         for name in ("workers", "cpus", "rows"):

@@ -95,7 +95,8 @@ class DaftRunner:
     def write(self, draft: Draft, plan: Plan, digester: Digester, writer: Writer, bar: tqdm[Any]) -> int:
         """Writes what a plan says, and returns how many of its rows were not found again."""
         if not isinstance(draft, LanceDraft):
-            raise TypeError("Daft writes libraries in LanceDB only; sync one in Postgres without a runner")
+            # No TypeError, which would be a bug: the place of a library is the user's.
+            raise ValueError("Daft writes libraries in LanceDB only; sync one in Postgres without a runner")  # noqa: TRY004
         store, published = draft.store, writer.known.published
         uri = f"{store.db.uri}/{store.name}.lance"
         job = Writing(
@@ -139,6 +140,9 @@ class DaftRunner:
         census, difference = plan.census, plan.difference
         assert census.parts is not None
         wanted = np.flatnonzero(plan.wanted)
+        if not len(wanted):
+            # `split` would give one share all the same.
+            return
         wanted = wanted[np.argsort(census.parts[wanted], kind="stable")]
         numbers, starts = np.unique(census.parts[wanted], return_index=True)
         parts = parts_of(plan.source.table, self.rows)
@@ -186,7 +190,12 @@ class DaftRunner:
     def _started(self, tasks: int) -> int:
         """Starts the engine, and returns how many workers it shall have."""
         if self.engine == "ray":
-            ray: Any = import_module("ray")
+            try:
+                ray: Any = import_module("ray")
+            except ImportError as error:
+                raise ImportError(
+                    f"a sync on a Ray cluster needs more packages: pip install 'adventures[distributed]' ({error})"
+                ) from error
             if not ray.is_initialized():
                 ray.init(address=self.address, include_dashboard=False, log_to_driver=False)
             daft.set_runner_ray(noop_if_initialized=True)
