@@ -103,6 +103,24 @@ def test_a_polars_expression_makes_the_text(shop: Path) -> None:
     assert rows(shop, id="id", text=text)["3"] == "ANYTHING: luck"
 
 
+def test_a_column_of_the_key_may_be_metadata_too(shop: Path) -> None:
+    batch = first(shop, id="id", text="{advice}", metadata=["id", "price"])
+    assert batch.metadata.to_pylist()[0]["id"] == batch.key.to_pylist()[0]["id"]
+
+
+@pytest.mark.parametrize(
+    ("column", "key", "where"),
+    [
+        (pa.array([0, 4_000_000], pa.date32()), "id", "row 'far'"),
+        (pa.array([0, 2**60], pa.timestamp("us")), "when", "its row"),
+    ],
+)
+def test_a_date_that_python_has_not_is_named(tmp_path: Path, column: pa.Array[Any], key: str, where: str) -> None:
+    write_deltalake(tmp_path / "far", pa.table({"id": ["near", "far"], "text": ["a", "b"], "when": column}))
+    with pytest.raises(ValueError, match=f"column 'when' has a date or time outside the years 1 to 9999 in {where}: "):
+        rows(tmp_path / "far", id=key, text="{text}")
+
+
 def test_metadata_defaults_to_all_other_columns(shop: Path) -> None:
     batch = first(shop, id="id", text="{scenario}")
     assert batch.metadata.type.names == ["advice", "price"]

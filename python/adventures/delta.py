@@ -299,23 +299,44 @@ class RowSource:
             if not isinstance(error, (DeltaError, pa.ArrowException)) and type(error).__name__ != "PanicException":
                 raise
             limit = "" if self.where is None else f" where {self.where!r}"
-            raise ValueError(f"cannot read the Delta table {self.table.table_uri}{limit}: {error}") from error
+            # Of a reader in Python, a traceback follows.
+            told = str(error).partition(" Detail: Python exception:")[0]
+            raise ValueError(f"cannot read the Delta table {self.table.table_uri}{limit}: {told}") from error
 
     def _rows(self, batch: pa.RecordBatch) -> RowBatch:
         frame = pl.DataFrame(pa.Table.from_batches([batch]))
-        names = [*self.id, *self.metadata]
-        return RowBatch(
-            ids=row_ids(frame, self.id),
-            texts=_texts(frame, self.text),
-            key=self._struct(batch, self.id),
-            metadata=self._struct(batch, self.metadata) if self.metadata else None,
-            # Not select(), to which a column named "*" is all of them, and "^a.*$" a pattern.
-            values=frame[names].rows(),
-        )
+        # A column of the key may be metadata too.
+        names = list(dict.fromkeys([*self.id, *self.metadata]))
+        try:
+            return RowBatch(
+                ids=row_ids(frame, self.id),
+                texts=_texts(frame, self.text),
+                key=self._struct(batch, self.id),
+                metadata=self._struct(batch, self.metadata) if self.metadata else None,
+                # Not select(), to which a column named "*" is all of them, and "^a.*$" a pattern.
+                values=frame[names].rows(),
+            )
+        except (OverflowError, ValueError):
+            _check_times(frame, names, self.id)
+            raise
 
     def _struct(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.StructArray:
         fields = [self._targets[name] for name in names]
         return pa.StructArray.from_arrays([stored(batch.column(f.name), f) for f in fields], fields=fields)
+
+
+def _check_times(frame: pl.DataFrame, names: Sequence[str], key: Sequence[str]) -> None:
+    """Raises a ValueError that names a date or time which Python has not: of the years 1 to 9999 alone."""
+    for name in names:
+        for number in range(len(frame)):
+            try:
+                frame[name][number : number + 1].to_list()
+            except (OverflowError, ValueError) as error:
+                row = "its row" if name in key else f"row {row_ids(frame[number : number + 1], key)[0]!r}"
+                value = frame[name][number : number + 1].to_physical().to_list()[0]
+                raise ValueError(
+                    f"column {name!r} has a date or time outside the years 1 to 9999 in {row}: {value} ({error})"
+                ) from error
 
 
 def _check_predicate(where: str) -> None:
