@@ -141,6 +141,15 @@ class TestSync:
         assert "nowhere" in str(failed.value)
         assert "Traceback" not in str(failed.value)
 
+    def test_what_it_cannot_do(self, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_deltalake(tmp_path / "d", table(10))
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(ImportError, match=r"pip install 'adventures\[distributed\]'"):
+            library.sync(tmp_path / "d", **COLUMNS, runner=runner(engine="ray"))
+        unknown: Any = None
+        with pytest.raises(ValueError, match="Daft writes libraries in LanceDB only"):
+            runner().write(unknown, unknown, unknown, unknown, unknown)
+
     def test_bad_numbers(self) -> None:
         for name in ("workers", "cpus", "rows"):
             with pytest.raises(ValueError, match=f"{name} must be a whole number from 1 on, not 0"):

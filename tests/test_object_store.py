@@ -102,12 +102,9 @@ class TestService:
             assert server.stop() == 0
         (config := tmp_path / "config.toml").write_text(f'library = "{own.path}"\ngenerator = "none"\n')
         # Google's key itself, JSON with commas in it.
-        options = {
-            f"{name}_key" if name == "google_service_account" else name: (
-                Path(value).read_text() if name == "google_service_account" else value
-            )
-            for name, value in bucket.options.items()
-        }
+        options = dict(bucket.options)
+        if key := options.pop("google_service_account", None):
+            options["google_service_account_key"] = Path(key).read_text()
         variables = {
             "ADVENTURES_CONFIG": str(config),
             "ADVENTURES_STORAGE_OPTION": ",".join(f"{name}={value}" for name, value in options.items()),

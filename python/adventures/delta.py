@@ -329,13 +329,14 @@ def _check_times(frame: pl.DataFrame, names: Sequence[str], key: Sequence[str]) 
     """Raises a ValueError that names a date or time which Python has not: of the years 1 to 9999 alone."""
     for name in names:
         for number in range(len(frame)):
+            row = frame[number : number + 1]
             try:
-                frame[name][number : number + 1].to_list()
+                row[name].to_list()
             except (OverflowError, ValueError) as error:
-                row = "its row" if name in key else f"row {row_ids(frame[number : number + 1], key)[0]!r}"
-                value = frame[name][number : number + 1].to_physical().to_list()[0]
+                where = "its row" if name in key else f"row {row_ids(row, key)[0]!r}"
+                value = row[name].to_physical().to_list()[0]
                 raise ValueError(
-                    f"column {name!r} has a date or time outside the years 1 to 9999 in {row}: {value} ({error})"
+                    f"column {name!r} has a date or time outside the years 1 to 9999 in {where}: {value} ({error})"
                 ) from error
 
 
