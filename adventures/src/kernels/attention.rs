@@ -131,7 +131,7 @@ pub(crate) fn attention(
             "distances; this is a bug"
         );
     }
-    let job = Job { qkv, out: Target(out.as_mut_ptr()), queries, tokens, keys, heads, sight };
+    let job = Job { qkv, out: Place { first: out.as_mut_ptr(), stride: width }, queries, tokens, keys, heads, sight };
     match threads {
         Threads::One => run(kernel, &job, 0..heads.count, scratch),
         Threads::All => {
@@ -141,22 +141,11 @@ pub(crate) fn attention(
     }
 }
 
-/// The beginning of a matrix that threads write to, each its own part.
-#[derive(Clone, Copy)]
-struct Target(*mut f32);
-
-// SAFETY: parts that are written to have no element in common, while the maker of the target borrows the matrix.
-#[allow(unsafe_code)]
-unsafe impl Send for Target {}
-// SAFETY: as above.
-#[allow(unsafe_code)]
-unsafe impl Sync for Target {}
-
 /// What is asked of all heads.
 struct Job<'a> {
     qkv: Qkv<'a>,
     /// It has `queries` rows.
-    out: Target,
+    out: Place<*mut f32>,
     queries: usize,
     tokens: usize,
     keys: usize,
@@ -191,7 +180,7 @@ struct Head<'a, N> {
     /// How many numbers a token's are from those of the next.
     stride: usize,
     /// It has `queries` rows; no other head uses this one's columns.
-    out: Target,
+    out: Place<*mut f32>,
     queries: usize,
     tokens: usize,
     /// How many tokens, the first ones, have keys and values.
@@ -349,7 +338,7 @@ fn run(kernel: Kernel, job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch
 
 #[inline(always)]
 fn attend<T: Operands>(tiles: &mut T::State, head: &Head<'_, T::Number>, scratch: &mut Scratch) {
-    let Head { qkv, stride, queries, keys: tokens, width, dim, column, window, .. } = *head;
+    let Head { qkv, stride, out, queries, keys: tokens, dim, column, window, .. } = *head;
     scratch.pack::<T>(head);
     let value_panels = dim.div_ceil(PANEL);
     let sum_stride = value_panels * PANEL;
@@ -417,7 +406,7 @@ fn attend<T: Operands>(tiles: &mut T::State, head: &Head<'_, T::Number>, scratch
             let inverse = 1.0 / seen[i].total;
             // SAFETY: the head's columns of one of its rows.
             #[allow(unsafe_code)]
-            let to = unsafe { std::slice::from_raw_parts_mut(head.out.0.add((first + i) * width + column), dim) };
+            let to = unsafe { std::slice::from_raw_parts_mut(out.first.add((first + i) * out.stride + column), dim) };
             for (to, x) in to.iter_mut().zip(sums) {
                 *to = x * inverse;
             }

@@ -16,6 +16,13 @@ pub(crate) struct Place<T> {
     pub(crate) stride: usize,
 }
 
+// SAFETY: parts that threads write to have no element in common, while the maker of a place borrows the matrix.
+#[allow(unsafe_code)]
+unsafe impl<T> Send for Place<*mut T> {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl<T> Sync for Place<*mut T> {}
+
 /// The products of a few rows with a panel.
 pub(crate) trait Tile {
     /// The most rows, at most [`ROWS`].
@@ -129,13 +136,6 @@ pub(super) enum Out {
     /// As the kernel reads rows, where that is a line of the cache for a panel's columns.
     Rounded(Place<*mut u32>),
 }
-
-// SAFETY: parts that are written to have no element in common, while the maker borrows the matrix.
-#[allow(unsafe_code)]
-unsafe impl Send for Out {}
-// SAFETY: as above.
-#[allow(unsafe_code)]
-unsafe impl Sync for Out {}
 
 impl Out {
     /// The place `rows` rows and `panels` panels away.

@@ -90,6 +90,7 @@ pub(super) struct Scratch {
     context: Rounded,
     /// What a norm made of a layer's input, where it stands before.
     normed: Rounded,
+    /// The first products of gates; or rows that are rounded as they are computed.
     ups: Rounded,
     attention: attention::Scratch,
     rounded: Rounded,
