@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adventures.library import Library
-from adventures.neighbours import _rest, expanded
+from adventures.neighbours import expanded
+from adventures.store import Store
 from words import WordEmbedder
 
 if TYPE_CHECKING:
@@ -148,42 +149,92 @@ class TestExpand:
     def test_texts_that_repeat_themselves(
         self, tmp_path_factory: pytest.TempPathFactory, overlap: int, expand: int, letters: list[int]
     ) -> None:
-        """Every passage is in the text of the hit that covers it, and nothing else is."""
+        """A hit's text is the words of its passages, each of them once."""
         text = " ".join("abcd"[letter] for letter in letters)
         library = synced(tmp_path_factory.mktemp("l"), {"r": text}, overlap=overlap)
-        pieces = library.embedder.split([text], max_tokens=8, overlap=overlap)[0]
-        for hit in library.search(text[:15] + " a", k=3, expand=expand):
-            assert all(" ".join(pieces[at].split()) in " ".join(hit.text.split()) for at in hit.passages)
-            assert len(hit.text.split()) <= sum(len(pieces[at].split()) for at in hit.passages)
+        spans = library.embedder.split_spans([text], max_tokens=8, overlap=overlap)[0]
+        hits = library.search(text[:15] + " a", k=3, expand=expand)
+        assert hits
+        for hit in hits:
+            assert hit.text.split() == text[spans[hit.passages[0]][0] : spans[hit.passages[-1]][1]].split()
+
+
+@dataclass
+class Cutting(WordEmbedder):
+    """Cuts texts as a real model does."""
+
+    model: Any = None
+
+    def count_tokens(self, texts: list[str], kind: str = "passage") -> list[int]:
+        return self.model.count_tokens(texts)
+
+    def split_spans(
+        self, texts: list[str], *, max_tokens: int | None = None, overlap: int = 0
+    ) -> list[list[tuple[int, int]]]:
+        return self.model.split_spans(texts, max_tokens=max_tokens, overlap=overlap)
 
 
 class TestJoin:
     @pytest.mark.parametrize(
-        ("before", "after", "whole"),
+        ("text", "overlap"),
         [
-            ("One. Two.", "Two. Three.", "One. Two. Three."),
-            ("One. Two.", "Three.", "One. Two.\nThree."),
-            ("of 783", "3.5 more", "of 783\n3.5 more"),
-            ("the cats", "so many", "the cats\nso many"),
-            ("a b c", "b c", "a b c"),
-            ("日本語の文", "の文です", "日本語の文です"),
-            ("日本語の", "文です", "日本語の文です"),
-            ("ไม่มีช่องว่างระหว่างคำ", "ช่องว่างระหว่างคำเลย", "ไม่มีช่องว่างระหว่างคำเลย"),
+            ("na " * 500 + "batman", 16),
+            ("ha.ha-" * 300, 8),
+            ("龍は眠る。夜に龍は眠る。" * 60, 8),
+            (("x" * 90 + " ") * 20, 0),
+            ("ไม่มีช่องว่าง " * 60, 16),
+            ("🐉🐉 e\u0301e\u0301 " * 200, 4),
+            ("| a | b |\n" * 300, 16),
         ],
     )
-    def test_pairs(self, before: str, after: str, whole: str) -> None:
-        assert before + _rest(before, after, overlap=True) == whole
-
-    def test_what_shares_nothing_is_not_searched_for_it(self) -> None:
-        assert _rest("yes", "yes", overlap=False) == "\nyes"
+    def test_texts_that_repeat_themselves_come_back_whole(
+        self, tmp_path: Path, minilm: adv.Embedder, text: str, overlap: int
+    ) -> None:
+        library = self.cut(tmp_path, minilm, {"r": text}, 32, overlap)
+        assert len(library) > 3
+        hit = library.search("na", k=1, expand=100)[0]
+        end = minilm.split_spans([text], max_tokens=32, overlap=overlap)[0][hit.passages[-1]][1]
+        begin = minilm.split_spans([text], max_tokens=32, overlap=overlap)[0][hit.passages[0]][0]
+        assert squeezed(hit.text) == squeezed(text[begin:end])
 
     @pytest.mark.skipif(not CORPORA.exists(), reason=f"{CORPORA} is not here")
     @pytest.mark.parametrize(("window", "overlap"), [(256, 32), (64, 16), (128, 0)])
-    def test_real_texts_come_back_whole(self, minilm: adv.Embedder, window: int, overlap: int) -> None:
-        for path in sorted(CORPORA.glob("*.md")):
-            text = path.read_text(encoding="utf-8")[:60_000]
-            pieces = minilm.split([text], max_tokens=window, overlap=overlap)[0]
-            whole = pieces[0]
-            for before, after in itertools.pairwise(pieces):
-                whole += _rest(before, after, overlap=overlap > 0)
-            assert squeezed(whole) == squeezed(text), path.name
+    def test_real_texts_come_back_whole(self, tmp_path: Path, minilm: adv.Embedder, window: int, overlap: int) -> None:
+        texts = {path.name: path.read_text(encoding="utf-8")[:25_000] for path in sorted(CORPORA.glob("*.md"))}
+        library = self.cut(tmp_path, minilm, texts, window, overlap)
+        for name, text in texts.items():
+            found: dict[int, str] = {}
+            for hit in library.search("the", k=10_000, where={"id": name}, expand=100):
+                found |= {hit.passages[0]: hit.text}
+            assert squeezed("".join(found[at] for at in sorted(found))) == squeezed(text), name
+
+    def test_a_library_from_before_follows_on(self, tmp_path: Path) -> None:
+        """Of passages that were written when nobody kept what they share, all is there, some of it twice."""
+        cut: dict[str, Any] = {"id": "id", "text": "{text}", "max_tokens": 8, "overlap": 2}
+        write_deltalake(tmp_path / "d", pa.table({"id": ["a", "b"], "text": [" ".join(WORDS), "one two"]}))
+        embedder = WordEmbedder(dim=64)
+        Library.open(tmp_path / "l", embedder=embedder).sync(tmp_path / "d", **cut)
+        store = Store(str(tmp_path / "l"), "passages")
+        table = store.open()
+        assert table
+        table.drop_columns(["overlap"])
+        store.mark(table, since=0.0, keep=1)
+
+        library = Library.open(tmp_path / "l", embedder=embedder)
+        twice = library.search("w20", k=1, expand=100)[0].text.split()
+        assert set(twice) == set(WORDS)
+        assert len(twice) > len(WORDS)
+        assert not library.sync(tmp_path / "d", **cut).changed
+        write_deltalake(tmp_path / "d", pa.table({"id": ["c"], "text": [" ".join(WORDS).upper()]}), mode="append")
+        embedder.embedded.clear()
+        report = library.sync(tmp_path / "d", **cut)
+        assert (report.added, report.unchanged) == (1, 2)
+        assert all(text.isupper() for text in embedder.embedded)
+        texts = {hit.source.row["id"]: hit.text.split() for hit in library.search("w20", k=20, expand=100)}
+        assert texts == {"a": twice, "b": ["one", "two"], "c": [word.upper() for word in WORDS]}
+
+    def cut(self, place: Path, model: adv.Embedder, texts: dict[str, str], window: int, overlap: int) -> Library:
+        write_deltalake(place / "d", pa.table({"id": list(texts), "text": list(texts.values())}))
+        library = Library.open(place / "l", embedder=Cutting(dim=32, max_tokens=256, keep=False, model=model))
+        library.sync(place / "d", id="id", text="{text}", max_tokens=window, overlap=overlap)
+        return library

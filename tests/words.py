@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -57,12 +58,18 @@ class WordEmbedder:
         return [len(text.split()) for text in texts]
 
     def split(self, texts: list[str], *, max_tokens: int | None = None, overlap: int = 0) -> list[list[str]]:
-        window = max_tokens or self.max_tokens
-        return [self._pieces(text, window, overlap) for text in texts]
+        spans = self.split_spans(texts, max_tokens=max_tokens, overlap=overlap)
+        return [[text[start:end] for start, end in own] for text, own in zip(texts, spans, strict=True)]
 
-    def _pieces(self, text: str, window: int, overlap: int) -> list[str]:
-        words = text.split()
+    def split_spans(
+        self, texts: list[str], *, max_tokens: int | None = None, overlap: int = 0
+    ) -> list[list[tuple[int, int]]]:
+        window = max_tokens or self.max_tokens
+        return [self._spans(text, window, overlap) for text in texts]
+
+    def _spans(self, text: str, window: int, overlap: int) -> list[tuple[int, int]]:
+        words = list(re.finditer(r"\S+", text))
         if len(words) <= window:
-            return [text]
-        step = window - overlap
-        return [" ".join(words[start : start + window]) for start in range(0, max(len(words) - overlap, 1), step)]
+            return [(0, len(text))]
+        runs = [words[at : at + window] for at in range(0, max(len(words) - overlap, 1), window - overlap)]
+        return [(run[0].start(), run[-1].end()) for run in runs]

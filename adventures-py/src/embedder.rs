@@ -216,6 +216,19 @@ impl Embedder {
         })
     }
 
+    #[pyo3(signature = (texts, *, max_tokens=None, overlap=0))]
+    fn split_spans(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = option::max_tokens_or_none)] max_tokens: Option<usize>,
+        #[pyo3(from_py_with = option::overlap)] overlap: usize,
+    ) -> PyResult<Vec<Vec<(usize, usize)>>> {
+        self.process.check("Embedder")?;
+        let texts = self::texts(texts, "text")?;
+        run_on(py, self.inner.pool(), |cancel| self.inner.split_spans(&texts, max_tokens, overlap, cancel))
+    }
+
     fn __repr__(&self) -> String {
         format!(
             "Embedder({:?}, dim={}, max_tokens={}, device={:?})",

@@ -52,6 +52,20 @@ pub(crate) fn split(text: &str, capacity: usize, overlap: usize, size: impl Fn(&
     }
 }
 
+/// Returns where the pieces of a text are in it: the first character of each, and the one after its last.
+///
+/// The pieces must be parts of `text` itself, in the order of their beginnings.
+pub(crate) fn spans(text: &str, pieces: &[&str]) -> Vec<(usize, usize)> {
+    let (mut bytes, mut characters) = (0, 0);
+    let one = |piece: &&str| {
+        let start = piece.as_ptr() as usize - text.as_ptr() as usize;
+        characters += text[bytes..start].chars().count();
+        bytes = start;
+        (characters, characters + piece.chars().count())
+    };
+    pieces.iter().map(one).collect()
+}
+
 /// Returns the first `bytes` bytes of `text`, or up to three less where a character would be cut.
 pub(crate) fn head(text: &str, bytes: usize) -> &str {
     let mut end = bytes.min(text.len());
@@ -63,7 +77,7 @@ pub(crate) fn head(text: &str, bytes: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::split;
+    use super::{spans, split};
 
     fn words(text: &str) -> usize {
         text.split_whitespace().count()
@@ -113,6 +127,21 @@ mod tests {
     fn a_text_that_fits_is_untouched() {
         assert_eq!(split("  as it is \n", 10, 2, words).expect("fits"), ["  as it is \n"]);
         assert_eq!(split("", 10, 2, words).expect("fits"), [""]);
+    }
+
+    #[test]
+    fn spans_count_characters() {
+        for text in ["  ein Tag\u{2003}für Bären, ein Tag für Bären \n", "日本 日本 日本 日本", "na na na na na", ""]
+        {
+            for (capacity, overlap) in [(1, 0), (2, 1), (3, 2)] {
+                let pieces = split(text, capacity, overlap, words).expect("valid arguments");
+                let found = spans(text, &pieces);
+                assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0), "{found:?}");
+                for (piece, (start, end)) in pieces.iter().zip(found) {
+                    assert_eq!(text.chars().skip(start).take(end - start).collect::<String>(), *piece);
+                }
+            }
+        }
     }
 
     #[test]

@@ -194,6 +194,10 @@ class Embedder:
             max_tokens: The longest piece, prefix and special tokens included; what the model reads by default.
             overlap: How many tokens neighbours may share.
         """
+    def split_spans(
+        self, texts: str | Iterable[str], *, max_tokens: int | None = None, overlap: int = 0
+    ) -> list[list[tuple[int, int]]]:
+        """Returns where the pieces of `split` are: a piece is `text[start:end]`. Arguments are those of `split`."""
 
 @final
 class Scores:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import unicodedata
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
 
 FURTHEST = 100
 """The most neighbours on each side: of 256 tokens each, a book's chapter, and more than generators read."""
-# So many equal letters in a row are no chance, wherever in a word they begin.
-_LONG = 16
 
 
 def check(expand: object) -> None:
@@ -55,57 +51,25 @@ def expanded(snapshot: Snapshot, hits: Sequence[Hit], n: int) -> list[Hit]:
             stretches.remove(other)
         stretches.append(wide)
     stretches.sort(key=lambda one: place[one.hit.id])
-    texts = _texts(snapshot, stretches)
-    overlap = bool(snapshot.source.get("overlap"))
-    return [_joined(one, texts[one.row_id], overlap=overlap) for one in stretches]
+    passages = _passages(snapshot, stretches)
+    return [_joined(one, passages[one.row_id]) for one in stretches]
 
 
-def _joined(stretch: _Stretch, texts: dict[int, str], *, overlap: bool) -> Hit:
-    covered = [ordinal for ordinal in range(stretch.first, stretch.last + 1) if ordinal in texts]
-    text = texts[covered[0]]
-    # What is shared with a passage cannot reach back beyond it, however often the text repeats itself.
-    for before, after in itertools.pairwise(covered):
-        text += _rest(texts[before], texts[after], overlap=overlap)
+def _joined(stretch: _Stretch, passages: dict[int, tuple[int | None, str]]) -> Hit:
+    covered = [ordinal for ordinal in range(stretch.first, stretch.last + 1) if ordinal in passages]
+    text = passages[covered[0]][1]
+    for ordinal in covered[1:]:
+        overlap, after = passages[ordinal]
+        # What was between two passages was white space: that is all a library knows of it.
+        text += "\n" + after if overlap is None or overlap < 0 else after[overlap:]
     return replace(stretch.hit, text=text, passages=tuple(covered))
 
 
-def _texts(snapshot: Snapshot, stretches: Sequence[_Stretch]) -> dict[str, dict[int, str]]:
-    """The texts of all passages of the stretches: row → ordinal → text."""
-    texts: dict[str, dict[int, str]] = {}
-    if not stretches:
-        return texts
-    for row_id, ordinal, text in snapshot.texts([(one.row_id, one.first, one.last) for one in stretches]):
-        texts.setdefault(row_id, {})[ordinal] = text
-    return texts
-
-
-def _rest(before: str, after: str, *, overlap: bool) -> str:
-    """What to write after a passage so that the next one follows: that without what both have, or on a new line.
-
-    Passages are pieces of a text from which the white space around them is gone, and neighbours share whole words.
-    """
-    if overlap:
-        at = max(len(before) - len(after), 0)
-        while (at := before.find(after[0], at)) >= 0:
-            shared = len(before) - at
-            if after.startswith(before[at:]) and (shared >= _LONG or _is_whole(before, after, at, shared)):
-                return after[shared:]
-            at += 1
-    between = "" if _is_wide(before[-1]) and _is_wide(after[0]) else "\n"
-    return between + after
-
-
-def _is_whole(before: str, after: str, at: int, shared: int) -> bool:
-    """Whether what two passages share begins and ends between words."""
-    begins = at == 0 or not _within(before[at - 1], before[at])
-    return begins and (shared == len(after) or not _within(after[shared - 1], after[shared]))
-
-
-def _within(left: str, right: str) -> bool:
-    """Whether two letters beside each other are of one word."""
-    return left.isalnum() and right.isalnum() and not (_is_wide(left) or _is_wide(right))
-
-
-def _is_wide(letter: str) -> bool:
-    # Chinese and Japanese write no spaces between words.
-    return unicodedata.east_asian_width(letter) in ("W", "F")
+def _passages(snapshot: Snapshot, stretches: Sequence[_Stretch]) -> dict[str, dict[int, tuple[int | None, str]]]:
+    """All passages of the stretches: row → ordinal → overlap with the one before, and text."""
+    passages: dict[str, dict[int, tuple[int | None, str]]] = {}
+    if stretches:
+        wanted = [(one.row_id, one.first, one.last) for one in stretches]
+        for row_id, ordinal, overlap, text in snapshot.texts(wanted):
+            passages.setdefault(row_id, {})[ordinal] = overlap, text
+    return passages

@@ -123,22 +123,26 @@ class Writer:
             texts = pa.array([piece.text for piece in part])
             keys = [(rows.digests[piece.row].text, piece.ordinal) for piece in part]
             vectors = self._vectors(keys, texts, np.array([piece.tokens for piece in part], np.int64))
-            yield self._batch(rows, [(piece.row, piece.ordinal) for piece in part], texts, vectors)
+            yield self._batch(rows, [(piece.row, piece.ordinal, piece.overlap) for piece in part], texts, vectors)
 
     def _pieces(self, rows: _Rows, some: Sequence[int]) -> list[_Piece]:
         """The passages of some rows. A text that fits is one; it is tokenized once to see, and once to embed it."""
         texts = [rows.text(row) for row in some]
         counts = self.embedder.count_tokens(texts)
         long = [at for at, count in enumerate(counts) if count > self.cut.window]
-        cut = self.embedder.split([texts[at] for at in long], max_tokens=self.cut.window, overlap=self.cut.overlap)
-        parts = dict(zip(long, cut, strict=True))
-        of_parts = iter(self.embedder.count_tokens([text for own in cut for text in own]))
+        cut = self.embedder.split_spans(
+            [texts[at] for at in long], max_tokens=self.cut.window, overlap=self.cut.overlap
+        )
+        spans = dict(zip(long, cut, strict=True))
+        of_parts = iter(self.embedder.count_tokens([texts[at][start:end] for at in long for start, end in spans[at]]))
         found: list[_Piece] = []
         for at, (row, text, count) in enumerate(zip(some, texts, counts, strict=True)):
-            if at not in parts:
-                found.append(_Piece(row, 0, text, count))
-            else:
-                found += [_Piece(row, number, part, next(of_parts)) for number, part in enumerate(parts[at])]
+            last = 0
+            for ordinal, (start, end) in enumerate(spans.get(at, [(0, len(text))])):
+                tokens = next(of_parts) if at in spans else count
+                overlap = min(last - start, end - start) if ordinal else None
+                found.append(_Piece(row, ordinal, overlap, text[start:end], tokens))
+                last = max(last, end)
         return found
 
     def _vectors(self, keys: list[tuple[bytes, int]], texts: pa.Array[Any], tokens: NDArray[np.int64]) -> pa.Array[Any]:
@@ -172,22 +176,25 @@ class Writer:
         for start in range(0, len(addresses), _PASSAGES):
             stored: Any = self.known.published.passages(addresses[start : start + _PASSAGES].tolist()).combine_chunks()
             row_ids = [by_id[row_id] for row_id in stored.column("row_id").to_pylist()]
-            part = list(zip(row_ids, stored.column("ordinal").to_pylist(), strict=True))
+            places = (stored.column(name).to_pylist() for name in ("ordinal", "overlap"))
+            part = list(zip(row_ids, *places, strict=True))
             texts, vectors = (pa.concat_arrays(stored.column(name).chunks) for name in ("text", "vector"))
             yield self._batch(rows, part, texts, vectors.flatten())
 
     def _batch(
-        self, rows: _Rows, part: list[tuple[int, int]], texts: pa.Array[Any], vectors: pa.Array[Any]
+        self, rows: _Rows, part: list[tuple[int, int, int | None]], texts: pa.Array[Any], vectors: pa.Array[Any]
     ) -> pa.RecordBatch:
+        """A batch of passages: of each its row, its ordinal, and what it shares with the one before."""
         self.work.passages += len(part)
-        at = pa.array([rows.indices[row] for row, _ in part], pa.int64())
+        at = pa.array([rows.indices[row] for row, _, _ in part], pa.int64())
         columns: dict[str, pa.Array[Any]] = {
-            "id": pa.array([f"{rows.row_id(row)}#{ordinal}" for row, ordinal in part]),
-            "row_id": pa.array([rows.row_id(row) for row, _ in part]),
-            "ordinal": pa.array([ordinal for _, ordinal in part], pa.int32()),
+            "id": pa.array([f"{rows.row_id(row)}#{ordinal}" for row, ordinal, _ in part]),
+            "row_id": pa.array([rows.row_id(row) for row, _, _ in part]),
+            "ordinal": pa.array([ordinal for _, ordinal, _ in part], pa.int32()),
+            "overlap": pa.array([overlap for _, _, overlap in part], pa.int32()),
             "text": texts,
-            "text_hash": pa.array([rows.digests[row].text for row, _ in part], pa.binary(16)),
-            "row_hash": pa.array([rows.digests[row].row for row, _ in part], pa.binary(16)),
+            "text_hash": pa.array([rows.digests[row].text for row, _, _ in part], pa.binary(16)),
+            "row_hash": pa.array([rows.digests[row].row for row, _, _ in part], pa.binary(16)),
             "key": rows.batch.key.take(at),
             "vector": pa.FixedSizeListArray.from_arrays(vectors, self.embedder.dim),
         }
@@ -198,10 +205,13 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A passage to be embedded: its row, which passage of it this is, its text, and how many tokens that has."""
+    """A passage to be embedded: its row, which passage of it this is, what it shares with the one before, its text, and
+    how many tokens that has.
+    """
 
     row: int
     ordinal: int
+    overlap: int | None
     text: str
     tokens: int
 

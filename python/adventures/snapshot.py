@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from lancedb.background_loop import LOOP
 from lancedb.query import MatchQuery
 
@@ -17,7 +18,6 @@ from adventures.filters import condition
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    import pyarrow as pa
     from lancedb.table import Table
     from numpy.typing import NDArray
 
@@ -64,10 +64,9 @@ class LanceSnapshot:
             yield batch.rename_columns(["address" if name == "_rowid" else name for name in batch.schema.names])
 
     def passages(self, addresses: list[int]) -> pa.Table:
-        """Returns `row_id`, `ordinal`, `text` and `vector` of the passages at these addresses."""
+        """Returns `row_id`, `ordinal`, `overlap`, `text` and `vector` of the passages at these addresses."""
         query = self.table.take_row_ids(addresses)
-        found: pa.Table = query.select(["row_id", "ordinal", "text", "vector"]).to_arrow()
-        return found
+        return self._overlapping(query.select(self._there("row_id", "ordinal", "overlap", "text", "vector")).to_arrow())
 
     def nearest(
         self, vector: NDArray[np.float32], where: Mapping[str, object] | None, limit: int
@@ -86,15 +85,26 @@ class LanceSnapshot:
         match: Any = MatchQuery
         return self._found(self._query().nearest_to_text(match(words, "text")).limit(limit), where, "_score")
 
-    def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, str]]:
-        """Returns row, ordinal and text of the passages of stretches: each of a row, from an ordinal to another."""
+    def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, int | None, str]]:
+        """Returns row, ordinal, overlap and text of the passages of stretches: of a row, from an ordinal to another."""
         wanted = " OR ".join(
             f"(row_id = {_quoted(row_id)} AND ordinal BETWEEN {first} AND {last})" for row_id, first, last in stretches
         )
         if not wanted:
             return []
-        search: Any = self.table.search().where(wanted).select(["row_id", "ordinal", "text"]).limit(None)
-        return [(row["row_id"], row["ordinal"], row["text"]) for row in search.to_arrow().to_pylist()]
+        columns = ("row_id", "ordinal", "overlap", "text")
+        search: Any = self.table.search().where(wanted).select(self._there(*columns)).limit(None)
+        found = self._overlapping(search.to_arrow())
+        return list(zip(*(found.column(name).to_pylist() for name in columns), strict=True))
+
+    def _there(self, *columns: str) -> list[str]:
+        return [name for name in columns if name in self.schema.names]
+
+    def _overlapping(self, found: pa.Table) -> pa.Table:
+        """Passages, with `overlap` also where the library was made before there was that column."""
+        if "overlap" in found.schema.names:
+            return found
+        return found.append_column("overlap", pa.nulls(len(found), pa.int32()))
 
     def ids(self, where: Mapping[str, object] | None) -> list[str] | None:
         """Returns the ids of the passages that may answer; None where all may."""

@@ -58,7 +58,7 @@ class Snapshot(Protocol):
         ...
 
     def passages(self, addresses: list[int]) -> pa.Table:
-        """Returns `row_id`, `ordinal`, `text` and `vector` of the passages at these addresses."""
+        """Returns `row_id`, `ordinal`, `overlap`, `text` and `vector` of the passages at these addresses."""
         ...
 
     def nearest(
@@ -74,8 +74,8 @@ class Snapshot(Protocol):
         """Returns the passages that words fit best, in any order; likewise, with what orders them as `_score`."""
         ...
 
-    def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, str]]:
-        """Returns row, ordinal and text of the passages of stretches: each of a row, from an ordinal to another."""
+    def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, int | None, str]]:
+        """Returns row, ordinal, overlap and text of the passages of stretches: of a row, from an ordinal to another."""
         ...
 
 
@@ -154,6 +154,9 @@ def passage_schema(embedder: Embedder, key: pa.DataType, metadata: pa.DataType |
         pa.field("id", pa.string(), nullable=False),
         pa.field("row_id", pa.string(), nullable=False),
         pa.field("ordinal", pa.int32(), nullable=False),
+        # How many characters it has in common with the passage before; of less than 0, so many are between them. Null
+        # in the first of a row, and in those of a library that was made before there was this column.
+        pa.field("overlap", pa.int32()),
         pa.field("text", pa.string(), nullable=False),
         pa.field("text_hash", pa.binary(16), nullable=False),
         pa.field("row_hash", pa.binary(16), nullable=False),

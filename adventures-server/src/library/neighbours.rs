@@ -4,14 +4,10 @@ use super::Snapshot;
 use super::hit::Hit;
 use super::search::{quoted, read, rows};
 use adventures::Error;
+use arrow_array::Array;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int32Type;
-use icu_properties::CodePointMapData;
-use icu_properties::props::{EastAsianWidth, GeneralCategory, GeneralCategoryGroup};
 use std::collections::{BTreeMap, HashMap};
-
-/// So many equal letters in a row are no chance, wherever in a word they begin.
-const LONG: usize = 16;
 
 /// Passages of a row, from one to another, and the place of the best hit among them.
 struct Stretch {
@@ -27,8 +23,11 @@ impl Stretch {
     }
 }
 
-/// Row → ordinal → text.
-type Texts = HashMap<String, BTreeMap<i64, Vec<char>>>;
+/// A passage's text, and how many of its characters it shares with the one before it, where that is known.
+type Passage = (Option<i32>, String);
+
+/// Row → ordinal → passage.
+type Passages = HashMap<String, BTreeMap<i64, Passage>>;
 
 /// Returns hits with up to `n` passages of their row before them and after, in the order of the hits.
 ///
@@ -49,128 +48,90 @@ pub(super) async fn expanded(snapshot: &Snapshot, hits: Vec<Hit>, n: usize) -> R
         stretches.push(wide);
     }
     stretches.sort_by_key(|one| one.best);
-    let texts = texts(snapshot, &stretches).await?;
-    let overlap = snapshot.source.get("overlap").and_then(serde_json::Value::as_u64).is_some_and(|n| n > 0);
+    let passages = passages(snapshot, &stretches).await?;
     let mut hits: Vec<Option<Hit>> = hits.into_iter().map(Some).collect();
     let joined = stretches.into_iter().filter_map(|one| {
         let hit = hits[one.best].take()?;
-        let covered = texts.get(&one.row).map(|row| row.range(one.first..=one.last).collect::<Vec<_>>());
-        Some(joined(hit, &covered.unwrap_or_default(), overlap))
+        let covered = passages.get(&one.row).map(|row| row.range(one.first..=one.last).collect::<Vec<_>>());
+        Some(joined(hit, &covered.unwrap_or_default()))
     });
     Ok(joined.collect())
 }
 
-fn joined(hit: Hit, covered: &[(&i64, &Vec<char>)], overlap: bool) -> Hit {
-    let Some((_, first)) = covered.first() else { return hit };
-    let mut text: String = first.iter().collect();
-    // What is shared with a passage cannot reach back beyond it, however often the text repeats itself.
-    for pair in covered.windows(2) {
-        push_rest(&mut text, pair[0].1, pair[1].1, overlap);
+fn joined(hit: Hit, covered: &[(&i64, &Passage)]) -> Hit {
+    let Some(((_, (_, first)), others)) = covered.split_first() else { return hit };
+    let mut text = first.clone();
+    for (_, (overlap, after)) in others {
+        push_rest(&mut text, *overlap, after);
     }
     Hit { text, passages: covered.iter().map(|(ordinal, _)| **ordinal).collect(), ..hit }
 }
 
-async fn texts(snapshot: &Snapshot, stretches: &[Stretch]) -> Result<Texts, Error> {
-    let mut texts = Texts::new();
+/// Writes a passage so that it follows the one before: without what both have, or on a new line.
+fn push_rest(text: &mut String, overlap: Option<i32>, after: &str) {
+    match overlap.and_then(|overlap| usize::try_from(overlap).ok()) {
+        Some(shared) => text.extend(after.chars().skip(shared)),
+        // What was between two passages was white space: that is all a library knows of it.
+        None => {
+            text.push('\n');
+            text.push_str(after);
+        }
+    }
+}
+
+async fn passages(snapshot: &Snapshot, stretches: &[Stretch]) -> Result<Passages, Error> {
+    let mut passages = Passages::new();
     if stretches.is_empty() {
-        return Ok(texts);
+        return Ok(passages);
     }
     let wanted = stretches
         .iter()
         .map(|one| format!("(row_id = {} AND ordinal BETWEEN {} AND {})", quoted(&one.row), one.first, one.last));
     let wanted = wanted.collect::<Vec<_>>().join(" OR ");
-    for batch in rows(snapshot, &["row_id", "ordinal", "text"], &wanted).await? {
+    // Libraries that were made before there was this column have none.
+    let overlap = snapshot.schema.field_with_name("overlap").is_ok().then_some("overlap");
+    let columns: Vec<&str> = ["row_id", "ordinal", "text"].into_iter().chain(overlap).collect();
+    for batch in rows(snapshot, &columns, &wanted).await? {
         let column =
             |name: &str| batch.column_by_name(name).ok_or_else(|| format!("the library has no column {name:?}"));
         let strings = |name: &str| {
             let strings = column(name)?.as_string_opt::<i32>().cloned();
             strings.ok_or_else(|| format!("the library's column {name:?} is no text"))
         };
-        let (rows, passages) = (strings("row_id").map_err(|e| read(&e))?, strings("text").map_err(|e| read(&e))?);
-        let ordinals = column("ordinal").map_err(|e| read(&e))?.as_primitive_opt::<Int32Type>();
-        let ordinals = ordinals.ok_or_else(|| read(&"the library's ordinals are not of i32"))?;
+        let numbers = |name: &str| {
+            let numbers = column(name)?.as_primitive_opt::<Int32Type>().cloned();
+            numbers.ok_or_else(|| format!("the library's column {name:?} is not of i32"))
+        };
+        let (of, texts) = (strings("row_id").map_err(|e| read(&e))?, strings("text").map_err(|e| read(&e))?);
+        let ordinals = numbers("ordinal").map_err(|e| read(&e))?;
+        let overlaps = overlap.map(numbers).transpose().map_err(|e| read(&e))?;
         for at in 0..batch.num_rows() {
-            let row = texts.entry(rows.value(at).to_owned()).or_default();
-            row.insert(ordinals.value(at).into(), passages.value(at).chars().collect());
+            let overlap = overlaps.as_ref().filter(|all| all.is_valid(at)).map(|all| all.value(at));
+            let row = passages.entry(of.value(at).to_owned()).or_default();
+            row.insert(ordinals.value(at).into(), (overlap, texts.value(at).to_owned()));
         }
     }
-    Ok(texts)
-}
-
-/// Writes a passage so that it follows the one before: without what both have, or on a new line.
-///
-/// Passages are pieces of a text from which the white space around them is gone, and neighbours share whole words.
-fn push_rest(text: &mut String, before: &[char], after: &[char], overlap: bool) {
-    let (Some(last), Some(first)) = (before.last(), after.first()) else {
-        text.extend(after);
-        return;
-    };
-    if overlap {
-        let shortest = before.len().saturating_sub(after.len());
-        for at in (shortest..before.len()).filter(|at| before[*at] == *first) {
-            let shared = before.len() - at;
-            if after.starts_with(&before[at..]) && (shared >= LONG || is_whole(before, after, at)) {
-                text.extend(&after[shared..]);
-                return;
-            }
-        }
-    }
-    if !(is_wide(*last) && is_wide(*first)) {
-        text.push('\n');
-    }
-    text.extend(after);
-}
-
-/// Whether what two passages share, from `at` in the first on, begins and ends between words.
-fn is_whole(before: &[char], after: &[char], at: usize) -> bool {
-    let shared = before.len() - at;
-    let begins = at == 0 || !within(before[at - 1], before[at]);
-    begins && (shared == after.len() || !within(after[shared - 1], after[shared]))
-}
-
-/// Whether two letters beside each other are of one word.
-fn within(left: char, right: char) -> bool {
-    is_alphanumeric(left) && is_alphanumeric(right) && !(is_wide(left) || is_wide(right))
-}
-
-/// As Python's `str.isalnum`: `char::is_alphanumeric` counts the vowel signs of Indic scripts, too.
-fn is_alphanumeric(letter: char) -> bool {
-    let category = CodePointMapData::<GeneralCategory>::new().get(letter);
-    GeneralCategoryGroup::Letter.contains(category) || GeneralCategoryGroup::Number.contains(category)
-}
-
-/// Chinese and Japanese write no spaces between words.
-fn is_wide(letter: char) -> bool {
-    let width = CodePointMapData::<EastAsianWidth>::new().get(letter);
-    width == EastAsianWidth::Wide || width == EastAsianWidth::Fullwidth
+    Ok(passages)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rest(before: &str, after: &str, overlap: bool) -> String {
-        let letters = |text: &str| text.chars().collect::<Vec<_>>();
-        let mut text = before.to_owned();
-        push_rest(&mut text, &letters(before), &letters(after), overlap);
-        text
-    }
-
     #[test]
     fn what_passages_share_is_written_once() {
-        for (before, after, overlap, expected) in [
-            ("the red rope", "red rope is long", true, "the red rope is long"),
-            ("the red rope", "red rope is long", false, "the red rope\nred rope is long"),
-            // It shares letters, and no word.
-            ("the lamp", "map of it", true, "the lamp\nmap of it"),
-            ("a rope", "a rope", true, "a rope"),
-            ("no no no", "no no yes", true, "no no no yes"),
-            ("龍は眠る", "る夜に", true, "龍は眠る夜に"),
-            ("龍は眠る", "夜に", false, "龍は眠る夜に"),
-            ("abcdefghijklmnopqrs", "cdefghijklmnopqrst", true, "abcdefghijklmnopqrst"),
-            ("का", "ा है", true, "का है"),
+        for (before, overlap, after, expected) in [
+            ("the red rope", Some(8), "red rope is long", "the red rope is long"),
+            ("no no no", Some(2), "no yes", "no no no yes"),
+            ("龍は眠る", Some(1), "る夜に", "龍は眠る夜に"),
+            ("龍は眠る", Some(0), "夜に", "龍は眠る夜に"),
+            ("One.", Some(-2), "Two.", "One.\nTwo."),
+            ("a rope", None, "a rope", "a rope\na rope"),
+            ("a rope", Some(9), "rope", "a rope"),
         ] {
-            assert_eq!(rest(before, after, overlap), expected, "{before:?} {after:?}");
+            let mut text = before.to_owned();
+            push_rest(&mut text, overlap, after);
+            assert_eq!(text, expected);
         }
     }
 }

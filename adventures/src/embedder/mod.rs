@@ -296,6 +296,18 @@ impl Embedder {
         if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(pieces) }
     }
 
+    /// Returns where the pieces of [`Self::split`] are in each text, in characters: the first, and the one after the last.
+    pub fn split_spans<S: AsRef<str> + Sync>(
+        &self,
+        texts: &[S],
+        max_tokens: Option<usize>,
+        overlap: usize,
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Vec<(usize, usize)>>> {
+        let pieces = self.split(texts, max_tokens, overlap, cancel)?;
+        Ok(texts.iter().zip(pieces).map(|(text, pieces)| split::spans(text.as_ref(), &pieces)).collect())
+    }
+
     fn special_tokens(&self) -> usize {
         use tokenizers::PostProcessor;
         self.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false))

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from adventures.postgres.store import PostgresStore
     from adventures.storage import Snapshot
 
-_COLUMNS = ("id", "row_id", "ordinal", "text", "text_hash", "row_hash", "key", "metadata", "vector")
-_TYPES = ("text", "text", "int4", "text", "bytea", "bytea", "jsonb", "jsonb", "vector")
+_COLUMNS = ("id", "row_id", "ordinal", "overlap", "text", "text_hash", "row_hash", "key", "metadata", "vector")
+_TYPES = ("text", "text", "int4", "int4", "text", "bytea", "bytea", "jsonb", "jsonb", "vector")
 _STAGE = sql.Identifier("pg_temp", "adventures_stage")
 # Of so many dimensions pgvector makes an index of vectors; of twice as many, one of vectors of half the precision.
 HALVED_FROM = 2_000
@@ -76,7 +76,7 @@ class PostgresDraft:
 
     def _stage(self, batch: pa.RecordBatch) -> None:
         columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
-        plain = [columns[name].to_pylist() for name in _COLUMNS[:6]]
+        plain = [columns[name].to_pylist() for name in _COLUMNS[:7]]
         keys = written(columns["key"])
         metadata = written(columns["metadata"]) if "metadata" in columns else ["{}"] * len(keys)
         vectors = np.asarray(columns["vector"].flatten()).reshape(len(keys), self._dim)
@@ -87,7 +87,7 @@ class PostgresDraft:
         with self._connection.cursor() as cursor, cursor.copy(copy_in) as copy:
             copy.set_types(_TYPES)
             for row in zip(*plain, map(as_it_is, keys), map(as_it_is, metadata), map(Vector, vectors), strict=True):
-                if "\0" in row[1] or "\0" in row[3] or "\\u0000" in row[6].obj + row[7].obj:
+                if "\0" in row[1] or "\0" in row[4] or "\\u0000" in row[7].obj + row[8].obj:
                     raise ValueError(
                         f"the row {row[1]!r} has a null character, which Postgres cannot hold; replace it, or leave the"
                         " row out"
@@ -153,11 +153,14 @@ class PostgresDraft:
         found = self._store.found(self._connection) if self._published is not None else None
         if (found and found.version) != (self._published and self._published.version):
             raise AdventuresError(f"{self._store} was written by another sync meanwhile; nothing was published")
+        if self._published is not None and "overlap" not in self._published.schema.names:
+            # It was made before there was this column: its passages know nothing of what they share.
+            self._run("ALTER TABLE {} ADD COLUMN overlap int4", self._store.identifier)
 
     def _columns(self, *, addresses: bool = False) -> sql.Composable:
-        kinds = (*_TYPES[:2], "integer", *_TYPES[3:8], f"vector({self._dim})")
+        kinds = (*_TYPES[:-1], f"vector({self._dim})")
         columns: list[sql.Composable] = [
-            sql.SQL("{} {} NOT NULL").format(sql.Identifier(name), sql.SQL(kind))
+            sql.SQL("{} {}" if name == "overlap" else "{} {} NOT NULL").format(sql.Identifier(name), sql.SQL(kind))
             for name, kind in zip(_COLUMNS, kinds, strict=True)
         ]
         if addresses:

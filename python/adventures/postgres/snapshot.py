@@ -90,19 +90,20 @@ class PostgresSnapshot:
                 )
 
     def passages(self, addresses: list[int]) -> pa.Table:
-        """Returns `row_id`, `ordinal`, `text` and `vector` of the passages at these addresses."""
-        query = sql.SQL("SELECT row_id, ordinal, text, vector FROM {} WHERE address = ANY(%s)").format(
-            self.store.identifier
+        """Returns `row_id`, `ordinal`, `overlap`, `text` and `vector` of the passages at these addresses."""
+        query = sql.SQL("SELECT row_id, ordinal, {}, text, vector FROM {} WHERE address = ANY(%s)").format(
+            self._overlap, self.store.identifier
         )
         with self._reading() as connection, connection.cursor(binary=True) as cursor:
             rows = cursor.execute(query, [addresses]).fetchall()
         dim = self.schema.field("vector").type.list_size
-        vectors = np.array([row[3].to_numpy() for row in rows], np.float32).reshape(-1)
+        vectors = np.array([row[4].to_numpy() for row in rows], np.float32).reshape(-1)
         return pa.table(
             {
                 "row_id": pa.array([row[0] for row in rows], pa.string()),
                 "ordinal": pa.array([row[1] for row in rows], pa.int32()),
-                "text": pa.array([row[2] for row in rows], pa.string()),
+                "overlap": pa.array([row[2] for row in rows], pa.int32()),
+                "text": pa.array([row[3] for row in rows], pa.string()),
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors, pa.float32()), dim),
             }
         )
@@ -142,17 +143,22 @@ class PostgresSnapshot:
             matches = sql.SQL(WORDS + " @@ %(words)s::tsquery")
             return self._found(connection, rank, where, limit, {"words": row[0]}, matches)
 
-    def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, str]]:
-        """Returns row, ordinal and text of the passages of stretches: each of a row, from an ordinal to another."""
+    def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, int | None, str]]:
+        """Returns row, ordinal, overlap and text of the passages of stretches: of a row, from an ordinal to another."""
         wanted = list(stretches)
         rows, firsts, lasts = ([stretch[at] for stretch in wanted] for at in range(3))
         query = sql.SQL(
-            "SELECT row_id, ordinal, text FROM {} AS passages JOIN unnest(%s::text[], %s::int[], %s::int[])"
+            "SELECT row_id, ordinal, {}, text FROM {} AS passages JOIN unnest(%s::text[], %s::int[], %s::int[])"
             " AS stretches (of_row, first, last) ON row_id = of_row AND ordinal BETWEEN first AND last"
-        ).format(self.store.identifier)
+        ).format(self._overlap, self.store.identifier)
         with self._reading() as connection, connection.cursor(binary=True) as cursor:
-            found: list[tuple[str, int, str]] = cursor.execute(query, [rows, firsts, lasts]).fetchall()
+            found: list[tuple[str, int, int | None, str]] = cursor.execute(query, [rows, firsts, lasts]).fetchall()
         return found
+
+    @property
+    def _overlap(self) -> sql.SQL:
+        """The column, or what stands for it in a library that was made before there was one."""
+        return sql.SQL("overlap" if "overlap" in self.schema.names else "NULL::int4")
 
     def _found(
         self,
