@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import decimal
 import json
@@ -484,3 +485,44 @@ class TestCommand:
         missing = CliRunner().invoke(app, ["search", "x", "-l", uri])
         assert missing.exit_code != 0
         assert "no library at" in missing.stderr
+
+
+def test_a_library_from_before_follows_on(tmp_path: Path, uri: str) -> None:
+    """Of passages that were written when nobody kept what they share, all is there, some of it twice."""
+    cut: dict[str, Any] = {"id": "id", "text": "{text}", "max_tokens": 8, "overlap": 2}
+    words = [f"w{n}" for n in range(40)]
+    write_deltalake(tmp_path / "d", pa.table({"id": ["a", "b"], "text": [" ".join(words), "one two"]}))
+    embedder = WordEmbedder(dim=64)
+    Library.open(uri, embedder=embedder).sync(tmp_path / "d", **cut)
+    with psycopg.connect(uri, autocommit=True) as connection:
+        row = connection.execute("SELECT obj_description('passages'::regclass)").fetchone()
+        assert row
+        record = json.loads(row[0])
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(record["schema"])))
+        schema = schema.remove(schema.names.index("overlap"))
+        record["schema"] = base64.b64encode(schema.serialize().to_pybytes()).decode()
+        connection.execute(sql.SQL("COMMENT ON TABLE passages IS {}").format(json.dumps(record)))
+        connection.execute("ALTER TABLE passages DROP COLUMN overlap")
+
+    library = Library.open(uri, embedder=embedder)
+    twice = library.search("w20", k=1, expand=100)[0].text.split()
+    assert set(twice) == set(words)
+    assert len(twice) > len(words)
+    assert not library.sync(tmp_path / "d", **cut).changed
+    write_deltalake(tmp_path / "d", pa.table({"id": ["c"], "text": [" ".join(words).upper()]}), mode="append")
+    embedder.embedded.clear()
+    report = library.sync(tmp_path / "d", **cut)
+    assert (report.added, report.unchanged) == (1, 2)
+    assert all(text.isupper() for text in embedder.embedded)
+    texts = {hit.source.row["id"]: hit.text.split() for hit in library.search("w20", k=20, expand=100)}
+    assert texts == {"a": twice, "b": ["one", "two"], "c": [word.upper() for word in words]}
+
+
+@pytest.mark.parametrize("count", [40, 500])
+def test_of_equals_the_lower_ids_come(tmp_path: Path, uri: str, count: int) -> None:
+    names = [f"r{n * 7919 % count:04}" for n in range(count)]
+    write_deltalake(tmp_path / "d", pa.table({"id": ["z", *names], "text": ["red rope", *["red lamp"] * count]}))
+    library = Library.open(uri, embedder=WordEmbedder(dim=384, keep=False))
+    library.sync(tmp_path / "d", id="id", text="{text}")
+    assert [hit.id for hit in library.search("red lamp", k=3)] == ["r0000#0", "r0001#0", "r0002#0"]
+    assert [hit.id for hit in library.search("red rope", k=3)] == ["z#0", "r0000#0", "r0001#0"]

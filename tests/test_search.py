@@ -336,6 +336,23 @@ def test_long_texts_with_the_real_model(minilm: adv.Embedder, tmp_path: Path) ->
     assert sum(right) / len(right) >= 0.7
 
 
+class TestEquals:
+    """Passages that are equally near come in the order of their ids, however many they are."""
+
+    @pytest.mark.parametrize("count", [3, 40, 500])
+    def test_the_lower_ids_come(self, tmp_path: Path, count: int) -> None:
+        names = [f"r{n * 7919 % count:04}" for n in range(count)]
+        texts = ["red rope", *["red lamp"] * count, "blue boots"]
+        write_deltalake(tmp_path / "d", pa.table({"id": ["z", *names, "a"], "text": texts}))
+        library = Library.open(tmp_path / "library", embedder=WordEmbedder(dim=384, keep=False))
+        library.sync(tmp_path / "d", id="id", text="{text}")
+        for k in (1, 2, 3):
+            hits = library.search("red lamp", k=k)
+            assert [hit.id for hit in hits] == [f"r{n:04}#0" for n in range(k)]
+            assert len({hit.score for hit in hits}) == 1
+        assert [hit.id for hit in library.search("red rope", k=3)] == ["z#0", "r0000#0", "r0001#0"]
+
+
 class TestFused:
     """A hybrid search's score, on legs written out."""
 
@@ -361,6 +378,11 @@ class TestFused:
         assert fused([("a", 0.4)], [("a", 0.4, 0.0)]) == {"a": 0.5}
         assert fused([("a", 0.4), ("b", 0.4)], []) == {"a": 0.5, "b": 0.5}
 
+    def test_a_deeper_look_changes_no_score(self) -> None:
+        near, matching = [("a", 0.8), ("b", 0.6), ("c", 0.4)], [("c", 0.4, 3.0), ("b", 0.6, 1.5)]
+        deeper = fused([*near, ("d", 0.3), ("e", -0.9)], matching, band=3)
+        assert deeper == fused(near, matching) | {"d": 0.0, "e": 0.0}
+
 
 class TestMmr:
     @pytest.fixture
@@ -380,6 +402,22 @@ class TestMmr:
         assert len({hit.text for hit in various}) == 3
         assert library.search("warm cloak of wool", k=4, hybrid=hybrid, mmr=1.0) == plain
         assert len(library.search("warm cloak of wool", k=100, hybrid=hybrid, mmr=0.3)) == 8
+
+    @pytest.mark.parametrize("hybrid", [False, True])
+    @pytest.mark.parametrize("copies", ["equal", "near"])
+    def test_copies_without_number_do_not_hide_the_rest(self, tmp_path: Path, copies: str, *, hybrid: bool) -> None:
+        word = "wool " * 30
+        texts = [f"{word}{n if copies == 'near' else ''}" for n in range(700)] + ["wool cloak", "fur boots of wool"]
+        write_deltalake(tmp_path / "d", pa.table({"id": [f"r{n}" for n in range(702)], "text": texts}))
+        library = Library.open(tmp_path / "library", embedder=WordEmbedder(dim=256, keep=False))
+        library.sync(tmp_path / "d", id="id", text="{text}")
+        found = library.search("wool", k=3, hybrid=hybrid, mmr=0.3)
+        assert {"wool cloak", "fur boots of wool"} < {hit.text for hit in found}
+        assert found[0].text.startswith(word)
+        # Where nothing else is left, they come after all.
+        last = [hit.text for hit in library.search("wool", k=6, hybrid=hybrid, mmr=0.3)[3:]]
+        assert len(last) == 3
+        assert all(text.startswith(word) for text in last)
 
     @pytest.mark.parametrize("mmr", [-0.1, 1.1, True, "0.5", float("nan")])
     def test_bad_numbers(self, library: Library, mmr: Any) -> None:

@@ -121,6 +121,18 @@ class TestSearch:
         assert (told["retrieval"], told["expand"], told["colbert"]) == ("dense", 0, "tiny")
 
 
+def test_of_equals_the_lower_ids_come(tmp_path: Path, minilm: adv.Embedder) -> None:
+    names = [f"r{n * 7919 % 90:02}" for n in range(90)]
+    texts = pa.table({"id": ["z", *names], "text": ["a red rope", *["a red lamp"] * 90]})
+    library = synced(tmp_path, minilm, None, texts)
+    with Server("--library", library.path, *NOTHING) as server:
+        lamps = [f"r{n:02}#0" for n in range(4)]
+        for question, expected in (("a red lamp", lamps), ("a red rope", ["z#0", *lamps[:3]])):
+            hits = search(server, question, 4)
+            check(hits, library.search(question, 4))
+            assert [hit["id"] for hit in hits] == expected
+
+
 class TestChat:
     @pytest.mark.parametrize(
         "how", [{"expand": 1}, {"retrieval": "colbert"}, {"retrieval": "colbert", "expand": 2}], ids=str

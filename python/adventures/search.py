@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 _MEANING = 0.5
 # How deep each leg looks: a passage that is good in both may be far down in each.
 _DEPTH = 50
-# Passages of equal text come in any order; with a few to spare, the order of their ids decides which are returned.
+# Equally good passages come in any order; with a few to spare, the order of their ids decides which are returned.
 _SPARE = 16
+# Where more than that are alike, how much deeper a search looks each time, and how deep at most.
+_DEEPER = 8
+_DEEPEST = 10_000
+# Of a larger cosine, two passages say the same.
+_SAME = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +93,48 @@ class Query:
 
 def nearest(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
     """Returns the `k` passages nearest to a query by cosine, or token by token; best first, of equals the lower id."""
-    depth = k + _SPARE if query.mmr is None else max(_DEPTH, 5 * k)
     score = "similarity" if query.tokens is None else "maxsim"
-    return [_hit(row, snapshot, row[score]) for row in _chosen(_leg(snapshot, query, depth), query, k, score)]
+    limit = k + _SPARE if query.mmr is None else depth(k)
+    while True:
+        rows = _leg(snapshot, query, limit)
+        whole = len(rows) < limit or limit >= _DEEPEST
+        if query.mmr is not None:
+            chosen = _diverse(rows, query.mmr, k, score)
+            whole = whole or not _repeats(chosen, query.mmr)
+        else:
+            chosen = rows[:k]
+            whole = whole or rows[k - 1][score] > rows[-1][score]
+        if whole:
+            return [_hit(row, snapshot, row[score]) for row in chosen]
+        limit = min(limit * _DEEPER, _DEEPEST)
 
 
 def hybrid(snapshot: Snapshot, query: Query, k: int) -> list[Hit]:
     """Returns the `k` best passages by fusion of the nearest ones and the best word matches."""
-    near, matching = _leg(snapshot, query, depth(k)), _matching(snapshot, query, depth(k))
+    limit = depth(k)
+    while True:
+        near, matching = _leg(snapshot, query, limit), _matching(snapshot, query, limit)
+        # However deep a search looks, scores are as if it looked no deeper.
+        rows = _fused_rows(near, matching, "similarity" if query.tokens is None else "maxsim", depth(k))
+        chosen = rows[:k] if query.mmr is None else _diverse(rows, query.mmr, k, "fused")
+        whole = max(len(near), len(matching)) < limit or limit >= _DEEPEST
+        if whole or query.mmr is None or not _repeats(chosen, query.mmr):
+            return [_hit(row, snapshot, row["fused"]) for row in chosen]
+        limit = min(limit * _DEEPER, _DEEPEST)
+
+
+def _fused_rows(
+    near: list[dict[str, Any]], matching: list[dict[str, Any]], score: str, band: int
+) -> list[dict[str, Any]]:
+    """The passages of both legs with their `fused` score, best first."""
     rows = {row["id"]: row for row in (*matching, *near)}
-    score = "similarity" if query.tokens is None else "maxsim"
     # What is not near by its tokens counts as the last of what is.
     scores = fused(
         [(row["id"], row[score]) for row in near],
         [(row["id"], row.get(score, -math.inf), row["_score"]) for row in matching],
+        band=band,
     )
-    best = [{**rows[id_], "fused": scores[id_]} for id_ in sorted(scores, key=lambda id_: (-scores[id_], id_))]
-    return [_hit(row, snapshot, row["fused"]) for row in _chosen(best, query, k, "fused")]
+    return [{**rows[id_], "fused": scores[id_]} for id_ in sorted(scores, key=lambda id_: (-scores[id_], id_))]
 
 
 def fused(
@@ -112,6 +142,7 @@ def fused(
     matching: Sequence[tuple[str, float, float]],
     *,
     meaning: float = _MEANING,
+    band: int | None = None,
 ) -> dict[str, float]:
     """Returns a score from 0 to 1 for each passage of two legs: a share for its similarity, the rest for its words.
 
@@ -125,37 +156,53 @@ def fused(
         near: Id and similarity of the nearest passages, best first.
         matching: Id, similarity and score of those that match the words, best first.
         meaning: The share of the similarity.
+        band: How many of the nearest tell how wide a band similarities fill; those after them count as the last. By
+            default all.
     """
-    most, least = (near[0][1], near[-1][1]) if near else (0.0, 0.0)
+    most, least = (near[0][1], near[:band][-1][1]) if near else (0.0, 0.0)
     spread = most - least if most > least else 1.0
     best = max((score for _, _, score in matching), default=0.0) or 1.0
-    scores = {id_: meaning * (1.0 if most == least else (similarity - least) / spread) for id_, similarity in near}
+    scores = {
+        id_: meaning * (1.0 if similarity == most else max(similarity - least, 0.0) / spread)
+        for id_, similarity in near
+    }
     for id_, similarity, score in matching:
         known = scores.get(id_, meaning * min(max((similarity - least) / spread, 0.0), 1.0))
         scores[id_] = known + (1 - meaning) * score / best
     return scores
 
 
-def _chosen(rows: list[dict[str, Any]], query: Query, k: int, score: str) -> list[dict[str, Any]]:
-    """The `k` first of rows in the order of a score; or those of maximal marginal relevance, in the order of choice.
+def _diverse(rows: list[dict[str, Any]], mmr: float, k: int, score: str) -> list[dict[str, Any]]:
+    """The `k` rows of maximal marginal relevance, in the order of choice, with what each `repeats` of those before.
 
-    Carbonell and Goldstein 1998: each next one is as relevant, and as unlike all before it, as `query.mmr` weighs them.
+    Carbonell and Goldstein 1998: each next one is as relevant, and as unlike all before it, as `mmr` weighs them. A
+    text that was chosen already comes again only where nothing else is left.
     """
-    if query.mmr is None or not rows:
-        return rows[:k]
+    if not rows:
+        return []
     vectors = np.stack([row["vector"] for row in rows])
     # Fused scores are small numbers; of the best one's share, both kinds are comparable with a cosine.
-    relevance = query.mmr * np.array([row[score] for row in rows]) / max(abs(rows[0][score]), 1e-9)
+    relevance = mmr * np.array([row[score] for row in rows]) / max(abs(rows[0][score]), 1e-9)
+    texts = np.unique([row["text"] for row in rows], return_inverse=True)[1]
     alike = np.zeros(len(rows), np.float32)
-    chosen: list[int] = []
+    again = np.zeros(len(rows), bool)
+    chosen: list[dict[str, Any]] = []
     left = np.full(len(rows), True)
     while len(chosen) < min(k, len(rows)):
-        worth = np.where(left, relevance - (1 - query.mmr) * alike, -np.inf)
-        chosen.append(int(worth.argmax()))
-        left[chosen[-1]] = False
-        likeness = vectors @ vectors[chosen[-1]]
+        among = left & ~again if (left & ~again).any() else left
+        at = int(np.where(among, relevance - (1 - mmr) * alike, -np.inf).argmax())
+        chosen.append({**rows[at], "repeats": 1.0 if again[at] else float(alike[at])})
+        left[at] = False
+        likeness = np.einsum("nd,d->n", vectors, vectors[at])
         alike = likeness if len(chosen) == 1 else np.maximum(alike, likeness)
-    return [rows[at] for at in chosen]
+        if mmr < 1:
+            again |= texts == texts[at]
+    return chosen
+
+
+def _repeats(chosen: list[dict[str, Any]], mmr: float) -> bool:
+    """Whether of what was chosen to be diverse, some says the same again: what lies deeper may be unlike."""
+    return mmr < 1 and any(row["repeats"] > _SAME for row in chosen)
 
 
 def depth(k: int) -> int:
@@ -206,7 +253,8 @@ def _matching(snapshot: Snapshot, query: Query, limit: int) -> list[dict[str, An
 def _compared(rows: list[dict[str, Any]], query: Query) -> list[dict[str, Any]]:
     """Passages with their similarity to a query: the same arithmetic for both legs, whatever ordered them."""
     if rows:
-        similarities = np.stack([row["vector"] for row in rows]) @ query.vector
+        # Not `@`: it adds up some rows in another order than others, so that equal vectors were not equally near.
+        similarities = np.einsum("nd,d->n", np.stack([row["vector"] for row in rows]), query.vector)
         for row, similarity in zip(rows, similarities.tolist(), strict=True):
             row["similarity"] = similarity
     return rows

@@ -22,8 +22,11 @@ const MEANING: f64 = 0.5;
 const DEPTH: usize = 50;
 const PROBES: usize = 96;
 const REFINE: u32 = 2;
-/// Passages of equal text come in any order; with a few to spare, the order of their ids decides which are returned.
+/// Equally good passages come in any order; with a few to spare, the order of their ids decides which are returned.
 const SPARE: usize = 16;
+/// Where more than that are alike, how much deeper a search looks each time, and how deep at most.
+const DEEPER: usize = 8;
+const DEEPEST: usize = 10_000;
 
 /// A question to a library.
 #[derive(Debug, Clone)]
@@ -51,10 +54,23 @@ pub(super) async fn search(snapshot: &Snapshot, query: &Query) -> Result<Vec<Hit
     let mut found = if query.hybrid {
         hybrid(snapshot, query, k, sql.as_deref()).await?
     } else {
-        leg(snapshot, query, k + SPARE, sql.as_deref()).await?
+        dense(snapshot, query, k, sql.as_deref()).await?
     };
     found.truncate(k);
     Ok(found)
+}
+
+/// The nearest passages; of those that are equally near, the lower ids, however many they are.
+async fn dense(snapshot: &Snapshot, query: &Query, k: usize, sql: Option<&str>) -> Result<Vec<Hit>, Error> {
+    let mut limit = k + SPARE;
+    loop {
+        let found = leg(snapshot, query, limit, sql).await?;
+        let (Some(kept), Some(last)) = (found.get(k - 1), found.last()) else { return Ok(found) };
+        if found.len() < limit || limit >= DEEPEST || kept.score > last.score {
+            return Ok(found);
+        }
+        limit = DEEPEST.min(limit * DEEPER);
+    }
 }
 
 /// By fusion of the nearest vectors and the best word matches.
