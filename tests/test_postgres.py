@@ -280,6 +280,58 @@ class TestSearch:
         for query in ("'", "a & | ! b:*", "<->", "\0", "the of and", "\\'", "x" * 3000):
             assert len(library.search(query, k=3, hybrid=True)) == 3
 
+    def test_words_are_weighed_as_lancedb_weighs_them(self, uri: str, tmp_path: Path) -> None:
+        """By BM25: rare words before common ones, short texts before long ones."""
+        texts = ["a brass lantern", *[f"the merchant sells lamp oil {n} times" for n in range(30)]]
+        texts += [
+            "oil of the zorblax and " + "oil " * 20,
+            "a zorblax",
+            "a zorblax in a cage of iron " + "and wood " * 9,
+        ]
+        write_deltalake(tmp_path / "d", pa.table({"id": range(len(texts)), "text": texts}))
+        found = []
+        for place in (tmp_path / "lance", uri):
+            library = Library.open(place, embedder=WordEmbedder())
+            library.sync(tmp_path / "d", **COLUMNS)
+            snapshot = library._current()
+            assert snapshot
+            for question in ("lamp oil for the zorblax", "zorblax", "a cage or a lantern", "lamp merchant"):
+                rows = snapshot.matching(question, None, 50)
+                scores = {row["row_id"]: row["_score"] for row in rows}
+                best = max(scores.values())
+                found.append((question, {row: score / best for row, score in scores.items()}))
+        half = len(found) // 2
+        for (question, lance), (_, postgres) in zip(found[:half], found[half:], strict=True):
+            assert lance.keys() == postgres.keys(), question
+            assert postgres == pytest.approx(lance, abs=0.15), question
+
+    def test_rare_words_first_find_what_all_find(
+        self, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chance = np.random.default_rng(5)
+        words = np.array([f"w{n}" for n in range(60)])
+        texts = [" ".join(words[np.minimum(chance.zipf(1.3, chance.integers(1, 30)) - 1, 59)]) for _ in range(400)]
+        write_deltalake(tmp_path / "d", pa.table({"id": range(400), "text": texts}))
+        library = Library.open(uri, embedder=WordEmbedder())
+        library.sync(tmp_path / "d", **COLUMNS)
+        snapshot = library._current()
+        assert snapshot
+        looks = []
+        found = type(snapshot)._found
+        monkeypatch.setattr(type(snapshot), "_found", lambda *given: looks.append(1) or found(*given))
+        for question in ("w0 w1 w40", "w0 w30 w50", "w59", "w0", "w1 w2 w3 w4 w5 w6", "none w20 w21 w22"):
+            for where in (None, {"id": {"lt": 100}}):
+                ranked = []
+                for rare in (0, 1, 10**9):
+                    monkeypatch.setattr("adventures.postgres.snapshot._RARE", rare)
+                    rows = snapshot.matching(question, where, 10)
+                    ranked.append(sorted((row["_score"] for row in rows), reverse=True))
+                assert ranked[0] == pytest.approx(ranked[2]), question
+                assert ranked[1] == pytest.approx(ranked[2]), question
+        # Some were found at the first look, and some needed another.
+        assert 36 < len(looks) < 60
+        assert snapshot.matching("unheard of", None, 10) == []
+
     @pytest.mark.parametrize("dim", [64, 2500])
     def test_an_index_from_the_size_where_it_pays(
         self, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int
@@ -502,12 +554,13 @@ def test_a_library_from_before_follows_on(tmp_path: Path, uri: str) -> None:
         schema = schema.remove(schema.names.index("overlap"))
         record["schema"] = base64.b64encode(schema.serialize().to_pybytes()).decode()
         connection.execute(sql.SQL("COMMENT ON TABLE passages IS {}").format(json.dumps(record)))
-        connection.execute("ALTER TABLE passages DROP COLUMN overlap")
+        connection.execute("ALTER TABLE passages DROP COLUMN overlap, DROP COLUMN words")
 
     library = Library.open(uri, embedder=embedder)
     twice = library.search("w20", k=1, expand=100)[0].text.split()
     assert set(twice) == set(words)
     assert len(twice) > len(words)
+    assert library.search("two w3", k=2, hybrid=True)
     assert not library.sync(tmp_path / "d", **cut).changed
     write_deltalake(tmp_path / "d", pa.table({"id": ["c"], "text": [" ".join(words).upper()]}), mode="append")
     embedder.embedded.clear()

@@ -205,9 +205,7 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A passage to be embedded: its row, which passage of it this is, what it shares with the one before, its text, and
-    how many tokens that has.
-    """
+    """A passage to be embedded: its row, which of it, what it shares with the one before, its text, and its tokens."""
 
     row: int
     ordinal: int

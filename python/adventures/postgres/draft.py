@@ -34,6 +34,8 @@ INDEXED_TO = 4_000
 INDEX_FROM = 10_000
 # The language whose words a full text search knows the forms of: LanceDB's by default.
 WORDS = "to_tsvector('pg_catalog.english', text)"
+# Kept beside the text: to take a text apart costs ten times as much as to look its words up.
+_KEPT_WORDS = f"words tsvector GENERATED ALWAYS AS ({WORDS}) STORED"
 
 
 class PostgresDraft:
@@ -111,7 +113,7 @@ class PostgresDraft:
         if self._published is None:
             self._run("CREATE INDEX ON {} (row_id)", table)
             self._run("CREATE UNIQUE INDEX ON {} (address)", table)
-            self._run("CREATE INDEX ON {} USING gin ({})", table, sql.SQL(WORDS))
+            self._run("CREATE INDEX ON {} USING gin (words)", table)
         if self._dim <= INDEXED_TO and not self._has_hnsw() and self.count() >= INDEX_FROM:
             # Building it takes several times as long where the memory does not hold it.
             self._run("SET LOCAL maintenance_work_mem = '512MB'")
@@ -128,13 +130,15 @@ class PostgresDraft:
     def publish(self, source: dict[str, Any], *, anew: bool, keep: int, since: float) -> None:
         """Commits: from then on readers see it."""
         del anew, keep, since  # Postgres keeps what running transactions see, and tidies up by itself
-        passages = self.count()
+        self._begin()
+        found = self._run("SELECT count(*), avg(octet_length(text)) FROM {}", self._store.identifier).fetchone()
+        passages, mean = int(found[0]), float(found[1] or 1)
         schema = base64.b64encode(self._schema.serialize().to_pybytes()).decode()
         record = {
             **read_record(self._schema),
             "commit": 1 if self._published is None else self._published.version + 1,
             "schema": schema,
-            "source": {**source, "passages": passages},
+            "source": {**source, "passages": passages, "mean_bytes": mean},
         }
         self._run("COMMENT ON TABLE {} IS {}", self._store.identifier, sql.Literal(json.dumps(record)))
         self._connection.execute("COMMIT")
@@ -154,8 +158,10 @@ class PostgresDraft:
         if (found and found.version) != (self._published and self._published.version):
             raise AdventuresError(f"{self._store} was written by another sync meanwhile; nothing was published")
         if self._published is not None and "overlap" not in self._published.schema.names:
-            # It was made before there was this column: its passages know nothing of what they share.
-            self._run("ALTER TABLE {} ADD COLUMN overlap int4", self._store.identifier)
+            # It was made before there were these columns: its passages know nothing of what they share.
+            table = self._store.identifier
+            self._run("ALTER TABLE {} ADD COLUMN overlap int4, ADD COLUMN {}", table, sql.SQL(_KEPT_WORDS))
+            self._run("CREATE INDEX ON {} USING gin (words)", table)
 
     def _columns(self, *, addresses: bool = False) -> sql.Composable:
         kinds = (*_TYPES[:-1], f"vector({self._dim})")
@@ -166,7 +172,7 @@ class PostgresDraft:
         if addresses:
             columns[0] += sql.SQL(' COLLATE "C" PRIMARY KEY')
             columns[1] += sql.SQL(' COLLATE "C"')
-            columns.append(sql.SQL("address bigint NOT NULL GENERATED ALWAYS AS IDENTITY"))
+            columns += [sql.SQL("address bigint NOT NULL GENERATED ALWAYS AS IDENTITY"), sql.SQL(_KEPT_WORDS)]
         return sql.SQL(", ").join(columns)
 
     def _run(self, statement: Any, *names: sql.Composable, given: list[Any] | None = None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,18 @@ _BATCH = 10_000
 # How many neighbours an index keeps in view; pgvector's own 40 finds fewer than are asked for.
 _VIEW = 200
 _VIEW_MOST = 1_000
+# Robertson and others 1994: k1 = 1.2, b = 0.75. Smaller is better, as for a distance. Its bytes are a passage's length.
+_BM25: LiteralString = (
+    "-(SELECT sum(weight * 2.2 * times"
+    " / (times + 1.2 * (0.25 + 0.75 * coalesce(octet_length(text) / %(mean)s::float8, 1))))"
+    " FROM unnest({words}) AS found (lexeme, places, weights)"
+    " JOIN unnest(%(lexemes)s::text[], %(weights)s::float8[]) AS asked (lexeme, weight) USING (lexeme),"
+    " cardinality(places) AS times)"
+)
+# What a word that comes without end adds to a score, of its weight.
+_MOST = 2.2
+# How many passages for each that is wanted have one of the words that are looked for first.
+_RARE = 20
 _FOUND = ("id", "row_id", "ordinal", "text", "key", "metadata", "vector")
 
 
@@ -127,21 +141,39 @@ class PostgresSnapshot:
             return self._found(connection, order, where, limit, {"vector": Vector(vector)})
 
     def matching(self, words: str, where: Mapping[str, object] | None, limit: int) -> list[dict[str, Any]]:
-        """Returns the passages that words fit best, in any order, with their `_score` by `ts_rank`."""
+        """Returns the passages that words fit best, in any order, with their `_score` by BM25.
+
+        As LanceDB has it, so that both find the same: any of the words will do, and rare ones count more. Postgres's
+        own `ts_rank` knows of one passage alone; with it, words find less.
+        """
         if "\0" in words:
             words = words.replace("\0", " ")
+        order = sql.SQL(_BM25).format(words=self._words)
+        matches = sql.SQL("{} @@ %(words)s::tsquery").format(self._words)
         with self._reading() as connection:
-            # Any of the words, as a full text index of LanceDB has it; Postgres's own way to read a query wants all.
-            row = connection.execute(
-                "SELECT string_agg(quote_literal(lexeme), ' | ')"
-                " FROM unnest(tsvector_to_array(to_tsvector('pg_catalog.english', %s))) AS lexeme",
-                [words],
-            ).fetchone()
-            if row is None or row[0] is None:
-                return []
-            rank = sql.SQL("-ts_rank(" + WORDS + ", %(words)s::tsquery)")
-            matches = sql.SQL(WORDS + " @@ %(words)s::tsquery")
-            return self._found(connection, rank, where, limit, {"words": row[0]}, matches)
+            lexemes, quoted, counts = self._counted(connection, words)
+            weights = [math.log1p((self.rows - count + 0.5) / (count + 0.5)) for count in counts]
+            # A library that was written before this was counted takes all passages for equally long.
+            given = {"lexemes": lexemes, "weights": weights, "mean": self.source.get("mean_bytes")}
+            # Most passages have none but common words, which cannot make up for what they lack: looked at are those
+            # with a rarer one, and all only where another may be among the best (MaxScore; Turtle and Flood 1995).
+            rare = sum(total <= _RARE * limit for total in itertools.accumulate(counts))
+            for some in sorted({max(rare, 1), len(lexemes)}) if lexemes else ():
+                asked = {**given, "words": " | ".join(quoted[:some])}
+                found = self._found(connection, order, where, limit, asked, matches)
+                if len(found) == limit and found[-1]["_score"] >= _MOST * sum(weights[some:]):
+                    break
+            return found if lexemes else []
+
+    def _counted(self, connection: Connection, words: str) -> tuple[list[str], list[str], list[int]]:
+        """The words of a question that the library has, rarest first: as they are, quoted, and in how many passages."""
+        query = sql.SQL(
+            "SELECT lexeme, quote_literal(lexeme), (SELECT count(*) FROM {} WHERE {} @@ quote_literal(lexeme)::tsquery)"
+            " FROM unnest(tsvector_to_array(to_tsvector('pg_catalog.english', %s))) AS lexeme ORDER BY 3, 1"
+        ).format(self.store.identifier, self._words)
+        rows = [row for row in connection.execute(query, [words]).fetchall() if row[2]]
+        lexemes, quoted, counts = ([row[at] for row in rows] for at in range(3))
+        return lexemes, quoted, counts
 
     def texts(self, stretches: Iterable[tuple[str, int, int]]) -> Iterable[tuple[str, int, int | None, str]]:
         """Returns row, ordinal, overlap and text of the passages of stretches: of a row, from an ordinal to another."""
@@ -159,6 +191,11 @@ class PostgresSnapshot:
     def _overlap(self) -> sql.SQL:
         """The column, or what stands for it in a library that was made before there was one."""
         return sql.SQL("overlap" if "overlap" in self.schema.names else "NULL::int4")
+
+    @property
+    def _words(self) -> sql.SQL:
+        """The words of the texts; where they are not kept, they are taken out of them each time."""
+        return sql.SQL("words" if "overlap" in self.schema.names else WORDS)
 
     def _found(
         self,
