@@ -336,6 +336,48 @@ def test_long_texts_with_the_real_model(minilm: adv.Embedder, tmp_path: Path) ->
     assert sum(right) / len(right) >= 0.7
 
 
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    place = tmp_path_factory.mktemp("words")
+    texts = {
+        "ja": "赤い龍は夜に眠る。",
+        "zh": "我们在北京大学学习中文",
+        "th": "ชาวประมงจับปลา",
+        "fr": "Un café noir",
+        "hash": f"commit {'0123456789abcdef' * 4} of what they have",
+        "hat": "It is a hat",
+        "war": "A warrior runs",
+    }
+    write_deltalake(place / "d", pa.table({"id": list(texts), "text": list(texts.values())}))
+    library = Library.open(place / "l", embedder=WordEmbedder())
+    library.sync(place / "d", id="id", text="{text}")
+    return library
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("question", "expected"),
+        [
+            ("眠る龍", "ja"),
+            ("北京", "zh"),
+            ("ปลา", "th"),
+            ("cafe", "fr"),
+            ("0123456789abcdef" * 4, "hash"),
+            ("a hat", "hat"),
+            ("running the warriors'", "war"),
+        ],
+    )
+    def test_words_of_any_language_are_found(self, words: Library, question: str, expected: str) -> None:
+        snapshot = words._current()
+        assert snapshot
+        assert [row["row_id"] for row in snapshot.matching(question, None, 5)] == [expected]
+
+    def test_words_of_questions_are_none(self, words: Library) -> None:
+        snapshot = words._current()
+        assert snapshot
+        assert snapshot.matching("what is it that they have had", None, 5) == []
+
+
 class TestEquals:
     """Passages that are equally near come in the order of their ids, however many they are."""
 

@@ -55,6 +55,18 @@ _PARTITION = 500
 _READINGS = 4
 # How many vectors for each partition their centres are found from: of four times as many, none is found better.
 _SAMPLE = 64
+# English words that say nothing of what a text is about, those of questions among them. LanceDB's own are of all
+# languages at once where it takes texts apart by dictionaries: "war" and "hat" would be lost to German's.
+_STOP_WORDS = """
+a about above after again against all am an and any are as at be because been before being below between both but by
+can cannot could did do does doing down during each few for from further had has have having he her here hers herself
+him himself his how i if in into is it its itself me more most my myself no nor not of off on once only or other ought
+our ours ourselves out over own same she should so some such than that the their theirs them themselves then there these
+they this those through to too under until up very was we were what when where which while who whom why will with would
+you your yours yourself yourselves
+"""
+# Dictionaries find the words of Chinese, Japanese and Thai, which have no spaces between them.
+WORDS = FTS(base_tokenizer="icu/split", custom_stop_words=_STOP_WORDS.split(), max_token_length=None)
 # Of other characters LanceDB writes %xx in places: to tag a version in /home/josé it makes a folder in /home/jos%C3%A9.
 _PLAIN = re.compile(r"[A-Za-z0-9_./ -]*")
 
@@ -187,7 +199,7 @@ class Store:
         columns = {column for index in table.list_indices() for column in index.columns}
         rows = table.count_rows()
         if "text" not in columns and rows:
-            table.create_index("text", config=FTS())
+            table.create_index("text", config=WORDS)
         if "row_id" not in columns and rows >= NAMES_FROM:
             table.create_index("row_id", config=BTree())
         if "vector" not in columns and rows >= INDEX_FROM:
