@@ -341,6 +341,7 @@ class TestSearch:
             {"category": ["potion", "light"]},
             {"price": {"lt": 20, "gte": 5}},
             {"price": {"ne": 12}},
+            {"price": {"ne": [12, None]}},
             {"region": {"in": ["Ember Waste", "no'such\"region"]}},
             {"scenario": "a dragon asleep on top of the treasure"},
             {"category": []},

@@ -57,9 +57,10 @@ def condition(where: Mapping[str, object] | None, schema: pa.Schema, spelling: S
     """Returns the SQL of a filter, all of whose entries must hold; None where there is none.
 
     An entry is `column: value` (equal), `column: [values]` (any of them), `column: None` (null), or
-    `column: {operator: value, …}` with the operators eq, ne, gt, gte, lt, lte, in, and contains (of a list column).
-    Columns are those of the source table that the library keeps: key and metadata. A date or time may be a text in
-    ISO 8601, which is how JSON and command lines spell it. LanceDB's SQL, where no other `spelling` is given.
+    `column: {operator: value, …}` with the operators eq, ne (of a list: none of them), gt, gte, lt, lte, in, and
+    contains (of a list column). Columns are those of the source table that the library keeps: key and metadata. A date
+    or time may be a text in ISO 8601, which is how JSON and command lines spell it. LanceDB's SQL, where no other
+    `spelling` is given.
 
     Raises:
         TypeError: The filter is no mapping.
@@ -134,11 +135,16 @@ class _Column:
                 raise ValueError(f"where uses 'contains' on the column {self.name!r} of type {self.kind}, not a list")
             of = self.kind.value_type
             return self.spelling.has(self.path, of, _checked(self.name, of, value))
+        if operator == "ne" and isinstance(value, (list, tuple, set, frozenset)):
+            return " AND ".join(self._compared("ne", one) for one in value) or "true"
+        return self._compared(str(operator), value)
+
+    def _compared(self, operator: str, value: object) -> str:
         if value is None:
             if operator not in ("eq", "ne"):
                 raise ValueError(f"where compares the column {self.name!r} with null; only eq and ne can")
             return f"{self.path} IS NULL" if operator == "eq" else f"{self.path} IS NOT NULL"
-        comparison = f"{self.path} {_COMPARISONS[str(operator)]} {self._value(value)}"
+        comparison = f"{self.path} {_COMPARISONS[operator]} {self._value(value)}"
         # In SQL a null is not unequal to anything either; people mean "all but these".
         return f"({comparison} OR {self.path} IS NULL)" if operator == "ne" else comparison
 

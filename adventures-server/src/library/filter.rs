@@ -16,7 +16,7 @@ const OPERATORS: [&str; 8] = ["eq", "ne", "gt", "gte", "lt", "lte", "in", "conta
 /// Returns the SQL of a filter, all of whose entries must hold; `None` of an empty one.
 ///
 /// An entry is `column: value` (equal), `column: [values]` (any of them), `column: null`, or
-/// `column: {operator: value, …}` with the operators eq, ne, gt, gte, lt, lte, in, and contains (of a list column).
+/// `column: {operator: value, …}` with the operators eq, ne (of a list: none of them), gt, gte, lt, lte, in, and contains (of a list column).
 /// Columns are those of the source table that the library keeps. A date or time is a text in ISO 8601.
 pub(super) fn condition(filter: &Map<String, Value>, schema: &Schema) -> Result<Option<String>> {
     let columns = columns(schema);
@@ -88,6 +88,16 @@ fn operation(path: &str, column: &Field, operator: &str, value: &Value) -> Resul
             return Err(format!("where has the operator {other:?} for {name:?}; there are {}", OPERATORS.join(", ")));
         }
     };
+    if let ("ne", Value::Array(values)) = (operator, value) {
+        let parts = values.iter().map(|value| compared(path, column, operator, symbol, value));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        return Ok(if parts.is_empty() { "true".into() } else { parts.join(" AND ") });
+    }
+    compared(path, column, operator, symbol, value)
+}
+
+fn compared(path: &str, column: &Field, operator: &str, symbol: &str, value: &Value) -> Result<String> {
+    let name = column.name();
     if value.is_null() {
         return match operator {
             "eq" => Ok(format!("{path} IS NULL")),
