@@ -364,3 +364,28 @@ def test_deltalake_reads_what_the_source_reads(shop: Path) -> None:
     query = deltalake.QueryBuilder().register("shop", DeltaTable(shop)).execute("select id, advice from shop")
     truth = pa.RecordBatchReader.from_stream(query).read_all().to_pylist()
     assert rows(shop, id="id", text="{advice}") == {str(row["id"]): row["advice"] for row in truth}
+
+
+def test_a_version_that_is_not_there_yet(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "d", pa.table({"id": [1]}))
+    with pytest.raises(ValueError, match=r"at version 7: its newest version is 0$"):
+        open_table(tmp_path / "d", version=7)
+
+
+def test_a_map_with_two_values_for_one_key(tmp_path: Path) -> None:
+    kind = pa.map_(pa.string(), pa.int32())
+    maps = pa.array([[("a", 1)], [("b", 2), ("b", 3)]], kind)
+    write_deltalake(tmp_path / "d", pa.table({"id": [1, 2], "text": ["x", "y"], "extra": maps}))
+    source = RowSource.of(open_table(tmp_path / "d"), id="id", text="{text}")
+    with pytest.raises(
+        ValueError, match=r"column 'extra' has a map with two values for one key: \[\('b', 2\), \('b', 3\)\]"
+    ):
+        list(source.batches())
+
+
+def test_bytes_within_are_hex(tmp_path: Path) -> None:
+    deep = pa.array([{"raw": b"\x00\xff"}], pa.struct([("raw", pa.binary())]))
+    write_deltalake(tmp_path / "d", pa.table({"id": [1], "text": ["x"], "deep": deep}))
+    [rows] = RowSource.of(open_table(tmp_path / "d"), id="id", text="{text}").batches()
+    assert rows.metadata is not None
+    assert rows.metadata.field("deep").to_pylist() == ['{"raw": "00ff"}']

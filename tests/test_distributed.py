@@ -146,9 +146,9 @@ class TestSync:
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(ImportError, match=r"pip install 'adventures\[distributed\]'"):
             library.sync(tmp_path / "d", **COLUMNS, runner=runner(engine="ray"))
-        unknown: Any = None
+        postgres: Any = object()
         with pytest.raises(ValueError, match="Daft writes libraries in LanceDB only"):
-            runner().write(unknown, unknown, unknown, unknown, unknown)
+            runner().check(postgres)
 
     def test_bad_numbers(self) -> None:
         for name in ("workers", "cpus", "rows"):

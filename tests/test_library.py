@@ -721,7 +721,8 @@ assert library.sync({str(big)!r}, id="id", text="{{text}}", version=1).passages 
         write_deltalake(big, table(5000, start=10_000), mode="append")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        assert "cannot write the library" in done.stdout
+        assert f"cannot write the library {tmp_path / 'l'} (table 'passages')" in done.stdout
+        assert ".rs" not in done.stdout
         assert "File too large" in done.stdout
 
     def test_a_read_only_folder(self, tmp_path: Path, delta: Path, words: WordEmbedder) -> None:

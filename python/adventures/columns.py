@@ -90,12 +90,29 @@ def stored(column: pa.Array[Any], target: pa.Field[Any]) -> pa.Array[Any]:
     """Returns the column in the type of `stored_field`."""
     if not is_json(target):
         return column.cast(target.type)
-    values = column.to_pylist(maps_as_pydicts="strict")
+    try:
+        values = column.to_pylist(maps_as_pydicts="strict")
+    except KeyError as error:
+        raise ValueError(f"column {target.name!r} has a map with two values for one key: {_doubled(column)}") from error
     return pa.array([None if value is None else _to_json(value) for value in values], pa.string())
 
 
+def _doubled(column: pa.Array[Any]) -> str:
+    """The first value of a column in which a map has a key twice, as far as it fits a message."""
+    for value in column:
+        try:
+            value.as_py(maps_as_pydicts="strict")
+        except KeyError:
+            return f"{value.as_py()!s:.200}"
+    return ""
+
+
 def _to_json(value: Any) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, default=str, sort_keys=True)
+    return json.dumps(_finite(value), ensure_ascii=False, default=_spelled, sort_keys=True)
+
+
+def _spelled(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _finite(value: Any) -> Any:

@@ -102,11 +102,22 @@ def open_table(
     except TableNotFoundError as error:
         raise FileNotFoundError(f"no Delta table at {uri}: {error}") from error
     except DeltaError as error:
+        newest = _newest(uri, options) if version else None
+        if newest is not None and version is not None and version > newest:
+            raise ValueError(f"{what}: its newest version is {newest}") from error
         raise ValueError(f"{what}: {error}") from error
     except OSError as error:
         # Of a bucket that does not exist, or that these credentials do not open: in colours, on several lines.
         told = " ".join(_COLOUR.sub("", str(error)).split())
         raise type(error)(f"{what}: {told}") from error
+
+
+def _newest(uri: str, options: dict[str, str] | None) -> int | None:
+    """The newest version of a table; None where even that cannot be opened."""
+    try:
+        return DeltaTable(uri, storage_options=options).version()
+    except (DeltaError, OSError):
+        return None
 
 
 def check_options(storage_options: Mapping[str, str] | None) -> None:

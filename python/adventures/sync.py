@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from adventures.census import Change, Digester, Picker, Skip, take
 from adventures.journal import Journal
 from adventures.passages import Known, Writer
 from adventures.storage import model_of, passage_schema
+
+# Where in its sources Lance met an error.
+_LINE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,6 +91,10 @@ class SyncReport:
 class Runner(Protocol):
     """Other processes that do the reading, embedding and writing of a sync."""
 
+    def check(self, storage: Storage) -> None:
+        """Raises ValueError where it cannot write."""
+        ...
+
     def census(self, source: RowSource, digester: Digester, *, first: bool = False) -> Census:
         """Returns the census of a source: `first` of one whose library has nothing yet."""
         ...
@@ -144,6 +152,8 @@ def _run(
     storage: Storage, published: Snapshot | None, embedder: Embedder, source: RowSource, cut: Cut, options: Options
 ) -> SyncReport:
     started = time.monotonic()
+    if options.runner is not None:
+        options.runner.check(storage)
     late = options.late
     described = _describe(source, cut) | {_late.MADE: None if late is None else late.described(published)}
     _check_late(storage, published, options)
@@ -393,7 +403,7 @@ def _write(draft: Draft, writer: Writer, batches: Iterator[pa.RecordBatch], *, a
             if work.error is not None and isinstance(error, Exception):
                 raise work.error from None
             if isinstance(error, (RuntimeError, ValueError, OSError)):
-                raise AdventuresError(f"cannot write the library: {error}") from error
+                raise AdventuresError(f"cannot write {draft}: {_LINE.sub('', str(error))}") from error
             raise
 
 

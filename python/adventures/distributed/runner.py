@@ -17,7 +17,7 @@ from adventures.census import Census, Change, Difference
 from adventures.distributed.parts import parts_of
 from adventures.distributed.work import Counting, Share, Writing, Written, answer
 from adventures.storage import model_of
-from adventures.store import LanceDraft
+from adventures.store import LanceDraft, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from adventures.delta import RowSource
     from adventures.passages import Writer
     from adventures.plan import Plan
-    from adventures.storage import Draft
+    from adventures.storage import Draft, Storage
 
 _ROWS = 100_000
 _ATTEMPTS = 4
@@ -84,6 +84,12 @@ class DaftRunner:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
 
+    def check(self, storage: Storage) -> None:
+        """Raises ValueError where the library is not in LanceDB."""
+        if not isinstance(storage, Store):
+            # No TypeError, which would be a bug: the place of a library is the user's.
+            raise ValueError(f"Daft writes libraries in LanceDB only; sync {storage} without a runner")  # noqa: TRY004
+
     def census(self, source: RowSource, digester: Digester, *, first: bool = False) -> Census:
         """Returns the census of a source, with the part that each row is in."""
         parts = parts_of(source.table, self.rows)
@@ -94,9 +100,7 @@ class DaftRunner:
 
     def write(self, draft: Draft, plan: Plan, digester: Digester, writer: Writer, bar: tqdm[Any]) -> int:
         """Writes what a plan says, and returns how many of its rows were not found again."""
-        if not isinstance(draft, LanceDraft):
-            # No TypeError, which would be a bug: the place of a library is the user's.
-            raise ValueError("Daft writes libraries in LanceDB only; sync one in Postgres without a runner")  # noqa: TRY004
+        assert isinstance(draft, LanceDraft)
         store, published = draft.store, writer.known.published
         uri = f"{store.db.uri}/{store.name}.lance"
         job = Writing(

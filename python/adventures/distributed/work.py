@@ -128,7 +128,7 @@ class Writing:
                     storage_options=self.library[2] or None,
                 )
             except Exception as error:
-                raise writer.work.error or AdventuresError(f"cannot write the library: {error}") from error
+                raise writer.work.error or AdventuresError(f"cannot write {self.uri}: {error}") from error
         work = writer.work
         made: Any = fragments
         return Written(

@@ -30,6 +30,8 @@ _STAGE = sql.Identifier("pg_temp", "adventures_stage")
 # Of so many dimensions pgvector makes an index of vectors; of twice as many, one of vectors of half the precision.
 HALVED_FROM = 2_000
 INDEXED_TO = 4_000
+# A B-tree holds keys of 2,704 bytes, and a passage's has its place in the row besides.
+_LONGEST_ID = 2_600
 # A scan of fewer vectors takes milliseconds and finds all; an index only loses neighbours.
 INDEX_FROM = 10_000
 # The language whose words a full text search knows the forms of: LanceDB's by default.
@@ -57,6 +59,9 @@ class PostgresDraft:
         self._published = published
         self._schema = schema
         self._dim = schema.field("vector").type.list_size
+
+    def __str__(self) -> str:
+        return str(self._store)
 
     def write(self, passages: pa.RecordBatchReader, *, anew: bool) -> None:
         """Adds passages; where one of that id is, in its place."""
@@ -93,6 +98,11 @@ class PostgresDraft:
                     raise ValueError(
                         f"the row {row[1]!r} has a null character, which Postgres cannot hold; replace it, or leave the"
                         " row out"
+                    )
+                if len(row[1].encode()) > _LONGEST_ID:
+                    raise ValueError(
+                        f"the row {row[1][:60]!r}… has an id of {len(row[1].encode()):,} bytes, and Postgres finds rows"
+                        f" by ids of {_LONGEST_ID:,} at most"
                     )
                 copy.write_row(row)
 
