@@ -136,7 +136,11 @@ class TestUsage:
             (["search", "why", "-l", "x", "--mmr", "1.5"], "1.5 is not in the range 0<=x<=1"),
             (["search", "why", "-l", "x", "--mmr", "1", "-r", "y"], "each choose an order: give one of them"),
             (["search", "why", "-l", "x", "--where", "price"], "'price' is not COLUMN=VALUE"),
-            (["search", "why", "-l", "x", "-w", "a!=1", "-w", "a!=2"], "a!= comes twice"),
+            (["search", "why", "-l", "x", "-w", "a<1", "-w", "a<2"], "a< comes twice"),
+            (["search", "why", "-l", "x", "-w", 'a={"lt": 1}', "-w", "a<2"], "a< comes twice"),
+            (["search", "why", "-l", "x", "--storage-option", "secret"], "'--storage-option': expected NAME=VALUE"),
+            (["sync", "--delta", "x", "-l", "y", "--id", "a", "--text", "b", "--workers", "2"], "is of --runner ray"),
+            (["eval", "compare", "demo", "dense", "--table", "x"], "are of a library: name it with --library"),
             (["search", "why", "-l", "x", "-w", "a=1", "-w", "a = 2"], 'a= comes twice; for either, a=["a", "b"]'),
             (["sync", "--delta", "x", "-l", "y", "--text", "{a}"], "Missing option '--id'"),
             (["ask", "why", "-l", "x", "--seed", str(2**64)], "is not in the range 0<=x<=18446744073709551615"),
@@ -327,6 +331,20 @@ class TestLibrary:
         assert result.stdout == "version 0: 4 added; a dry run, nothing was written\n"
         assert not (tmp_path / "l").exists()
 
+    def test_several_libraries_at_one_place(self, table: Path, tmp_path: Path) -> None:
+        sync = ["sync", "--delta", str(table), "-l", str(tmp_path / "l"), "--id", "scenario", "--text"]
+        assert invoke(*sync, "{advice}").exit_code == 0
+        assert invoke(*sync, "{scenario}", "--table", "other", "--rows", "scenario = 'an icy cliff'").exit_code == 0
+        for name, count in (("passages", 4), ("other", 1)):
+            told = invoke("library", "versions", "-l", str(tmp_path / "l"), "--table", name).stdout
+            assert told == f"version 0: {count} passages, published\n"
+        repaired = invoke("library", "repair", "-l", str(tmp_path / "l"), "--table", "other").stdout
+        assert repaired == "version 0: 1 passages can be read\n"
+        found = invoke("search", "ice", "-l", str(tmp_path / "l"), ADVENTURES_TABLE="other").stdout
+        assert len(found.splitlines()) == 1
+        lost = invoke("search", "ice", "-l", str(tmp_path / "l"), "--table", "none")
+        assert lost.stderr == f"error: no library at {tmp_path / 'l'} (table 'none'); `adventures sync` makes one\n"
+
     def test_versions_and_repair(self, library: Path) -> None:
         assert invoke("library", "versions", "-l", str(library)).stdout == "version 0: 4 passages, published\n"
         assert invoke("library", "repair", "-l", str(library)).stdout == "version 0: 4 passages can be read\n"
@@ -405,6 +423,8 @@ class TestLibrary:
             (["a=null"], {"a": {"eq": None}}),
             (["a>=1", "a<3"], {"a": {"gte": 1, "lt": 3}}),
             (["a!=x"], {"a": {"ne": "x"}}),
+            (["a!=x", "a!=1", 'a!=["y"]'], {"a": {"ne": ["x", 1, "y"]}}),
+            (['a={"contains": "x"}', 'a={"ne": null}'], {"a": {"contains": "x", "ne": None}}),
             (['a=["x", "y"]'], {"a": {"in": ["x", "y"]}}),
             (["a=x=y"], {"a": {"eq": "x=y"}}),
             (["a="], {"a": {"eq": ""}}),
@@ -471,6 +491,13 @@ class TestEval:
         ]
         assert (outcome["queries"], outcome["passages"]) == (4, 4)
         assert outcome["measures"]["recall@1"] == 1.0
+        assert 0 < outcome["megabytes"] < 1
+        other = invoke("eval", "compare", *arguments, "dense", "-e", str(tiny.bert(tmp_path / "e", seed=1)))
+        assert other.exit_code == 1
+        assert "was embedded with all-minilm-l6-v2" in other.stderr
+        (tmp_path / "lost.jsonl").write_text(lines[0] + '\n{"user_input": "a sonata", "rows": ["gone", "lost"]}')
+        told = invoke("eval", "compare", str(tmp_path / "lost.jsonl"), "-l", str(library), "dense").stderr
+        assert "the library has no gone, lost: 2 of the judged rows, which count as not found" in told
         fitted = json.loads(invoke("eval", "calibrate", *arguments, "--json").stdout)
         assert (fitted["answerable"], fitted["unanswerable"], fitted["auc"]) == (4, 4, 1.0)
         assert fitted["fitted"] == {"precision": 1.0, "recall": 1.0, "refused": 1.0}

@@ -221,7 +221,9 @@ def both(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Library
 
 class TestSearch:
     @pytest.mark.parametrize("mmr", [None, 0.4])
-    @pytest.mark.parametrize("where", [None, {"flag": True}, {"tags": {"contains": "red"}, "count": {"ne": 4}}])
+    @pytest.mark.parametrize(
+        "where", [None, {"flag": True}, {"tags": {"contains": "red"}, "count": {"ne": [4, 11, None]}}]
+    )
     def test_hits_are_those_of_lancedb(self, both: tuple[Library, Library], where: Any, mmr: float | None) -> None:
         lance, postgres = both
         for query in ("item 7 of the shelf", "shelf 41", "nothing like it"):
@@ -406,7 +408,7 @@ class TestOthers:
                 select(uri, "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
                 return super().encode(texts, kind)
 
-        with pytest.raises(adv.AdventuresError, match="cannot write the library"):
+        with pytest.raises(adv.AdventuresError, match="cannot write the library postgresql://"):
             Library.open(uri, embedder=Cuts()).sync(delta, **COLUMNS)
         library = Library.open(uri, embedder=WordEmbedder())
         assert library.versions() == []
@@ -579,3 +581,17 @@ def test_of_equals_the_lower_ids_come(tmp_path: Path, uri: str, count: int) -> N
     library.sync(tmp_path / "d", id="id", text="{text}")
     assert [hit.id for hit in library.search("red lamp", k=3)] == ["r0000#0", "r0001#0", "r0002#0"]
     assert [hit.id for hit in library.search("red rope", k=3)] == ["z#0", "r0000#0", "r0001#0"]
+
+
+def test_an_id_that_is_too_long(tmp_path: Path, uri: str) -> None:
+    chance = np.random.default_rng(1)
+    name = "".join(map(chr, chance.integers(33, 126, 2601)))
+    write_deltalake(tmp_path / "d", pa.table({"id": [name[:2600]], "text": ["x"]}))
+    library = Library.open(uri, embedder=WordEmbedder())
+    assert library.sync(tmp_path / "d", **COLUMNS).written == 1
+    write_deltalake(tmp_path / "d", pa.table({"id": [name], "text": ["y"]}), mode="append")
+    with pytest.raises(
+        adv.AdventuresError, match="has an id of 2,601 bytes, and Postgres finds rows by ids of 2,600 at most"
+    ):
+        library.sync(tmp_path / "d", **COLUMNS)
+    assert len(library) == 1

@@ -57,7 +57,7 @@ class Outcome:
         difference: To the first setting of the comparison; None for that.
         queries: How many queries there were.
         passages: How many passages the library has.
-        megabytes: What its files take on the disk, indexes included.
+        megabytes: What it takes on the disk, indexes included; None on an object store.
         p50: Median milliseconds of a search, the embedding of the question included.
         p99: Milliseconds within which 99 of 100 searches were done.
     """
@@ -67,7 +67,7 @@ class Outcome:
     difference: Difference | None
     queries: int
     passages: int
-    megabytes: float
+    megabytes: float | None
     p50: float
     p99: float
 
@@ -179,7 +179,7 @@ def compare(
                 difference=difference,
                 queries=len(queries),
                 passages=len(searched),
-                megabytes=_bytes(searched) / 1e6,
+                megabytes=None if (size := searched.size()) is None else size / 1e6,
                 p50=1e3 * float(np.quantile(seconds, 0.5)),
                 p99=1e3 * float(np.quantile(seconds, 0.99)),
             )
@@ -252,8 +252,3 @@ def _places(data: SpanSet, library: Library) -> dict[str, list[tuple[int, int]]]
         name: places([texts[ordinal] for ordinal in sorted(texts)], data.documents[name])
         for name, texts in pieces.items()
     }
-
-
-def _bytes(library: Library) -> int:
-    folder = Path(library.path)
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0

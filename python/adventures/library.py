@@ -29,7 +29,7 @@ from adventures.store import Store
 from adventures.sync import SyncReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
     import polars as pl
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["Hit", "Library", "RepairReport", "Skip", "Source", "SyncReport", "Version"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# How many rows are looked up at once.
+_ROWS = 500
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -184,6 +186,22 @@ class Library:
         snapshot = self._current()
         return {} if snapshot is None else {**snapshot.record, "source": dict(snapshot.source)}
 
+    def size(self) -> int | None:
+        """Returns the bytes of its files, or of its table in Postgres, indexes included; None on an object store."""
+        return self._storage.size()
+
+    def missing(self, rows: Iterable[str]) -> list[str]:
+        """Returns those of some rows' ids, as a hit's `id` has them before its `#`, that have no passage here."""
+        wanted = list(dict.fromkeys(rows))
+        snapshot = self._current()
+        if snapshot is None:
+            return wanted
+        there: set[str] = set()
+        with snapshot.held() as now:
+            for start in range(0, len(wanted), _ROWS):
+                there.update(row for row, *_ in now.texts([(id_, 0, 0) for id_ in wanted[start : start + _ROWS]]))
+        return [id_ for id_ in wanted if id_ not in there]
+
     def __len__(self) -> int:
         snapshot = self._current()
         return 0 if snapshot is None else snapshot.rows
@@ -283,7 +301,7 @@ class Library:
             raise ValueError("drop_colbert leaves out what colbert= makes: give one of them")
         if storage.keep_most is not None and keep > storage.keep_most:
             raise ValueError(f"keep is {keep}, and {storage} keeps {storage.keep_most} version at most")
-        cut = _cut(embedder, max_tokens, overlap)
+        cut = Cut.of(embedder, max_tokens, overlap)
         place = os.fspath(delta) if isinstance(delta, (str, os.PathLike)) else None
         for what, given in (("delta", place), ("text", text), ("where", where)):
             if isinstance(given, str):
@@ -473,19 +491,3 @@ def _place(path: str | PathLike[str]) -> str:
         raise ValueError(f"the path of the library has a control character: {place!r}")
     # LanceDB would expand a "~", and leave the lock in a folder of that name.
     return os.path.expanduser(place)  # noqa: PTH111 (a URI stays one)
-
-
-def _cut(embedder: Embedder, max_tokens: int | None, overlap: int | None) -> Cut:
-    # In Chroma's chunking evaluation (472 questions, MiniLM) four passages of 256 tokens hold 0.75 of the characters
-    # that answer, and four of 128 hold 0.67; of passages of 128 as many characters hold 0.80. Who asks for four, as a
-    # chat does, is best served by long ones. Overlaps of 0, 32 and 64 of 256 differ by 0.02, in no order.
-    window = embedder.max_tokens if max_tokens is None else max_tokens
-    if isinstance(window, bool) or not isinstance(window, int) or not 8 <= window <= embedder.max_tokens:
-        raise ValueError(
-            f"max_tokens must be from 8 to {embedder.max_tokens}, what {embedder.name} reads, not {window!r}"
-        )
-    if overlap is None:
-        return Cut(window, min(32, window // 4))
-    if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap <= window // 2:
-        raise ValueError(f"overlap must be from 0 to half of max_tokens, {window // 2}, not {overlap!r}")
-    return Cut(window, overlap)

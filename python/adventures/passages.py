@@ -39,6 +39,28 @@ class Cut:
     window: int
     overlap: int
 
+    @classmethod
+    def of(cls, embedder: Embedder, max_tokens: int | None, overlap: int | None) -> Cut:
+        """Returns what a sync is asked for, or the defaults for a model.
+
+        Raises:
+            ValueError: The model does not read so much, or neighbours would share more than half.
+        """
+        # In Chroma's chunking evaluation (472 questions, MiniLM) four passages of 256 tokens hold 0.75 of the
+        # characters that answer, and four of 128 hold 0.67; of passages of 128 as many characters hold 0.80. Who asks
+        # for four, as a chat does, is best served by long ones. Overlaps of 0, 32 and 64 of 256 differ by 0.02, in no
+        # order.
+        window = embedder.max_tokens if max_tokens is None else max_tokens
+        if isinstance(window, bool) or not isinstance(window, int) or not 8 <= window <= embedder.max_tokens:
+            raise ValueError(
+                f"max_tokens must be from 8 to {embedder.max_tokens}, what {embedder.name} reads, not {window!r}"
+            )
+        if overlap is None:
+            return cls(window, min(32, window // 4))
+        if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap <= window // 2:
+            raise ValueError(f"overlap must be from 0 to half of max_tokens, {window // 2}, not {overlap!r}")
+        return cls(window, overlap)
+
 
 @dataclass(frozen=True, slots=True)
 class Known:

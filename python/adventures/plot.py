@@ -88,9 +88,16 @@ def figure(outcomes: Sequence[Outcome], *, title: str = "") -> Any:
     drawn = Figure(figsize=(11, 5), layout="constrained")
     measure = next(iter(outcomes[0].measures))
     left, right = drawn.subplots(1, 2, sharey=True)
+    sizes = [outcome.megabytes for outcome in outcomes if outcome.megabytes is not None]
+    known = len(sizes) == len(outcomes)
     for plot, cost, label in (
         (left, [outcome.p50 for outcome in outcomes], "milliseconds a search (median)"),
-        (right, [outcome.megabytes for outcome in outcomes], "megabytes on the disk"),
+        # Nobody knows what a library on an object store takes.
+        (
+            right,
+            sizes if known else [float(outcome.passages) for outcome in outcomes],
+            "megabytes on the disk" if known else "passages",
+        ),
     ):
         for number, (outcome, x) in enumerate(zip(outcomes, cost, strict=True)):
             y = outcome.measures[measure]

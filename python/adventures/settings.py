@@ -140,5 +140,8 @@ def _checked(name: str, given: dict[str, Any]) -> Setting:
         raise ValueError(f"the setting {name!r} has rerank and mmr, which each choose an order: give one of them")
     if setting.k is not None and setting.k < 1:
         raise ValueError(f"the setting {name!r} needs 1 or more for k, not {setting.k}")
-    neighbours.check(setting.expand)
+    try:
+        neighbours.check(setting.expand)
+    except ValueError as error:
+        raise ValueError(f"the setting {name!r}: {error}") from error
     return setting

@@ -80,7 +80,10 @@ class Snapshot(Protocol):
 
 
 class Draft(Protocol):
-    """The next version of a library, while it is written; nobody else sees it before it is published."""
+    """The next version of a library, while it is written; nobody else sees it before it is published.
+
+    Its text names the library in messages.
+    """
 
     def write(self, passages: pa.RecordBatchReader, *, anew: bool) -> None:
         """Adds passages, in place of all others where `anew` is set."""
@@ -133,6 +136,10 @@ class Storage(Protocol):
 
     def kept(self) -> list[tuple[Snapshot, bool]]:
         """Returns the versions that can be read, oldest first, and whether each is the published one."""
+        ...
+
+    def size(self) -> int | None:
+        """Returns the bytes of all that it keeps, indexes included; None where nobody knows."""
         ...
 
     def writing(self) -> AbstractContextManager[Callable[[], None]]:

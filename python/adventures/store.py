@@ -163,6 +163,13 @@ class Store:
         snapshots = [self.snapshot(number) for number in sorted({*self.kept_versions(table), published})]
         return [(one, one.version == published) for one in snapshots if one is not None]
 
+    def size(self) -> int | None:
+        """Returns the bytes of the table's files, of its token vectors too; None on an object store."""
+        if self.folder is None:
+            return None
+        files = (file for place in self.folder.parent.glob(f"{self.name}.*") for file in (place, *place.rglob("*")))
+        return sum(file.stat().st_size for file in files if file.is_file())
+
     @contextmanager
     def writing(self) -> Iterator[Callable[[], None]]:
         """Keeps other writers out, by a lock on a disk and by a lease on an object store."""
@@ -265,6 +272,9 @@ class LanceDraft:
 
     store: Store
     table: Table
+
+    def __str__(self) -> str:
+        return str(self.store)
 
     def write(self, passages: pa.RecordBatchReader, *, anew: bool) -> None:
         """Adds passages, in place of all others where `anew` is set: one commit, or none where the stream fails."""

@@ -22,7 +22,7 @@ _HELP = """\
 /quit      leave (or Ctrl-D); Ctrl-C stops an answer"""
 
 _chat_options = options.every(
-    options.library,
+    options.library(),
     options.generator,
     options.k,
     options.hybrid,
@@ -108,7 +108,7 @@ def chat(*, conditions: Sequence[str], **settings: Any) -> None:
 
 def open_chat(
     *,
-    library_path: str,
+    place: options.Place,
     generator_spec: str,
     embedder_spec: str | None,
     k: int,
@@ -128,8 +128,8 @@ def open_chat(
     """Opens a library and a generator, and returns the chat over them."""
     from adventures import Chat
 
-    library = options.open_library(
-        library_path,
+    opened = options.open_library(
+        place,
         embedder_spec,
         device=device,
         threads=threads,
@@ -138,7 +138,7 @@ def open_chat(
     )
     generator = options.open_generator(generator_spec, device=device, threads=threads, quantize=quantize)
     return Chat(
-        library,
+        opened,
         generator,
         system=system,
         k=k,

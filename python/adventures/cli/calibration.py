@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("questions", required=False)
-@click.option(
-    "-l", "--library", "library_path", metavar="PATH", help="The library; by default one of the data set's documents."
-)
+@options.library("The library; by default one of the data set's documents.", required=False)
 @click.option(
     "--off-topic",
     metavar="FILE",
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="test", show_default=True, help="Which judgements: qrels/SPLIT.tsv.")
 @options.k
 @options.hybrid
-@options.model
+@options.embedder
 @options.device
 @options.threads
 @options.as_json
@@ -46,13 +44,13 @@ def calibrate(
     ctx: click.Context,
     *,
     questions: str | None,
-    library_path: str | None,
+    place: options.Place | None,
     off_topic: str | None,
     recall: float | None,
     split: str,
     k: int,
     hybrid: bool,
-    embedder_spec: str,
+    embedder_spec: str | None,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -74,7 +72,7 @@ def calibrate(
     quiet = ctx.find_root().params["quiet"]
     with tempfile.TemporaryDirectory() as folder:
         judged, library = _open(
-            questions, library_path, Path(folder), split=split, spec=embedder_spec, device=device, threads=threads
+            questions, place, Path(folder), split=split, spec=embedder_spec, device=device, threads=threads
         )
         right = [question.text for question in judged.questions if question.rows]
         wrong = [question.text for question in judged.questions if not question.rows]
@@ -90,11 +88,11 @@ def calibrate(
 
 def _open(
     questions: str | None,
-    library_path: str | None,
+    place: options.Place | None,
     folder: Path,
     *,
     split: str,
-    spec: str,
+    spec: str | None,
     device: str,
     threads: int | None,
 ) -> tuple[Questions, Library]:
@@ -102,15 +100,15 @@ def _open(
     from adventures.comparison import library_of
     from adventures.questions import Questions, judged
 
-    if questions and questions.endswith(".jsonl") and not library_path:
+    if questions and questions.endswith(".jsonl") and not place:
         raise click.UsageError(f"{questions} judges rows of a library: name it with --library")
     given = None if questions is None else judged(questions, split)
-    if library_path:
-        return given or Questions.demo(), options.open_library(library_path, None, device=device, threads=threads)
+    if place:
+        return given or Questions.demo(), options.open_library(place, spec, device=device, threads=threads)
     from adventures.dataset import Dataset
 
     data = Dataset.read(questions, split=split) if questions else Dataset.demo()
-    embedder = options.open_embedder(spec, device=device, threads=threads)
+    embedder = options.open_embedder(spec or options.EMBEDDER, device=device, threads=threads)
     return given or Questions.demo(), library_of(data.documents, folder, embedder)
 
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @click.argument("settings", nargs=-1)
 @click.option("--settings", "file", metavar="FILE", help="Take settings from the [[setting]] tables of a TOML file.")
 @click.option("--split", default="test", show_default=True, help="Which judgements: qrels/SPLIT.tsv.")
-@click.option(
-    "-l", "--library", "library_path", metavar="PATH", help="Search this library, whose rows DATASET judges, as it is."
-)
+@options.library("Search this library, whose rows DATASET judges, as it is.", required=False)
 @click.option(
     "-k", type=click.IntRange(1, 1_000_000), default=20, show_default=True, metavar="N", help="Passages to ask for."
 )
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     help="How many characters of the passages count, where characters are judged.",
 )
 @click.option("--plot", "picture", metavar="FILE", help="Draw quality against cost: a .png or a .html file.")
-@options.model
+@options.embedder
 @options.device
 @options.threads
 @options.as_json
@@ -50,11 +48,11 @@ def compare(
     settings: Sequence[str],
     file: str | None,
     split: str,
-    library_path: str | None,
+    place: options.Place | None,
     k: int,
     budget: int,
     picture: str | None,
-    embedder_spec: str,
+    embedder_spec: str | None,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -82,11 +80,12 @@ def compare(
     check_names(chosen)
     if picture:
         plot.check(picture)
-    data = _read(dataset, split, library_path)
-    models = Models(embedder_spec, device=device, threads=threads)
+    data = _read(dataset, split, place)
+    models = Models(embedder_spec or options.EMBEDDER, device=device, threads=threads)
     library = None
-    if library_path:
-        library = options.open_library(library_path, None, device=device, threads=threads)
+    if place:
+        library = options.open_library(place, embedder_spec, device=device, threads=threads)
+        options.say_missing(library, (row for grades in getattr(data, "judgements", {}).values() for row in grades))
     quiet = ctx.find_root().params["quiet"]
     outcomes: list[Outcome] = []
     with options.bar(len(data.queries) * len(chosen), "searches", quiet=quiet) as advance:
@@ -119,17 +118,17 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         f"{outcome.p50:.1f}",
         f"{outcome.p99:.1f}",
         f"{outcome.passages:,}",
-        f"{outcome.megabytes:.1f}",
+        "" if outcome.megabytes is None else f"{outcome.megabytes:.1f}",
     )
 
 
-def _read(dataset: str, split: str, library_path: str | None) -> Dataset | SpanSet:
+def _read(dataset: str, split: str, place: options.Place | None) -> Dataset | SpanSet:
     from adventures.dataset import Dataset
     from adventures.questions import read_questions
     from adventures.spans import SpanSet
 
     if dataset.endswith(".jsonl"):
-        if library_path is None:
+        if place is None:
             raise click.UsageError(f"{dataset} judges rows of a library: name it with --library")
         return read_questions(dataset).dataset()
     if dataset == "demo":

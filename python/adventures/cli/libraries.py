@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 import click
@@ -23,7 +23,7 @@ _CREDIT = 160
 
 @click.command()
 @click.option("--delta", required=True, metavar="PATH", help="The Delta table: a folder or a URI.")
-@options.library
+@options.library()
 @click.option(
     "--id", "id_columns", required=True, multiple=True, metavar="COLUMN", help="What names a row; may repeat."
 )
@@ -81,7 +81,7 @@ def sync(
     ctx: click.Context,
     *,
     delta: str,
-    library_path: str,
+    place: options.Place,
     id_columns: Sequence[str],
     text: str,
     metadata: Sequence[str],
@@ -119,8 +119,13 @@ def sync(
         raise click.UsageError(
             "--drop-colbert with --colbert or --nbits: it is not clear whether to keep token vectors"
         )
-    library = options.open_library(
-        library_path,
+    if workers is not None and runner != "ray":
+        raise click.UsageError("--workers is of --runner ray")
+    settings = place.storage_options if "://" in delta else None
+    if settings and place.path.startswith(("postgresql://", "postgres://")):
+        place = replace(place, storage_options={})
+    opened = options.open_library(
+        place,
         embedder_spec,
         device=device,
         threads=threads,
@@ -134,16 +139,15 @@ def sync(
         # Not above: Daft is an extra.
         from adventures.distributed import DaftRunner
 
-        load = options.library_model(
-            library_path, embedder_spec, device=device, threads=threads, quantize=quantize, new=True
-        )
+        load = options.library_model(place, embedder_spec, device=device, threads=threads, quantize=quantize, new=True)
         by = DaftRunner(load, engine="ray" if runner == "ray" else "native", workers=workers, cpus=threads or 1)
-    report = library.sync(
+    report = opened.sync(
         delta,
         id=list(id_columns),
         text=text,
         metadata=list(metadata) or None,
         version=version,
+        storage_options=settings or None,
         where=rows,
         max_tokens=max_tokens,
         overlap=overlap,
@@ -199,14 +203,14 @@ def library() -> None:
 
 
 @library.command()
-@options.library
+@options.library()
 @options.as_json
-def versions(*, library_path: str, as_json: bool) -> None:
+def versions(*, place: options.Place, as_json: bool) -> None:
     """List the versions of the Delta table that can be read, oldest first.
 
     adventures library versions -l ./lib
     """
-    for version in adv.Library.open(library_path).versions():
+    for version in options.existing(place).versions():
         if as_json:
             put_json(asdict(version))
         else:
@@ -215,9 +219,9 @@ def versions(*, library_path: str, as_json: bool) -> None:
 
 
 @library.command()
-@options.library
+@options.library()
 @options.as_json
-def repair(*, library_path: str, as_json: bool) -> None:
+def repair(*, place: options.Place, as_json: bool) -> None:
     """Make a library readable again after a power cut.
 
     Torn files are moved aside, all passages are read, broken indexes are made anew. Where the
@@ -225,21 +229,21 @@ def repair(*, library_path: str, as_json: bool) -> None:
 
       adventures library repair -l ./lib
     """
-    report = adv.Library.repair(library_path)
+    report = adv.Library.repair(place.path, table=place.table)
     if as_json:
         put_json(asdict(report))
     else:
         back = ", an older one than was published" if report.rolled_back else ""
         put(f"version {report.version}: {report.passages:,} passages can be read{back}")
-    for file, place in report.moved.items():
-        say(f"moved {file} to {place}")
+    for file, now in report.moved.items():
+        say(f"moved {file} to {now}")
     for index in report.rebuilt:
         say(f"made the index {index} anew")
 
 
 @click.command()
 @click.argument("query")
-@options.library
+@options.library()
 @options.k
 @options.hybrid
 @options.retrieval
@@ -256,7 +260,7 @@ def repair(*, library_path: str, as_json: bool) -> None:
 def search(
     *,
     query: str,
-    library_path: str,
+    place: options.Place,
     k: int,
     hybrid: bool,
     retrieval: Literal["dense", "colbert"],
@@ -282,8 +286,8 @@ def search(
     if reranker_spec and mmr is not None:
         raise click.UsageError("--rerank and --mmr each choose an order: give one of them")
     where = options.parse_where(conditions)
-    library = options.open_library(
-        library_path,
+    opened = options.open_library(
+        place,
         embedder_spec,
         device=device,
         threads=threads,
@@ -293,7 +297,7 @@ def search(
     )
     reranker = options.open_reranker(reranker_spec, device=device, threads=threads) if reranker_spec else None
     question = argument_or_stdin(query)
-    hits = library.search(
+    hits = opened.search(
         question, k, hybrid=hybrid, retrieval=retrieval, where=where, rerank=reranker, mmr=mmr, expand=expand
     )
     scored = reranker is not None or retrieval == "colbert"

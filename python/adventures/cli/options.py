@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from adventures.cli.program import say
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from adventures import ColBERT, Embedder, Generator, Library, Reranker
 
@@ -72,16 +76,6 @@ generator = click.option(
     show_default=True,
     help="The model that answers: a catalogue name, a hub id, a directory or a .gguf file; MODEL+ADAPTER adds "
     "a LoRA adapter.",
-)
-library = click.option(
-    "-l",
-    "--library",
-    "library_path",
-    metavar="PATH",
-    required=True,
-    envvar="ADVENTURES_LIBRARY",
-    show_envvar=True,
-    help="The library: a folder, or postgresql://… for a table of a database with pgvector.",
 )
 k = click.option(
     "-k",
@@ -142,8 +136,98 @@ where = click.option(
     multiple=True,
     metavar="CONDITION",
     help="Keep only passages whose row fulfils this: COLUMN=VALUE, or !=, <, <=, >, >=. Repeat it for more. A value is "
-    'read as JSON where it is (12, true, null, ["a", "b"]), as text where it is not; a date is 2024-01-31.',
+    'read as JSON where it is (12, true, null, ["a", "b"]), as text where it is not; a date is 2024-01-31. Of a column '
+    'of lists: COLUMN={"contains": "a"}.',
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a library is.
+
+    Attributes:
+        path: Its folder or URI.
+        table: The name of its table.
+        storage_options: Settings of the object store that it is on.
+    """
+
+    path: str
+    table: str = "passages"
+    storage_options: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def open(self, **how: Any) -> Library:
+        """Opens it, as `Library.open` does."""
+        from adventures import Library
+
+        return Library.open(self.path, table=self.table, storage_options=self.storage_options or None, **how)
+
+
+class _StorageOption(click.ParamType[tuple[str, str]]):
+    """NAME=VALUE. Of the variable, a comma stands between two where a name follows it, as the service reads it."""
+
+    name = "NAME=VALUE"
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        return re.split(r",(?=[A-Za-z0-9_]+=)", rv)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, equals, given = str(value).partition("=")
+        if not equals or not name:
+            # What it is may be a secret.
+            self.fail("expected NAME=VALUE", param, ctx)
+        return name, given
+
+
+def library(help: str = "", *, required: bool = True) -> Callable[[Any], Any]:  # noqa: A002 (click's word)
+    """Returns the decorator that adds the options of a library, which give the command a `Place` as `place`.
+
+    Args:
+        help: What `--library` is; by default any.
+        required: Whether it must be given; else `place` may be None.
+    """
+    path = click.option(
+        "-l",
+        "--library",
+        "library_path",
+        metavar="PATH",
+        required=required,
+        envvar="ADVENTURES_LIBRARY" if required else None,
+        show_envvar=required,
+        help=help or "The library: a folder, s3://, gs:// or az://, or postgresql://… of a database with pgvector.",
+    )
+    table = click.option(
+        "--table",
+        metavar="NAME",
+        envvar="ADVENTURES_TABLE" if required else None,
+        help="The library's table, of several at one place; by default passages.",
+    )
+    settings = click.option(
+        "--storage-option",
+        "storage_options",
+        type=_StorageOption(),
+        multiple=True,
+        envvar="ADVENTURES_STORAGE_OPTION" if required else None,
+        help="A setting of the object store that the library is on, of a sync also the Delta table, such as "
+        "aws_region=eu-west-1; may repeat.",
+    )
+
+    def add(command: Any) -> Any:
+        @functools.wraps(command)
+        def placed(
+            *given: Any,
+            library_path: str | None,
+            table: str | None,
+            storage_options: Sequence[tuple[str, str]],
+            **named: Any,
+        ) -> Any:
+            if library_path is None and (table or storage_options):
+                raise click.UsageError("--table and --storage-option are of a library: name it with --library")
+            place = library_path and Place(library_path, table or "passages", dict(storage_options))
+            return command(*given, place=place, **named)
+
+        return path(table(settings(placed)))
+
+    return add
 
 
 def every(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -199,11 +283,20 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
             value = match["value"].strip()
         operator = "in" if isinstance(value, list) and match["operator"] == "=" else _OPERATORS[match["operator"]]
         column = match["column"].strip()
-        if operator in filters.setdefault(column, {}):
-            either = f'; for either, {column}=["a", "b"]' if operator == "eq" else ""
-            raise click.BadParameter(f"{column}{match['operator']} comes twice{either}", param_hint="--where")
-        filters[column][operator] = value
+        given = filters.setdefault(column, {})
+        for name, wanted in (value if operator == "eq" and isinstance(value, dict) else {operator: value}).items():
+            if name == "ne" and name in given:
+                given[name] = [*_listed(given[name]), *_listed(wanted)]
+            elif name in given:
+                either = f'; for either, {column}=["a", "b"]' if name == "eq" else ""
+                raise click.BadParameter(f"{column}{match['operator']} comes twice{either}", param_hint="--where")
+            else:
+                given[name] = wanted
     return filters or None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _no_constant(name: str) -> None:
@@ -212,7 +305,7 @@ def _no_constant(name: str) -> None:
 
 
 def library_model(
-    path: str,
+    place: Place,
     spec: str | None,
     *,
     device: str,
@@ -223,18 +316,18 @@ def library_model(
     """Returns what opens the model named, or the one that a library was made with.
 
     Args:
-        path: The library's folder or URI.
+        place: The library.
         spec: The embedding model; `None` for the library's own.
         device: Where to compute.
         threads: How many threads compute.
         quantize: What the model's weights are rounded to; `None` for what they were, in the library's own.
         new: Whether the library may be missing.
     """
-    return _model(_metadata(path, new=new), spec, device=device, threads=threads, quantize=quantize)
+    return _model(_metadata(place, new=new), spec, device=device, threads=threads, quantize=quantize)
 
 
 def open_library(
-    path: str,
+    place: Place,
     spec: str | None,
     *,
     device: str,
@@ -247,7 +340,7 @@ def open_library(
     """Opens a library with the model named, or the one that it was made with; the arguments of `library_model`.
 
     Args:
-        path: The library's folder or URI.
+        place: The library.
         spec: The embedding model; `None` for the library's own.
         device: Where to compute.
         threads: How many threads compute.
@@ -256,9 +349,7 @@ def open_library(
         colbert: The model of token vectors.
         late: Whether the model of the token vectors that the library has is opened, where none is named.
     """
-    from adventures import Library
-
-    metadata = _metadata(path, new=new)
+    metadata = _metadata(place, new=new)
     tokens = _open_colbert(metadata.get("source", {}), colbert, threads) if colbert or late else None
     try:
         model = _model(metadata, spec, device=device, threads=threads, quantize=quantize)()
@@ -268,18 +359,29 @@ def open_library(
         raise LookupError(
             f"the library's model is not found by its name ({error}); name its path with --embedder"
         ) from error
-    return Library.open(path, embedder=model, colbert=tokens)
+    return place.open(embedder=model, colbert=tokens)
 
 
-def _metadata(path: str, *, new: bool) -> dict[str, Any]:
-    """What a library says of itself; nothing of one that is not there yet."""
-    from adventures import Library
+def existing(place: Place) -> Library:
+    """Opens a library that is there, without a model.
 
+    Raises:
+        FileNotFoundError: There is none.
+    """
     try:
-        return Library.open(path).metadata
+        return place.open()
+    except FileNotFoundError:
+        which = "" if place.table == "passages" else f" (table {place.table!r})"
+        raise FileNotFoundError(f"no library at {place.path}{which}; `adventures sync` makes one") from None
+
+
+def _metadata(place: Place, *, new: bool) -> dict[str, Any]:
+    """What a library says of itself; nothing of one that is not there yet."""
+    try:
+        return existing(place).metadata
     except FileNotFoundError:
         if not new:
-            raise FileNotFoundError(f"no library at {path}; `adventures sync` makes one") from None
+            raise
         return {}
 
 
@@ -328,6 +430,14 @@ def _open_colbert(source: dict[str, Any], spec: str | None, threads: int | None)
         raise LookupError(
             f"the library's ColBERT model {made['name']!r} is not at {path}; name its path with --colbert"
         ) from error
+
+
+def say_missing(library: Library, rows: Iterable[str]) -> None:
+    """Says which of the rows that questions are judged by a library has not: what it cannot find counts as missed."""
+    missing = library.missing(rows)
+    if missing:
+        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        say(f"warning: the library has no {some}: {len(missing):,} of the judged rows, which count as not found")
 
 
 def open_embedder(

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("questions", required=False)
-@click.option("-l", "--library", "library_path", metavar="PATH", help="The library that QUESTIONS judges.")
+@options.library("The library that QUESTIONS judges.", required=False)
 @click.option("-o", "--output", metavar="FILE", help="Write each answer as a line of JSON, for RAGAS too.")
 @options.k
 @options.hybrid
 @options.expand
 @options.min_similarity
 @click.option("--system", metavar="TEXT", help="Who answers, and how: the system text.")
-@options.model
+@options.embedder
 @options.generator
 @options.device
 @options.threads
@@ -40,14 +40,14 @@ def answers(
     ctx: click.Context,
     *,
     questions: str | None,
-    library_path: str | None,
+    place: options.Place | None,
     output: str | None,
     k: int,
     hybrid: bool,
     expand: int,
     min_similarity: float | None,
     system: str | None,
-    embedder_spec: str,
+    embedder_spec: str | None,
     generator_spec: str,
     device: str,
     threads: int | None,
@@ -70,20 +70,21 @@ def answers(
     from adventures.answers import examine, summarise
     from adventures.questions import Questions, read_questions
 
-    if (questions is None) != (library_path is None):
+    if (questions is None) != (place is None):
         raise click.UsageError("QUESTIONS judges rows of a library: give both, or neither for the demo")
     quiet = ctx.find_root().params["quiet"]
     asked = Questions.demo() if questions is None else read_questions(questions)
     generator = options.open_generator(generator_spec, device=device, threads=threads, quantize=quantize)
     replies: list[Reply] = []
     with tempfile.TemporaryDirectory() as folder, _lines_to(output) as write:
-        if library_path is None:
+        if place is None:
             shop.write_table(Path(folder) / "table")
-            embedder = options.open_embedder(embedder_spec, device=device, threads=threads)
+            embedder = options.open_embedder(embedder_spec or options.EMBEDDER, device=device, threads=threads)
             library = Library.open(Path(folder) / "library", embedder=embedder)
             library.sync(Path(folder) / "table", id="scenario", text=shop.TEXT, progress=False)
         else:
-            library = options.open_library(library_path, None, device=device, threads=threads)
+            library = options.open_library(place, embedder_spec, device=device, threads=threads)
+            options.say_missing(library, (row for question in asked.questions for row in question.rows))
         chat = Chat(
             library,
             generator,

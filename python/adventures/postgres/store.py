@@ -117,6 +117,13 @@ class PostgresStore:
         snapshot = self.current(None)
         return [] if snapshot is None else [(snapshot, True)]
 
+    def size(self) -> int | None:
+        """Returns the bytes of the table with its indexes."""
+        with self.reading() as connection:
+            name = self.identifier.as_string(connection)
+            found = connection.execute("SELECT pg_total_relation_size(to_regclass(%s))", [name]).fetchone()
+        return None if found is None else found[0]
+
     @contextmanager
     def writing(self) -> Iterator[Callable[[], None]]:
         """Keeps other writers out by an advisory lock, which goes with the connection."""
