@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from deltalake import DeltaTable, write_deltalake
 
 import adventures as adv
 from adventures import demo
+from adventures.cli import app
 from adventures.library import Library
 from object_store import Place, google_at
 from serving import Server, program
@@ -63,6 +66,26 @@ def test_what_cannot_be_reached_is_named(bucket: Place) -> None:
     with pytest.raises(OSError, match=f"cannot open the Delta table {nowhere}: .*does not exist") as caught:
         library(bucket).sync(nowhere, **COLUMNS, storage_options=bucket.options)
     assert str(caught.value).isprintable()
+
+
+def test_by_commands(bucket: Place) -> None:
+    delta = f"{bucket.uri}/delta"
+    rows = {"id": ["a", "b"], "text": ["a rope for climbing", "a lamp for caves"]}
+    write_deltalake(delta, pa.table(rows), storage_options=bucket.options)
+    place = ("--library", f"{bucket.uri}/library", "--table", "tools")
+
+    def run(*arguments: str, **environment: str) -> str:
+        result = CliRunner(env={"ADVENTURES_LIBRARY": None, **environment}).invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    done = run("sync", "--delta", delta, *place, "--id", "id", "--text", "{text}", *bucket.flags)
+    assert done.startswith("version 0: 2 added; 2 passages")
+    assert run("library", "versions", *place, *bucket.flags) == "version 0: 2 passages, published\n"
+    # The variable, too, with commas between settings.
+    variable = ",".join(f"{name}={value}" for name, value in bucket.options.items())
+    found = run("search", "light below ground", *place, "-k", "1", ADVENTURES_STORAGE_OPTION=variable)
+    assert found.endswith("b: a lamp for caves\n")
 
 
 class TestService:

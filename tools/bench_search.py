@@ -94,6 +94,7 @@ def passages(base: NDArray[np.float32], rows: int, schema: pa.Schema) -> Iterato
         columns: dict[str, Any] = {
             "id": [f"{name}#0" for name in names],
             "row_id": names,
+            "overlap": pa.nulls(len(numbers), pa.int32()),
             "ordinal": pa.array(np.zeros(len(numbers), np.int32)),
             "text": bench_sync.texts(start, len(numbers), 0),
             "text_hash": digest,
