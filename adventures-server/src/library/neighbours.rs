@@ -69,13 +69,12 @@ fn joined(hit: Hit, covered: &[(&i64, &Passage)]) -> Hit {
 
 /// Writes a passage so that it follows the one before: without what both have, or on a new line.
 fn push_rest(text: &mut String, overlap: Option<i32>, after: &str) {
-    match overlap.and_then(|overlap| usize::try_from(overlap).ok()) {
-        Some(shared) => text.extend(after.chars().skip(shared)),
+    if let Some(shared) = overlap.and_then(|overlap| usize::try_from(overlap).ok()) {
+        text.extend(after.chars().skip(shared));
+    } else {
         // What was between two passages was white space: that is all a library knows of it.
-        None => {
-            text.push('\n');
-            text.push_str(after);
-        }
+        text.push('\n');
+        text.push_str(after);
     }
 }
 
