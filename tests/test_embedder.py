@@ -271,6 +271,16 @@ def test_eight_threads_share_one_embedder(minilm: adv.Embedder) -> None:
             assert np.abs(got - want).max() <= 1e-5
 
 
+def test_queries_beside_each_other_and_beside_a_batch_have_the_same_bits(minilm: adv.Embedder) -> None:
+    queries = [f"{text[:90]} {i}" for i, text in enumerate(text for text in tiny.TEXTS if text.strip())]
+    want, batch = quiet(minilm, queries), [f"{text} {i}" for i in range(20) for text in queries]
+    with ThreadPoolExecutor(5) as pool:
+        beside = pool.submit(quiet, minilm, batch)
+        found = list(pool.map(lambda query: quiet(minilm, [query])[0], queries * 20))
+    assert np.array_equal(np.stack(found), np.tile(want, (20, 1)))
+    assert np.array_equal(beside.result(), quiet(minilm, batch))
+
+
 @pytest.mark.alone
 def test_the_gil_is_free_while_it_computes(minilm: adv.Embedder) -> None:
     ticks = 0

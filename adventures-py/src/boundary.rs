@@ -50,6 +50,14 @@ pub(crate) fn run_on<T: Send>(
     })
 }
 
+/// Runs `f` without Python's lock on the thread that it is called in, where nobody looks for signals: for some milliseconds.
+pub(crate) fn run_here<T: Send>(
+    py: Python<'_>,
+    f: impl FnOnce() -> Option<adventures::Result<T>> + Send,
+) -> Option<PyResult<T>> {
+    py.detach(|| guard(|| f().transpose()).transpose())
+}
+
 /// Waits for a result, looking for signals meanwhile.
 fn wait<T>(result: &Receiver<PyResult<T>>, cancel: &AtomicBool) -> PyResult<T> {
     let mut signal = None;

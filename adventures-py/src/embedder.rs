@@ -1,7 +1,7 @@
 //! `adventures.Embedder`.
 
 use crate::arrow::Strings;
-use crate::boundary::{Process, run, run_on};
+use crate::boundary::{Process, run, run_here, run_on};
 use crate::convert::{locate, profile_value, texts};
 use crate::embeddings::EmbeddingStream;
 use crate::error::{PyError, TruncationWarning};
@@ -151,7 +151,8 @@ impl Embedder {
     ) -> PyResult<Embeddings> {
         self.process.check("Embedder")?;
         let (texts, kind) = (self::texts(texts, "text")?, self::kind(kind)?);
-        let found = run_on(py, self.inner.pool(), |cancel| self.inner.embed(&texts, kind, cancel))?;
+        let found = run_here(py, || self.inner.embed_here(&texts, kind))
+            .unwrap_or_else(|| run_on(py, self.inner.pool(), |cancel| self.inner.embed(&texts, kind, cancel)))?;
         let vectors = found.vectors.into_pyarray(py).reshape([texts.len(), self.inner.dim()])?;
         Ok(Embeddings {
             vectors: vectors.unbind(),

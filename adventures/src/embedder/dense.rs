@@ -2,7 +2,8 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid, unsupported};
-use crate::kernels::panels::{Kernel, Linear, Precision, Rounded, Then, Threads};
+use crate::kernels::panels::{Kernel, Linear, Precision, Rounded, Then};
+use crate::kernels::threads::Threads;
 use serde_json::Value;
 use std::path::Path;
 

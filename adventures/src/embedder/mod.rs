@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokenizers::{Tokenizer, TruncationDirection};
 
 /// How many tokens go to the encoder in one call: bounds the memory, and how long a cancellation waits.
@@ -109,6 +109,8 @@ pub struct Embedder {
     query_prefix: String,
     passage_prefix: String,
     pool: Arc<rayon::ThreadPool>,
+    /// How many calls embed texts at the moment.
+    calls: AtomicUsize,
     device: String,
 }
 
@@ -196,6 +198,7 @@ impl Embedder {
             query_prefix: options.query_prefix.clone().or(prompts.query).unwrap_or_default(),
             passage_prefix: options.passage_prefix.clone().or(prompts.passage).unwrap_or_default(),
             pool,
+            calls: AtomicUsize::new(0),
             device: device::name(device.as_ref()),
         };
         for kind in [Kind::Query, Kind::Passage] {

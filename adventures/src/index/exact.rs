@@ -4,7 +4,8 @@ use super::search::{Found, keep, order};
 use super::snapshot::Snapshot;
 use crate::error::Result;
 use crate::kernels::panels::maxsim::{Documents, Queries};
-use crate::kernels::panels::{Kernel, Precision, Threads};
+use crate::kernels::panels::{Kernel, Precision};
+use crate::kernels::threads::Threads;
 use rayon::prelude::*;
 use std::sync::atomic::AtomicBool;
 

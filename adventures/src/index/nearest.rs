@@ -3,7 +3,8 @@
 use super::kmeans;
 use crate::error::{Error, Result};
 use crate::kernels::late::nearest;
-use crate::kernels::panels::{Kernel, Linear, Rounded, Then, Threads};
+use crate::kernels::panels::{Kernel, Linear, Rounded, Then};
+use crate::kernels::threads::Threads;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;

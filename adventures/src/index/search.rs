@@ -8,7 +8,8 @@ use super::codec::Codec;
 use super::snapshot::{Bits, Snapshot};
 use crate::error::{Error, Result, invalid};
 use crate::kernels::late::{self, Query, Scratch};
-use crate::kernels::panels::{self, Linear, Precision, Rounded, Then, Threads};
+use crate::kernels::panels::{self, Linear, Precision, Rounded, Then};
+use crate::kernels::threads::Threads;
 use rayon::prelude::*;
 use std::cmp::Ordering;
 use std::sync::atomic::{self, AtomicBool};
@@ -122,7 +123,7 @@ impl Snapshot {
         codec: &Codec,
         options: &SearchOptions,
         allowed: Option<&[usize]>,
-        threads: Threads,
+        threads: Threads<'_>,
     ) -> Result<Vec<Found>> {
         let rows = query.len() / self.manifest.dim;
         let prepared = prepare(query, codec, threads)?;
@@ -140,7 +141,7 @@ impl Snapshot {
             Found { document: *document, score }
         };
         let tokens = self.tokens() / self.documents * candidates.len();
-        let mut found: Vec<Found> = if threads == Threads::All && tokens > 2 * SHARE {
+        let mut found: Vec<Found> = if threads.count() > 1 && tokens > 2 * SHARE {
             let least = (SHARE * candidates.len() / tokens).max(1);
             candidates.par_iter().with_min_len(least).map_init(Scratch::default, score).collect()
         } else {
@@ -233,7 +234,7 @@ fn nearest(table: &[f32], lanes: usize, rows: usize, probes: usize) -> Vec<Vec<(
     near
 }
 
-fn prepare(query: &[f32], codec: &Codec, threads: Threads) -> Result<Prepared> {
+fn prepare(query: &[f32], codec: &Codec, threads: Threads<'_>) -> Result<Prepared> {
     let mut padded = query.to_vec();
     padded.resize((query.len() / codec.dim).next_multiple_of(late::BLOCK) * codec.dim, 0.0);
     let packed = Linear::pack(&padded, &[], codec.dim, panels::Kernel::best(Precision::F32))?;

@@ -6,10 +6,11 @@ mod tiles;
 
 use super::panels::dot::Floats;
 use super::panels::tile::{Place, ROWS, Tile, share};
-use super::panels::{Kernel, PANEL, Rounded, Strip, Threads};
+use super::panels::{Kernel, PANEL, Rounded, Strip};
+use super::threads::Threads;
 use super::vector::{Level, Vector, at_level};
-use rayon::prelude::*;
 use softmax::{Seen, weigh};
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Keys that are scored together; scores of a tile's rows stay in the first cache. Sums over longer sequences are carried from
@@ -81,9 +82,13 @@ impl Qkv<'_> {
     }
 }
 
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
 /// What attention keeps between calls, to be reused.
 #[derive(Default)]
-pub(crate) struct Scratch {
+struct Scratch {
     /// Panels of keys, whose inputs are a head's numbers.
     keys: Vec<Strip>,
     /// Panels of values, whose inputs are the tokens.
@@ -111,8 +116,7 @@ pub(crate) fn attention(
     qkv: Qkv<'_>,
     heads: Heads,
     sight: Sight<'_>,
-    scratch: &mut Scratch,
-    threads: Threads,
+    threads: Threads<'_>,
 ) {
     let width = heads.count * heads.dim;
     let row = qkv.row(width);
@@ -132,13 +136,11 @@ pub(crate) fn attention(
         );
     }
     let job = Job { qkv, out: Place { first: out.as_mut_ptr(), stride: width }, queries, tokens, keys, heads, sight };
-    match threads {
-        Threads::One => run(kernel, &job, 0..heads.count, scratch),
-        Threads::All => {
-            let one = |scratch: &mut Scratch, head: usize| run(kernel, &job, head..head + 1, scratch);
-            (0..heads.count).into_par_iter().for_each_init(Scratch::default, one);
-        }
-    }
+    let each = heads.count.div_ceil(threads.pieces());
+    threads.share(heads.count.div_ceil(each), |i| {
+        let heads = i * each..heads.count.min((i + 1) * each);
+        SCRATCH.with_borrow_mut(|scratch| run(kernel, &job, heads, scratch));
+    });
 }
 
 /// What is asked of all heads.
@@ -529,7 +531,7 @@ mod tests {
                 for kernel in kernels() {
                     let run = |rows: usize, threads: Threads| {
                         let mut out = vec![f32::NAN; rows * width];
-                        attention(kernel, &mut out, Qkv::Floats(&qkv), heads, sight, &mut Scratch::default(), threads);
+                        attention(kernel, &mut out, Qkv::Floats(&qkv), heads, sight, threads);
                         out
                     };
                     let out = run(tokens, Threads::One);
@@ -561,7 +563,7 @@ mod tests {
                 let run = |qkv: &[f32], queries: usize, keys: Option<usize>| {
                     let mut out = vec![f32::NAN; queries * width];
                     let sight = Sight { keys, window, distances };
-                    attention(kernel, &mut out, Qkv::Floats(qkv), heads, sight, &mut Scratch::default(), Threads::One);
+                    attention(kernel, &mut out, Qkv::Floats(qkv), heads, sight, Threads::One);
                     out
                 };
                 let part = run(&qkv, tokens, Some(keys));
@@ -589,14 +591,16 @@ mod tests {
         let heads = Heads { count: 2, dim: 24 };
         let qkv = numbers(21 * 3 * 48);
         for kernel in kernels() {
-            let run = |tokens: usize, qkv: &[f32], scratch: &mut Scratch| {
+            let run = |tokens: usize, qkv: &[f32]| {
                 let mut out = vec![0.0; tokens * 48];
-                attention(kernel, &mut out, Qkv::Floats(qkv), heads, Sight::default(), scratch, Threads::One);
+                attention(kernel, &mut out, Qkv::Floats(qkv), heads, Sight::default(), Threads::One);
                 out
             };
-            let (fresh, mut scratch) = (run(21, &qkv, &mut Scratch::default()), Scratch::default());
-            run(90, &vec![f32::NAN; 90 * 3 * 48], &mut scratch);
-            assert_eq!(fresh, run(21, &qkv, &mut scratch), "{kernel:?}");
+            SCRATCH.take();
+            let fresh = run(21, &qkv);
+            SCRATCH.take();
+            run(90, &vec![f32::NAN; 90 * 3 * 48]);
+            assert_eq!(fresh, run(21, &qkv), "{kernel:?}");
         }
     }
 
@@ -619,19 +623,19 @@ mod tests {
             for (keys, window, first) in
                 [(tokens, None, tokens), (tokens.div_ceil(2), Some(tokens), tokens), (tokens, Some(3), 1)]
             {
-                let run = |qkv: Qkv<'_>, scratch: &mut Scratch| {
+                let run = |qkv: Qkv<'_>| {
                     let sight = Sight { keys: Some(keys), window, distances: None };
                     let mut out = vec![f32::NAN; first * width];
-                    attention(kernel, &mut out, qkv, heads, sight, scratch, Threads::One);
+                    attention(kernel, &mut out, qkv, heads, sight, Threads::One);
                     out
                 };
-                let mut scratch = Scratch::default();
-                let want = run(Qkv::Floats(&qkv), &mut scratch);
+                let want = run(Qkv::Floats(&qkv));
                 assert!(want.iter().all(|x| x.is_finite()));
-                assert_eq!(want, run(Qkv::Rounded(rounded), &mut Scratch::default()), "{tokens} of {count} x {dim}");
+                SCRATCH.take();
+                assert_eq!(want, run(Qkv::Rounded(rounded)), "{tokens} of {count} x {dim}");
                 // What was packed of others does not matter.
-                run(Qkv::Floats(&vec![f32::NAN; qkv.len()]), &mut scratch);
-                assert_eq!(want, run(Qkv::Rounded(rounded), &mut scratch), "{tokens} of {count} x {dim}");
+                run(Qkv::Floats(&vec![f32::NAN; qkv.len()]));
+                assert_eq!(want, run(Qkv::Rounded(rounded)), "{tokens} of {count} x {dim}");
             }
         }
     }

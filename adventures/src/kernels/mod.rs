@@ -15,6 +15,7 @@ pub(crate) mod math;
 pub(crate) mod paged;
 pub(crate) mod panels;
 pub(crate) mod quant;
+pub(crate) mod threads;
 pub(crate) mod vector;
 
 /// Defines functions compiled three times: for AVX-512, for AVX2 with FMA, and for any CPU; the best is chosen at run time.

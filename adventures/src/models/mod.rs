@@ -43,6 +43,12 @@ pub trait Encoder: Send + Sync {
     fn token_types(&self) -> usize {
         1
     }
+    /// Is called a moment before a short text is to be encoded, so that threads are awake by then.
+    fn wake(&self) {}
+    /// How many weights a token is multiplied with, where one of few is computed on the caller's thread.
+    fn weights(&self) -> Option<usize> {
+        None
+    }
     /// Returns `(batch.ids.len(), hidden_size)` in f32, rows in the order of `batch.ids`.
     fn encode(&self, batch: &Batch) -> Result<Tensor>;
     /// Returns the rows of [`Self::encode`] that `rows` asks for, as `(rows, hidden_size)`.

@@ -4,8 +4,9 @@
 //! packed, documents are read where they lie, and of the products nothing is kept but the largest.
 
 use super::tile::{Place, ROWS, Sums, Tile, at_kernel, share};
-use super::{Kernel, Linear, PANEL, Precision, Rounded, Strip, Threads};
+use super::{Kernel, Linear, PANEL, Precision, Rounded, Strip};
 use crate::error::{Error, Result, invalid};
+use crate::kernels::threads::Threads;
 use crate::kernels::vector::{Vector, total};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -40,7 +41,7 @@ pub(crate) struct Documents<'a> {
 pub(crate) fn maxsim(
     queries: &[&[f32]],
     documents: Documents<'_>,
-    threads: Threads,
+    threads: Threads<'_>,
     cancel: &AtomicBool,
 ) -> Result<Vec<f32>> {
     let queries = Queries::pack(queries, documents.dim, Kernel::best(Precision::F32))?;
@@ -72,7 +73,12 @@ impl Queries {
     }
 
     /// Returns the scores as [`maxsim`] does, of what the kernel rounds queries and documents to.
-    pub(crate) fn scores(&self, documents: Documents<'_>, threads: Threads, cancel: &AtomicBool) -> Result<Vec<f32>> {
+    pub(crate) fn scores(
+        &self,
+        documents: Documents<'_>,
+        threads: Threads<'_>,
+        cancel: &AtomicBool,
+    ) -> Result<Vec<f32>> {
         let Documents { vectors, dim, offsets } = documents;
         assert!(dim == self.dim, "documents of dim {dim} for queries of {}; this is a bug", self.dim);
         let tokens = vectors.len() / dim;
@@ -95,7 +101,7 @@ impl Queries {
             }
             let offsets = &offsets[chunk.start..=chunk.end];
             let rows = offsets[0]..offsets[chunk.len()];
-            let a = super::round(self.kernel, &vectors[rows.start * dim..rows.end * dim], dim, rounded);
+            let a = super::round(self.kernel, &vectors[rows.start * dim..rows.end * dim], dim, Threads::One, rounded);
             let stride = self.kernel.steps(self.dim).0;
             assert!(a.len() == rows.len() * stride, "rows are as long as the kernel reads them; this is a bug");
             let mut out = vec![0.0; self.ends.len() * chunk.len()];
@@ -108,7 +114,7 @@ impl Queries {
                 let mut rounded = Rounded::new();
                 chunks.iter().map(|chunk| one(&mut rounded, chunk)).collect::<Result<_>>()?
             }
-            Threads::All => chunks.par_iter().map_init(Rounded::new, one).collect::<Result<_>>()?,
+            _ => chunks.par_iter().map_init(Rounded::new, one).collect::<Result<_>>()?,
         };
         let mut scores = vec![0.0; self.ends.len() * count];
         for (chunk, found) in chunks.iter().zip(&found) {

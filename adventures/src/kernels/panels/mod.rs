@@ -12,6 +12,7 @@ pub(crate) mod maxsim;
 mod tests;
 pub(crate) mod tile;
 
+use super::threads::Threads;
 use super::vector::{Level, Vector, at_level};
 use crate::error::{Error, Result, invalid};
 use rayon::prelude::*;
@@ -219,15 +220,6 @@ pub(crate) enum Then {
     Relu,
 }
 
-/// Who computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
-    /// The caller's thread alone: the caller runs several products side by side.
-    One,
-    /// All of the current rayon pool.
-    All,
-}
-
 /// Rounded activations; kept between calls, to be reused.
 #[derive(Default)]
 pub(crate) struct Rounded(Vec<Line>);
@@ -334,7 +326,7 @@ impl Linear {
     }
 
     /// `out = then(x wᵀ + b)` for row-major `x` of `(rows, inputs)` and `out` of `(rows, outputs)`.
-    pub(crate) fn apply(&self, x: &[f32], out: &mut [f32], then: Then, threads: Threads, rounded: &mut Rounded) {
+    pub(crate) fn apply(&self, x: &[f32], out: &mut [f32], then: Then, threads: Threads<'_>, rounded: &mut Rounded) {
         let rows = x.len() / self.inputs;
         assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
         let out = Out::Floats(Place { first: out.as_mut_ptr(), stride: self.outputs });
@@ -355,7 +347,7 @@ impl Linear {
         x: &[f32],
         out: &'a mut Rounded,
         then: Then,
-        threads: Threads,
+        threads: Threads<'_>,
         rounded: &mut Rounded,
     ) -> &'a [u32] {
         let (rows, stride) = (x.len() / self.inputs, Kernel::rounding(self.outputs));
@@ -368,7 +360,7 @@ impl Linear {
     }
 
     /// As [`Self::apply`], of rows that are rounded already.
-    pub(crate) fn apply_rounded(&self, a: &[u32], out: &mut [f32], then: Then, threads: Threads) {
+    pub(crate) fn apply_rounded(&self, a: &[u32], out: &mut [f32], then: Then, threads: Threads<'_>) {
         let steps = self.kernel.steps(self.inputs).0;
         let rows = a.len() / steps;
         assert!(a.len() == rows * steps && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
@@ -377,18 +369,18 @@ impl Linear {
     }
 
     /// `out` has room for the rows.
-    fn apply_to(&self, x: Input<'_>, rows: usize, out: Out, then: Then, threads: Threads, rounded: &mut Rounded) {
+    fn apply_to(&self, x: Input<'_>, rows: usize, out: Out, then: Then, threads: Threads<'_>, rounded: &mut Rounded) {
         let panels = self.outputs.div_ceil(PANEL);
         let steps = self.kernel.steps(self.inputs).0;
-        let threads = if threads == Threads::All { rayon::current_num_threads() } else { 1 };
-        if threads == 1 {
+        let count = threads.count();
+        if count == 1 {
             let chunk = self.chunk_rows();
             for row in (0..rows).step_by(chunk) {
                 let range = row..rows.min(row + chunk);
                 let a = match x {
                     Input::Floats(x) => {
                         let x = &x[range.start * self.inputs..range.end * self.inputs];
-                        round(self.kernel, x, self.inputs, rounded)
+                        round(self.kernel, x, self.inputs, Threads::One, rounded)
                     }
                     Input::Rounded(a) => &a[range.start * steps..range.end * steps],
                 };
@@ -397,16 +389,16 @@ impl Linear {
             return;
         }
         let a = match x {
-            Input::Floats(x) => round(self.kernel, x, self.inputs, rounded),
+            Input::Floats(x) => round(self.kernel, x, self.inputs, threads, rounded),
             Input::Rounded(a) => a,
         };
         // Many rows are shared out; of few, each thread computes a part of the outputs, and reads its weights alone.
-        let by_rows = rows >= threads * SHARE_ROWS;
-        let most = threads * self.chunk_rows();
-        let chunk = if by_rows { rows.div_ceil(rows.div_ceil(most) * threads) } else { rows.max(1) };
-        let group = if by_rows { panels } else { panels.div_ceil(2 * threads) };
+        let by_rows = rows >= count * SHARE_ROWS;
+        let most = count * self.chunk_rows();
+        let chunk = if by_rows { rows.div_ceil(rows.div_ceil(most) * count) } else { rows.max(1) };
+        let group = if by_rows { panels } else { panels.div_ceil(threads.pieces()) };
         let (chunks, groups) = (rows.div_ceil(chunk), panels.div_ceil(group));
-        (0..chunks * groups).into_par_iter().for_each(|i| {
+        threads.share(chunks * groups, |i| {
             let (row, panel) = (i / groups * chunk, i % groups * group);
             let range = row..rows.min(row + chunk);
             let a = &a[range.start * steps..range.end * steps];
@@ -416,7 +408,7 @@ impl Linear {
 
     /// Appends rows of `x` as [`Self::apply_rounded`] reads them.
     pub(crate) fn round_rows(&self, x: &[f32], rounded: &mut Rounded, out: &mut Vec<u32>) {
-        out.extend_from_slice(round(self.kernel, x, self.inputs, rounded));
+        out.extend_from_slice(round(self.kernel, x, self.inputs, Threads::One, rounded));
     }
 
     /// `a` are the elements of `rows`.
@@ -440,28 +432,29 @@ impl Linear {
 }
 
 /// Returns the rows of `x` as the kernel reads them.
-fn round<'a>(kernel: Kernel, x: &'a [f32], inputs: usize, rounded: &'a mut Rounded) -> &'a [u32] {
-    let ((steps, _), precision) = (kernel.steps(inputs), kernel.precision());
-    let length = x.len() / inputs * steps;
-    #[cfg(target_arch = "x86_64")]
-    if let Kernel::Tiles(precision) = kernel {
-        let out = rounded.room(length);
-        amx::round(precision, x, inputs, out);
-        return out;
-    }
-    if precision == Precision::F32 {
+fn round<'a>(kernel: Kernel, x: &'a [f32], inputs: usize, threads: Threads<'_>, rounded: &'a mut Rounded) -> &'a [u32] {
+    if let Kernel::Floats(_) = kernel {
         // SAFETY: both have four bytes and the same alignment, and every four bytes are a number.
         #[allow(unsafe_code)]
         return unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) };
     }
-    let out = rounded.room(length);
-    let level = Level::best();
-    if precision == Precision::Bf16 {
-        at_level!(level, round_pairs::<V>(x: &[f32], inputs: usize, out: &mut [u32]));
-    } else {
-        at_level!(level, round_bytes::<V>(x: &[f32], inputs: usize, out: &mut [u32]));
-    }
+    let stride = kernel.steps(inputs).0;
+    let out = rounded.room(x.len() / inputs * stride);
+    threads.share_rows(out, stride, |first, out| {
+        round_rows(kernel, &x[first * inputs..][..out.len() / stride * inputs], inputs, out);
+    });
     out
+}
+
+fn round_rows(kernel: Kernel, x: &[f32], inputs: usize, out: &mut [u32]) {
+    let level = Level::best();
+    match kernel.precision() {
+        #[cfg(target_arch = "x86_64")]
+        precision if kernel == Kernel::Tiles(precision) => amx::round(precision, x, inputs, out),
+        Precision::Bf16 => at_level!(level, round_pairs::<V>(x: &[f32], inputs: usize, out: &mut [u32])),
+        Precision::Int8 => at_level!(level, round_bytes::<V>(x: &[f32], inputs: usize, out: &mut [u32])),
+        Precision::F32 | Precision::Bf16x2 => unreachable!("floats are not rounded; this is a bug"),
+    }
 }
 
 /// Two numbers as bfloat16, to the nearest, the even one of two as near.

@@ -10,7 +10,7 @@ use crate::error::{Result, invalid, unsupported};
 use crate::kernels::panels::Then;
 use crate::kernels::vector::Level;
 use serde::Deserialize;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// The ranges of distances that `MPNet` tells apart, whatever its configuration says: transformers does not ask it.
 const RANGES: usize = 32;
@@ -112,7 +112,7 @@ pub(super) fn load<L: Pack>(checkpoint: &Checkpoint, options: &Options) -> Resul
         distances: if mpnet { Some(distances(&learned()?, heads.count, context)) } else { None },
         layers: options.layers(config.num_hidden_layers, layer)?,
         last_norm: None,
-        pool: Arc::clone(&options.pool),
+        team: options.team(heads),
         arenas: Mutex::default(),
     })
 }

@@ -108,7 +108,7 @@ pub(super) fn load<L: Pack>(checkpoint: &Checkpoint, options: &Options) -> Resul
         distances: None,
         layers: options.layers(config.num_hidden_layers, layer)?,
         last_norm: None,
-        pool: Arc::clone(&options.pool),
+        team: options.team(heads),
         arenas: Mutex::default(),
     })
 }

@@ -17,7 +17,8 @@ use crate::checkpoint::Checkpoint;
 use crate::device::name;
 use crate::error::{Result, invalid, unsupported};
 use crate::kernels::attention::Heads;
-use crate::kernels::panels::{Kernel, Linear, Precision};
+use crate::kernels::panels::{Kernel, Linear, PANEL, Precision};
+use crate::kernels::threads::Team;
 use candle_core::{DType, Device};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -95,6 +96,11 @@ impl Options {
     fn kernels(&self) -> [Kernel; 2] {
         let kernel = Kernel::best(self.precision);
         [if self.precision == Precision::Int8 { Kernel::finer() } else { kernel }, kernel]
+    }
+
+    /// Returns the threads that share a text: no more than its narrowest product has parts for.
+    fn team(&self, heads: Heads) -> Team {
+        Team::new(Arc::clone(&self.pool), heads.count * heads.dim / PANEL)
     }
 
     /// Returns the layers that `load` reads by their number.

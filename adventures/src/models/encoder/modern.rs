@@ -119,7 +119,7 @@ pub(super) fn load<L: Pack>(checkpoint: &Checkpoint, options: &Options) -> Resul
         distances: None,
         layers: options.layers(config.num_hidden_layers, layer)?,
         last_norm: Some(config.norm(&source, "final_norm")?),
-        pool: Arc::clone(&options.pool),
+        team: options.team(heads),
         arenas: Mutex::default(),
     })
 }

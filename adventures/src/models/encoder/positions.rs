@@ -3,11 +3,8 @@
 use crate::error::{Result, invalid};
 use crate::kernels::attention::Distances;
 use crate::kernels::causal::rotate;
-use crate::kernels::panels::Threads;
-use rayon::prelude::*;
+use crate::kernels::threads::Threads;
 
-/// Rows that a thread turns at a time.
-const ROWS: usize = 64;
 /// The most turns that are made: 64 MB. Those of 8,192 positions of real heads are 2 MB.
 const MOST: usize = 1 << 23;
 /// `MPNet`'s distances are told apart up to it; those beyond fall into ranges.
@@ -55,18 +52,13 @@ impl Rotary {
     }
 
     /// Turns the queries and keys of one sequence; `qkv` is `(tokens, 3 * width)`.
-    pub(super) fn apply(&self, qkv: &mut [f32], width: usize, threads: Threads) {
-        let turn = |(rows, turns): (&mut [f32], &[(f32, f32)])| {
+    pub(super) fn apply(&self, qkv: &mut [f32], width: usize, threads: Threads<'_>) {
+        threads.share_rows(qkv, 3 * width, |first, rows| {
+            let turns = &self.turns[first * self.pairs..];
             for (row, turns) in rows.chunks_exact_mut(3 * width).zip(turns.chunks_exact(self.pairs)) {
                 rotate(&mut row[..2 * width], 2 * self.pairs, turns, true);
             }
-        };
-        match threads {
-            Threads::One => turn((qkv, &self.turns)),
-            Threads::All => {
-                qkv.par_chunks_mut(ROWS * 3 * width).zip(self.turns.par_chunks(ROWS * self.pairs)).for_each(turn);
-            }
-        }
+        });
     }
 }
 

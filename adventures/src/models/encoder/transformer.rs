@@ -2,10 +2,11 @@
 
 use super::positions::Rotary;
 use crate::error::{Error, Result, invalid};
-use crate::kernels::attention::{self, Distances, Heads, Qkv, Sight, attention};
+use crate::kernels::attention::{Distances, Heads, Qkv, Sight, attention};
 use crate::kernels::causal::{gelu_erf_gate, gelu_tanh_gate, silu_gate};
 use crate::kernels::math::{LayerNorm, accumulate, layer_norm};
-use crate::kernels::panels::{Linear, PANEL, Rounded, Then, Threads};
+use crate::kernels::panels::{Linear, PANEL, Rounded, Then};
+use crate::kernels::threads::{Team, Threads};
 use crate::kernels::vector::Level;
 use crate::models::{Batch, Encoder, Rows};
 use candle_core::{Device, Tensor};
@@ -30,7 +31,7 @@ pub(super) struct Transformer<L> {
     pub(super) layers: Vec<Layer<L>>,
     /// Where norms stand before attention and network, the one behind all layers; otherwise they stand behind both.
     pub(super) last_norm: Option<LayerNorm>,
-    pub(super) pool: Arc<rayon::ThreadPool>,
+    pub(super) team: Team,
     /// What computed blocks left behind, for those that come.
     pub(super) arenas: Mutex<Vec<Scratch>>,
 }
@@ -92,7 +93,6 @@ pub(super) struct Scratch {
     normed: Rounded,
     /// The first products of gates; or rows that are rounded as they are computed.
     ups: Rounded,
-    attention: attention::Scratch,
     rounded: Rounded,
 }
 
@@ -110,7 +110,7 @@ struct Block<'a> {
 /// What is asked of all blocks.
 struct Task<'a> {
     rows: Rows,
-    threads: Threads,
+    threads: Threads<'a>,
     cancel: &'a AtomicBool,
 }
 
@@ -119,8 +119,8 @@ impl Embeddings {
         self.norm.weight.len()
     }
 
-    /// Writes the embeddings of one sequence to `out`; `types` is empty where all are of type 0.
-    fn write(&self, level: Level, ids: &[u32], types: &[u8], out: &mut [f32]) {
+    /// Writes the embeddings of one sequence to `out`, before their norm; `types` is empty where all are of type 0.
+    fn write(&self, ids: &[u32], types: &[u8], out: &mut [f32]) {
         let width = self.width();
         let row = |i: usize| -> Range<usize> { i * width..(i + 1) * width };
         let padding = self.positions.as_ref().and_then(|positions| positions.padding);
@@ -134,7 +134,6 @@ impl Embeddings {
                 accumulate(out, &positions.table[row(position as usize)]);
             }
         }
-        layer_norm(level, out, &self.norm);
     }
 }
 
@@ -229,11 +228,12 @@ impl Transformer<Linear> {
         for &length in lengths {
             let end = start + length;
             let types = types.get(start..end).unwrap_or_default();
-            self.embeddings.write(self.level, &ids[start..end], types, &mut hidden[start * width..end * width]);
+            self.embeddings.write(&ids[start..end], types, &mut hidden[start * width..end * width]);
             start = end;
         }
+        self.normalize(hidden, &self.embeddings.norm, threads);
         let (inner, rows) = self.layers.first().map_or((0, 1), |layer| (layer.up.outputs(), layer.up.chunk_rows()));
-        let chunk = if threads == Threads::All { tokens.min(LONG_CHUNK_ROWS) } else { rows };
+        let chunk = if matches!(threads, Threads::One) { rows } else { tokens.min(LONG_CHUNK_ROWS) };
         let before = self.last_norm.is_some();
         let need = |layer: &Layer<Linear>| {
             let qkv = if layer.rounds_qkv(self.heads) { 0 } else { tokens * 3 * width };
@@ -242,7 +242,7 @@ impl Transformer<Linear> {
         let wide = scratch.wide.floats(self.layers.iter().map(need).max().unwrap_or(0));
         let context = scratch.context.floats(tokens * width);
         let (normed, ups) = (&mut scratch.normed, &mut scratch.ups);
-        let (room, rounded) = (&mut scratch.attention, &mut scratch.rounded);
+        let rounded = &mut scratch.rounded;
         for (i, layer) in self.layers.iter().enumerate() {
             if task.cancel.load(Ordering::Relaxed) {
                 return;
@@ -250,8 +250,7 @@ impl Transformer<Linear> {
             let read = match &layer.attention_norm {
                 Some(norm) if before => {
                     let normed = normed.floats(tokens * width);
-                    normed.copy_from_slice(hidden);
-                    layer_norm(self.level, normed, norm);
+                    self.write_normalized(hidden, norm, normed, threads);
                     &*normed
                 }
                 _ => &*hidden,
@@ -281,7 +280,7 @@ impl Transformer<Linear> {
                 let keys = attended.get(i).copied();
                 let sight = Sight { keys, window: layer.window, distances: self.distances.as_ref() };
                 let kernel = layer.qkv.kernel();
-                attention(kernel, &mut out[..queries * width], qkv, self.heads, sight, room, threads);
+                attention(kernel, &mut out[..queries * width], qkv, self.heads, sight, threads);
                 if first_alone {
                     context.copy_within(rows.start..rows.start + width, i * width);
                     hidden.copy_within(rows.start..rows.start + width, i * width);
@@ -296,26 +295,43 @@ impl Transformer<Linear> {
                 layer.attention_out.apply(context, hidden, Then::Add, threads, rounded);
                 if before {
                     let normed = normed.floats(hidden.len());
-                    normed.copy_from_slice(hidden);
-                    layer_norm(self.level, normed, &layer.out_norm);
+                    self.write_normalized(hidden, &layer.out_norm, normed, threads);
                     layer.feed_forward(Some(normed), hidden, wide, ups, threads, rounded);
                 } else {
                     if let Some(norm) = &layer.attention_norm {
-                        layer_norm(self.level, hidden, norm);
+                        self.normalize(hidden, norm, threads);
                     }
                     layer.feed_forward(None, hidden, wide, ups, threads, rounded);
-                    layer_norm(self.level, hidden, &layer.out_norm);
+                    self.normalize(hidden, &layer.out_norm, threads);
                 }
             }
         }
         if let Some(norm) = &self.last_norm {
-            layer_norm(self.level, hidden, norm);
+            self.normalize(hidden, norm, threads);
         }
         out[..hidden.len()].copy_from_slice(hidden);
+    }
+
+    fn normalize(&self, rows: &mut [f32], norm: &LayerNorm, threads: Threads<'_>) {
+        threads.share_rows(rows, self.hidden_size(), |_, rows| layer_norm(self.level, rows, norm));
+    }
+
+    fn write_normalized(&self, rows: &[f32], norm: &LayerNorm, out: &mut [f32], threads: Threads<'_>) {
+        let width = self.hidden_size();
+        threads.share_rows(out, width, |first, out| {
+            out.copy_from_slice(&rows[first * width..][..out.len()]);
+            layer_norm(self.level, out, norm);
+        });
     }
 }
 
 impl Layer<Linear> {
+    fn weights(&self) -> usize {
+        let gates = if let Activation::Gated(_, linear) = &self.activation { Some(linear) } else { None };
+        let all = [&self.qkv, &self.attention_out, &self.up, &self.down].into_iter().chain(gates);
+        all.map(|linear| linear.inputs() * linear.outputs()).sum()
+    }
+
     /// Whether queries, keys and values are rounded as they are computed.
     fn rounds_qkv(&self, heads: Heads) -> bool {
         self.qkv.rounds() && self.rotary.is_none() && heads.dim.is_multiple_of(PANEL)
@@ -333,7 +349,7 @@ impl Layer<Linear> {
         hidden: &mut [f32],
         wide: &mut [f32],
         ups: &mut Rounded,
-        threads: Threads,
+        threads: Threads<'_>,
         rounded: &mut Rounded,
     ) {
         let read = x.unwrap_or(hidden);
@@ -349,11 +365,15 @@ impl Layer<Linear> {
                 let ups = ups.floats(wide.len());
                 self.up.apply(read, ups, Then::Store, threads, rounded);
                 linear.apply(read, wide, Then::Store, threads, rounded);
-                match gate {
-                    Gate::GeluErf => gelu_erf_gate(wide, ups),
-                    Gate::GeluTanh => gelu_tanh_gate(wide, ups),
-                    Gate::Silu => silu_gate(wide, ups),
-                }
+                let (width, ups) = (self.up.outputs(), &*ups);
+                threads.share_rows(wide, width, |first, wide| {
+                    let ups = &ups[first * width..][..wide.len()];
+                    match gate {
+                        Gate::GeluErf => gelu_erf_gate(wide, ups),
+                        Gate::GeluTanh => gelu_tanh_gate(wide, ups),
+                        Gate::Silu => silu_gate(wide, ups),
+                    }
+                });
             }
         }
         self.down.apply(wide, hidden, Then::Add, threads, rounded);
@@ -373,6 +393,14 @@ impl Encoder for Transformer<Linear> {
         self.limits().types
     }
 
+    fn wake(&self) {
+        self.team.wake();
+    }
+
+    fn weights(&self) -> Option<usize> {
+        Some(self.layers.iter().map(Layer::weights).sum())
+    }
+
     fn encode(&self, batch: &Batch) -> Result<Tensor> {
         self.encode_rows(batch, Rows::All, &AtomicBool::new(false))
     }
@@ -386,7 +414,7 @@ impl Encoder for Transformer<Linear> {
             (batch.ids.as_slice(), batch.types.as_slice(), batch.lengths.as_slice());
         let (mut attended, mut rest) = (batch.attended.as_slice(), hidden.as_mut_slice());
         while !lengths.is_empty() {
-            let (sequences, tokens) = next_block(lengths, total.div_ceil(self.pool.current_num_threads()));
+            let (sequences, tokens) = next_block(lengths, total.div_ceil(self.team.pool().current_num_threads()));
             let (block_lengths, more_lengths) = lengths.split_at(sequences);
             let (block_ids, more_ids) = ids.split_at(tokens);
             let (block_types, more_types) = types.split_at(tokens.min(types.len()));
@@ -403,18 +431,25 @@ impl Encoder for Transformer<Linear> {
             attended = more_attended;
         }
         let found: Vec<(usize, usize)> = blocks.iter().map(|block| (block.ids.len(), block.lengths.len())).collect();
-        // One block cannot be shared out, so its products are.
-        let threads = if blocks.len() == 1 { Threads::All } else { Threads::One };
-        let task = Task { rows, threads, cancel };
-        self.pool.install(|| {
-            blocks.into_par_iter().for_each(|block| {
-                // A panic while it is locked leaves a list as good as any other.
-                let arenas = || self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut scratch = arenas().pop().unwrap_or_default();
-                self.run(block, &task, &mut scratch);
-                arenas().push(scratch);
-            });
-        });
+        let run = |block: Block<'_>, threads: Threads<'_>| {
+            // A panic while it is locked leaves a list as good as any other.
+            let arenas = || self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch = arenas().pop().unwrap_or_default();
+            self.run(block, &Task { rows, threads, cancel }, &mut scratch);
+            arenas().push(scratch);
+        };
+        let pass = self.team.pass();
+        // One block cannot be shared out, so its products are: among threads that wait for them, unless that is for long.
+        match blocks.pop() {
+            Some(block) if blocks.is_empty() && total <= BLOCK_TOKENS => {
+                run(block, pass.threads());
+            }
+            Some(block) if blocks.is_empty() => self.team.pool().install(|| run(block, Threads::All)),
+            last => {
+                blocks.extend(last);
+                self.team.pool().install(|| blocks.into_par_iter().for_each(|block| run(block, Threads::One)));
+            }
+        }
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
