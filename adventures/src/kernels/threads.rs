@@ -224,14 +224,15 @@ impl Drop for Pass<'_> {
 }
 
 impl Shared {
-    /// Computes pieces, until for some time there was no pass, or there is one that does not share.
+    /// Computes pieces, until for some time there was no pass, or there are some that do not share.
     fn help(&self) {
         loop {
             wait(|| self.waiting.0.load(Ordering::Relaxed) > 0 || !self.led.load(Ordering::Relaxed));
             if !self.piece() && !self.led.load(Ordering::Relaxed) {
                 let now = self.begun.elapsed().as_micros() as u64;
                 let late = now.saturating_sub(self.last.load(Ordering::Relaxed)) > STAY;
-                if late || self.passes.load(Ordering::Relaxed) > 0 {
+                // One may be about to share.
+                if late || self.passes.load(Ordering::Relaxed) > 1 {
                     break;
                 }
                 std::thread::yield_now();
