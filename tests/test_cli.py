@@ -331,6 +331,19 @@ class TestLibrary:
         assert result.stdout == "version 0: 4 added; a dry run, nothing was written\n"
         assert not (tmp_path / "l").exists()
 
+    def test_a_precision_stays_with_the_library(self, table: Path, tmp_path: Path) -> None:
+        library = str(tmp_path / "l")
+        sync = ["sync", "--delta", str(table), "-l", library, "--id", "scenario", "--text", "{advice}"]
+        assert invoke(*sync, "--precision", "int8").exit_code == 0
+        made_with = adv.Library.open(library, embedder=adv.Embedder("all-minilm-l6-v2", precision="int8")).metadata
+        assert made_with["model"]["revision"].endswith("+int8")
+        # Without the option, what it was made with goes on.
+        assert invoke(*sync).stdout.startswith("version 0: nothing to do")
+        assert invoke("search", "ice", "-l", library).exit_code == 0
+        other = invoke(*sync, "--precision", "f32")
+        assert other.exit_code == 1
+        assert "int8" in other.stderr
+
     def test_several_libraries_at_one_place(self, table: Path, tmp_path: Path) -> None:
         sync = ["sync", "--delta", str(table), "-l", str(tmp_path / "l"), "--id", "scenario", "--text"]
         assert invoke(*sync, "{advice}").exit_code == 0

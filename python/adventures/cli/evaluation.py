@@ -52,6 +52,7 @@ def evaluate() -> None:
 @options.device
 @options.threads
 @options.quantize
+@options.precision
 @options.as_json
 @click.pass_context
 def retrieval(
@@ -63,6 +64,7 @@ def retrieval(
     device: str,
     threads: int | None,
     quantize: options.Quantize | None,
+    precision: options.Precision,
     as_json: bool,
 ) -> None:
     """Measure how well an embedder finds what people judged relevant.
@@ -78,7 +80,9 @@ def retrieval(
     from adventures.evaluate import evaluate as run
 
     data = Dataset.read(dataset, split=split) if dataset else Dataset.demo()
-    embedder = options.open_embedder(embedder_spec, device=device, threads=threads, quantize=quantize)
+    embedder = options.open_embedder(
+        embedder_spec, device=device, threads=threads, quantize=quantize, precision=precision
+    )
     quiet = ctx.find_root().params["quiet"]
     with options.bar(len(data.documents), "documents", quiet=quiet) as advance:
         result = run(data, embedder, chunk=1024, progress=advance)

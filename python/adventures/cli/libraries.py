@@ -75,6 +75,7 @@ _CREDIT = 160
 @options.device
 @options.threads
 @options.quantize
+@options.library_precision
 @options.as_json
 @click.pass_context
 def sync(
@@ -101,6 +102,7 @@ def sync(
     device: str,
     threads: int | None,
     quantize: options.Quantize | None,
+    precision: options.Precision | None,
     as_json: bool,
 ) -> None:
     """Make a library equal to a Delta table.
@@ -130,6 +132,7 @@ def sync(
         device=device,
         threads=threads,
         quantize=quantize,
+        precision=precision,
         new=True,
         colbert=colbert_spec,
         late=not drop_colbert,
@@ -139,7 +142,15 @@ def sync(
         # Not above: Daft is an extra.
         from adventures.distributed import DaftRunner
 
-        load = options.library_model(place, embedder_spec, device=device, threads=threads, quantize=quantize, new=True)
+        load = options.library_model(
+            place,
+            embedder_spec,
+            device=device,
+            threads=threads,
+            quantize=quantize,
+            precision=precision,
+            new=True,
+        )
         by = DaftRunner(load, engine="ray" if runner == "ray" else "native", workers=workers, cpus=threads or 1)
     report = opened.sync(
         delta,

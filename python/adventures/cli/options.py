@@ -42,13 +42,20 @@ quantize = click.option(
     type=click.Choice(["q8_0", "q4_k"]),
     help="Round the model's weights as it is loaded: 8.5 or 4.5 bits each. For decoders in safetensors.",
 )
+_PRECISIONS = click.Choice(["auto", "f32", "bf16x2", "bf16", "int8"])
 precision = click.option(
     "--precision",
-    type=click.Choice(["auto", "f32", "bf16x2", "bf16", "int8"]),
+    type=_PRECISIONS,
     default="f32",
     show_default=True,
     help="What an encoder's products are rounded to: vectors change a little, the time by a half or more. auto is the "
     "fastest on this CPU.",
+)
+library_precision = click.option(
+    "--precision",
+    type=_PRECISIONS,
+    help="What an encoder's products are rounded to: vectors change a little, the time by a half or more. auto is the "
+    "fastest on this CPU. By default what the library was made with, f32 for a new one.",
 )
 embedder = click.option(
     "-e",
@@ -311,6 +318,7 @@ def library_model(
     device: str,
     threads: int | None,
     quantize: Quantize | None = None,
+    precision: Precision | None = None,
     new: bool = False,
 ) -> Callable[[], Embedder]:
     """Returns what opens the model named, or the one that a library was made with.
@@ -321,9 +329,11 @@ def library_model(
         device: Where to compute.
         threads: How many threads compute.
         quantize: What the model's weights are rounded to; `None` for what they were, in the library's own.
+        precision: What its products are rounded to, likewise.
         new: Whether the library may be missing.
     """
-    return _model(_metadata(place, new=new), spec, device=device, threads=threads, quantize=quantize)
+    metadata = _metadata(place, new=new)
+    return _model(metadata, spec, device=device, threads=threads, quantize=quantize, precision=precision)
 
 
 def open_library(
@@ -333,6 +343,7 @@ def open_library(
     device: str,
     threads: int | None,
     quantize: Quantize | None = None,
+    precision: Precision | None = None,
     new: bool = False,
     colbert: str | None = None,
     late: bool = False,
@@ -345,6 +356,7 @@ def open_library(
         device: Where to compute.
         threads: How many threads compute.
         quantize: What the model's weights are rounded to.
+        precision: What its products are rounded to.
         new: Whether the library may be missing, and is then made.
         colbert: The model of token vectors.
         late: Whether the model of the token vectors that the library has is opened, where none is named.
@@ -352,7 +364,7 @@ def open_library(
     metadata = _metadata(place, new=new)
     tokens = _open_colbert(metadata.get("source", {}), colbert, threads) if colbert or late else None
     try:
-        model = _model(metadata, spec, device=device, threads=threads, quantize=quantize)()
+        model = _model(metadata, spec, device=device, threads=threads, quantize=quantize, precision=precision)()
     except LookupError as error:
         if spec:
             raise
@@ -386,28 +398,34 @@ def _metadata(place: Place, *, new: bool) -> dict[str, Any]:
 
 
 def _model(
-    metadata: dict[str, Any], spec: str | None, *, device: str, threads: int | None, quantize: Quantize | None
+    metadata: dict[str, Any],
+    spec: str | None,
+    *,
+    device: str,
+    threads: int | None,
+    quantize: Quantize | None,
+    precision: Precision | None,
 ) -> Callable[[], Embedder]:
     from adventures import Embedder
 
     if spec:
-        return partial(Embedder, spec, device=device, threads=threads, quantize=quantize)
+        return partial(Embedder, spec, device=device, threads=threads, quantize=quantize, precision=precision or "f32")
     made_with = metadata.get("model", {})
     name = made_with.get("name", EMBEDDER)
     commits = made_with.get("revision", "").split("+")
-    precision: Precision = "f32"
     if commits[-1] in ("q8_0", "q4_k"):
         rounded = cast("Quantize", commits.pop())
         quantize = quantize or rounded
     elif commits[-1] in ("bf16x2", "bf16", "int8"):
-        precision = cast("Precision", commits.pop())
+        rounded_to = cast("Precision", commits.pop())
+        precision = precision or rounded_to
     model_name, _, adapter = name.partition("+")
     # A hub id has moved on since, perhaps; the library needs the commit that it was made with.
     commit = commits[0] or None if "/" in model_name else None
     if "/" in adapter and len(commits) > 1:
         name = f"{name}@{commits[-1]}"
     return partial(
-        Embedder, name, revision=commit, device=device, threads=threads, quantize=quantize, precision=precision
+        Embedder, name, revision=commit, device=device, threads=threads, quantize=quantize, precision=precision or "f32"
     )
 
 
