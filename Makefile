@@ -1,9 +1,10 @@
 # make demo    sets everything up and streams cited answers from a Delta table
 # make serve   sets everything up and serves the demo's shop: a page for people, OpenAI's API for programs
 # make test    sets everything up, then lints and runs all tests: what CI runs
-# make lint | rust-test | python-test | format | mutants | perplexity | goldens | goldens-encoders | bench-generate
-#      bench-engine | bench-embed | bench-embed-scale | bench-maxsim | bench-colbert | bench-colbert-scale | bench-server | bench-sync
-#      bench-sync-rate | bench-search | scale-model | ray-test | soak | wheel | clean
+# make lint | rust-test | python-test | sanitize | format | mutants | perplexity | goldens | goldens-encoders
+#      bench-generate | bench-engine | bench-embed | bench-embed-scale | bench-maxsim | bench-colbert
+#      bench-colbert-scale | bench-server | bench-sync | bench-sync-rate | bench-search | scale-model | ray-test | soak
+#      wheel | clean
 #      cuda-check | cuda-build | cuda-tests | wheel-cuda
 
 SHELL := bash
@@ -37,8 +38,8 @@ E5 := $(or $(ADVENTURES_CACHE),$(CACHE))/tests/multilingual-e5-small-q4/model.sa
 AZURITE := $(CACHE)/azurite/installed-3.35.0
 
 .PHONY: demo serve test lint rust-test python-test models format mutants perplexity goldens goldens-encoders
-.PHONY: bench-generate bench-engine bench-embed bench-embed-scale bench-maxsim bench-colbert bench-colbert-scale bench-server bench-sync
-.PHONY: bench-sync-rate bench-search scale-model ray-test soak wheel clean
+.PHONY: bench-generate bench-engine bench-embed bench-embed-scale bench-maxsim bench-colbert bench-colbert-scale
+.PHONY: bench-server bench-sync bench-sync-rate bench-search scale-model ray-test soak sanitize wheel clean
 .PHONY: cuda-check cuda-build cuda-tests wheel-cuda
 demo: $(VENV)/installed
 	$(BIN)/adventures models pull $(DEMO_MODELS)
@@ -77,6 +78,11 @@ rust-test: models $(BIN)/protoc
 python-test: models $(VENV)/installed-server $(if $(shell command -v npm),$(AZURITE))
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone'
 	$(BIN)/python -m pytest -m alone
+
+# The kernels' tests under AddressSanitizer, with all that they link: ten minutes to build.
+sanitize:
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(CACHE)/sanitize cargo test --release --locked \
+		--target $(shell rustc -vV | sed -n 's/^host: //p') --package adventures --lib -- kernels
 
 format: $(VENV)/installed-dev
 	cargo fmt --all
