@@ -111,7 +111,9 @@ def test_a_vector_has_the_same_bits_beside_any_others(family: dict[str, Path], n
 )
 def test_precisions_keep_their_cosine(minilm: adv.Embedder, precision: str, least: float) -> None:
     with np.load(GOLDENS / "minilm.npz") as goldens:
-        texts = [text for text in json.loads(str(goldens["texts"])) if text.strip()]  # of no text, int8 has 0.9989
+        texts = json.loads(str(goldens["texts"]))
+    # Texts of one token and of none: a vector is then the mean of few tokens, whose rounding does not cancel out.
+    texts += ["", ".", "\n", "!", "?", "?!", "...", "ok", "no", "yes", "I", "7", "the", "please", "really"]
     embedder = adv.Embedder("all-minilm-l6-v2", precision=precision)
     assert embedder.precision in ({"f32", "bf16", "int8"} if precision == "auto" else {precision})
     assert (quiet(embedder, texts) * quiet(minilm, texts)).sum(1).min() >= least

@@ -464,7 +464,7 @@ impl Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::panels::Precision;
+    use crate::kernels::panels::{Known, Precision};
 
     /// From -2 to 2, each of which bfloat16 has.
     fn numbers(count: usize) -> Vec<f32> {
@@ -619,7 +619,7 @@ mod tests {
             let mut rounded = Rounded::new();
             let rounded = rounded.room(tokens * Kernel::rounding(3 * width));
             rounded.fill(u32::MAX);
-            crate::kernels::panels::amx::round(Precision::Bf16, &qkv, 3 * width, rounded);
+            crate::kernels::panels::amx::round(Precision::Bf16, &qkv, 3 * width, &Known::default(), rounded);
             for (keys, window, first) in
                 [(tokens, None, tokens), (tokens.div_ceil(2), Some(tokens), tokens), (tokens, Some(3), 1)]
             {

@@ -93,7 +93,7 @@ pub(crate) trait Vector: Copy {
     /// `from` must have [`Self::LANES`] elements.
     #[allow(unsafe_code)]
     unsafe fn load_halves(from: *const u32) -> [Self; 2];
-    /// Writes the nearest integers, which are -127 to 127, with 128 added, as bytes.
+    /// Writes the nearest integers, which are -128 to 127, with 128 added, as bytes.
     ///
     /// # Safety
     /// `to` must have room for [`Self::LANES`] bytes.

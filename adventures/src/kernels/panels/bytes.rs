@@ -3,7 +3,7 @@
 //! The integer sums are exact and the groups are added in their order, so every instruction set gives the same bits.
 
 use super::tile::{Place, Registers};
-use super::{PANEL, Strip};
+use super::{Known, PANEL, Strip};
 use crate::kernels::vector::{Vector, total};
 use std::marker::PhantomData;
 
@@ -11,9 +11,11 @@ use std::marker::PhantomData;
 pub(super) const GROUP: usize = 64;
 /// An element is four inputs.
 const STEPS: usize = GROUP / 4;
-/// The elements of a row's group: its inputs, with 128 added, and its scale.
+/// The byte of an input that is 0, where none is known to be the least.
+const ZERO: i32 = 128;
+/// The elements of a row's group: its inputs, as bytes from 0 to 255, and its scale.
 pub(super) const ROW_STEPS: usize = STEPS + 1;
-/// The strips of a panel's group: its inputs, the columns' scales, and -128 times the sums of the columns.
+/// The strips of a panel's group: its inputs, the columns' scales, and where the columns' sums begin.
 pub(super) const PANEL_STEPS: usize = STEPS + 2;
 
 /// What multiplies bytes.
@@ -21,14 +23,14 @@ pub(super) trait Bytes {
     type V: Vector;
     const ROWS: usize;
     type Int: Copy;
+    /// What [`Self::splat`] takes from each byte.
+    const TAKEN: i32 = 0;
     /// Four inputs of a row in all lanes.
     fn splat(a: u32) -> Self::Int;
     /// # Safety
     /// `b` must have as many elements as [`Self::V`] has lanes.
     #[allow(unsafe_code)]
     unsafe fn load(b: *const u32) -> Self::Int;
-    /// Where sums begin, by what the panel has for it.
-    fn begin(offset: Self::Int) -> Self::Int;
     /// `sum + a · b`, four inputs for each column.
     fn add_product(sum: Self::Int, a: Self::Int, b: Self::Int) -> Self::Int;
     fn to_float(sum: Self::Int) -> Self::V;
@@ -53,7 +55,7 @@ impl<B: Bytes> Registers for Grouped<B> {
                 for group in panel.chunks_exact(PANEL_STEPS) {
                     let b = group.as_ptr().cast::<u32>().add(column);
                     let offset = b.add((STEPS + 1) * PANEL);
-                    let begin = [B::begin(B::load(offset)), B::begin(B::load(offset.add(lanes)))];
+                    let begin = [B::load(offset), B::load(offset.add(lanes))];
                     let mut sum = [begin; M];
                     for step in 0..STEPS {
                         let (b0, b1) = (B::load(b.add(step * PANEL)), B::load(b.add(step * PANEL + lanes)));
@@ -87,27 +89,45 @@ impl<B: Bytes> Registers for Grouped<B> {
 
 /// Rounds rows of `inputs` numbers to groups of bytes and their scale.
 #[inline(always)]
-pub(super) fn round<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
+pub(super) fn round<V: Vector>(x: &[f32], inputs: usize, known: &Known, out: &mut [u32]) {
     let groups = inputs.div_ceil(GROUP);
     for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(groups * ROW_STEPS)) {
-        for (x, out) in x.chunks(GROUP).zip(out.as_chunks_mut::<ROW_STEPS>().0) {
+        for (i, (x, out)) in x.chunks(GROUP).zip(out.as_chunks_mut::<ROW_STEPS>().0).enumerate() {
             let (bytes, scale) = out.split_at_mut(STEPS);
-            scale[0] = round_group::<V>(x, bytes.try_into().expect("a group's bytes; this is a bug")).to_bits();
+            scale[0] =
+                round_group::<V>(x, known, i, bytes.try_into().expect("a group's bytes; this is a bug")).to_bits();
         }
     }
 }
 
-/// Rounds a group's numbers, of the last group maybe fewer; returns their scale.
+/// Rounds the numbers of a row's group `i`, of the last one maybe fewer; returns their scale.
 #[inline(always)]
-pub(super) fn round_group<V: Vector>(x: &[f32], out: &mut [u32; STEPS]) -> f32 {
-    if let Ok(x) = x.try_into() {
-        return round_whole::<V>(x, out);
+pub(super) fn round_group<V: Vector>(x: &[f32], known: &Known, i: usize, out: &mut [u32; STEPS]) -> f32 {
+    let mut padded = [0.0; GROUP];
+    let x: &[f32; GROUP] = if let Ok(x) = x.try_into() {
+        x
+    } else {
+        padded[..x.len()].copy_from_slice(x);
+        &padded
+    };
+    if let Some(least) = known.least {
+        return round_above::<V>(x, least, out);
     }
-    let mut group = [0.0; GROUP];
-    group[..x.len()].copy_from_slice(x);
-    round_whole::<V>(&group, out)
+    let Some(inverses) = known.inverses.as_chunks::<GROUP>().0.get(i) else {
+        return round_whole::<V>(x, out);
+    };
+    let mut even = [0.0; GROUP];
+    for i in (0..GROUP).step_by(V::LANES) {
+        // SAFETY: a group is whole registers.
+        #[allow(unsafe_code)]
+        unsafe {
+            V::load(x.as_ptr().add(i)).mul(V::load(inverses.as_ptr().add(i))).store(even.as_mut_ptr().add(i));
+        }
+    }
+    round_whole::<V>(&even, out)
 }
 
+/// Bytes from 1 to 255, 128 for 0.
 #[inline(always)]
 fn round_whole<V: Vector>(x: &[f32; GROUP], out: &mut [u32; STEPS]) -> f32 {
     let zero = V::splat(0.0);
@@ -130,21 +150,54 @@ fn round_whole<V: Vector>(x: &[f32; GROUP], out: &mut [u32; STEPS]) -> f32 {
     }
 }
 
-/// Writes one column of a panel: a row of weights.
-pub(super) fn pack(weights: &[f32], panel: &mut [Strip], column: usize) {
-    for (weights, group) in weights.chunks(GROUP).zip(panel.chunks_exact_mut(PANEL_STEPS)) {
-        let largest = weights.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
-        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let mut bytes = [0_i8; GROUP];
-        for (byte, x) in bytes.iter_mut().zip(weights) {
-            *byte = (x * inverse).round_ties_even() as i8;
+/// Bytes from 0, for `least`, to 255, for the largest.
+#[inline(always)]
+fn round_above<V: Vector>(x: &[f32; GROUP], least: f32, out: &mut [u32; STEPS]) -> f32 {
+    let (first, middle) = (V::splat(least), V::splat(ZERO as f32));
+    let (mut most, mut gap) = (first, V::splat(0.0));
+    // SAFETY: as above.
+    #[allow(unsafe_code)]
+    unsafe {
+        for i in (0..GROUP).step_by(V::LANES) {
+            let x = V::load(x.as_ptr().add(i));
+            most = most.max(x);
+            gap = gap.add(x.sub(x));
         }
+        let range = most.largest() - least;
+        let scale = V::splat(if range > 0.0 { 255.0 / range } else { 0.0 });
+        for i in (0..GROUP).step_by(V::LANES) {
+            let x = V::load(x.as_ptr().add(i)).max(first).sub(first);
+            x.mul(scale).sub(middle).store_bytes(out.as_mut_ptr().cast::<u8>().add(i));
+        }
+        range / 255.0 + total(gap)
+    }
+}
+
+/// Writes one column of a panel: a row of weights. `taken` is what the kernel takes from bytes; returns what is to be added to the
+/// column's bias.
+pub(super) fn pack(weights: &[f32], known: &Known, taken: i32, panel: &mut [Strip], column: usize) -> f32 {
+    let zero = if known.least.is_some() { 0 } else { ZERO };
+    let mut sum = 0.0;
+    for (g, (weights, group)) in weights.chunks(GROUP).zip(panel.chunks_exact_mut(PANEL_STEPS)).enumerate() {
+        let mut scaled = [0.0; GROUP];
+        scaled[..weights.len()].copy_from_slice(weights);
+        if let Some(inverses) = known.inverses.as_chunks::<GROUP>().0.get(g) {
+            for (weight, inverse) in scaled.iter_mut().zip(inverses) {
+                *weight /= inverse;
+            }
+        }
+        let largest = scaled.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let bytes = scaled.map(|x| (x * inverse).round_ties_even() as i8);
         for (strip, bytes) in group.iter_mut().zip(bytes.as_chunks::<4>().0) {
             strip.0[column] = u32::from_le_bytes(bytes.map(i8::cast_unsigned));
         }
+        let total = bytes.iter().map(|b| i32::from(*b)).sum::<i32>();
         group[STEPS].0[column] = (largest / 127.0).to_bits();
-        group[STEPS + 1].0[column] = (-128 * bytes.iter().map(|b| i32::from(*b)).sum::<i32>()).cast_unsigned();
+        group[STEPS + 1].0[column] = ((taken - zero) * total).cast_unsigned();
+        sum += f64::from(largest / 127.0) * f64::from(total);
     }
+    known.least.map_or(0.0, |least| (f64::from(least) * sum) as f32)
 }
 
 /// On any CPU.
@@ -165,11 +218,6 @@ impl Bytes for Plain {
     unsafe fn load(b: *const u32) -> [i32; 16] {
         // SAFETY: the caller has sixteen elements.
         unsafe { b.cast::<[i32; 16]>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    fn begin(offset: [i32; 16]) -> [i32; 16] {
-        offset
     }
 
     #[inline(always)]
@@ -194,8 +242,8 @@ pub(super) mod x86 {
     use std::arch::x86_64::{
         __m256, __m256i, __m512, __m512i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_cvtepi32_ps, _mm256_loadu_si256,
         _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
-        _mm256_setzero_si256, _mm256_sign_epi8, _mm256_xor_si256, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
-        _mm512_loadu_si512, _mm512_set1_epi32,
+        _mm256_sign_epi8, _mm256_xor_si256, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+        _mm512_set1_epi32,
     };
 
     /// The byte products of AVX-512.
@@ -223,11 +271,6 @@ pub(super) mod x86 {
         }
 
         #[inline(always)]
-        fn begin(offset: __m512i) -> __m512i {
-            offset
-        }
-
-        #[inline(always)]
         fn add_product(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
             // SAFETY: as above.
             #[allow(unsafe_code)]
@@ -252,6 +295,7 @@ pub(super) mod x86 {
     impl Bytes for Avx2 {
         type V = __m256;
         const ROWS: usize = 2;
+        const TAKEN: i32 = 128;
         type Int = __m256i;
 
         #[inline(always)]
@@ -269,15 +313,6 @@ pub(super) mod x86 {
         unsafe fn load(b: *const u32) -> __m256i {
             // SAFETY: as above, and the caller has eight elements.
             unsafe { _mm256_loadu_si256(b.cast()) }
-        }
-
-        #[inline(always)]
-        fn begin(_: __m256i) -> __m256i {
-            // SAFETY: as above.
-            #[allow(unsafe_code)]
-            unsafe {
-                _mm256_setzero_si256()
-            }
         }
 
         #[inline(always)]

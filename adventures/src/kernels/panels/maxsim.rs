@@ -4,7 +4,7 @@
 //! packed, documents are read where they lie, and of the products nothing is kept but the largest.
 
 use super::tile::{Place, ROWS, Sums, Tile, at_kernel, share};
-use super::{Kernel, Linear, PANEL, Precision, Rounded, Strip};
+use super::{Kernel, Known, Linear, PANEL, Precision, Rounded, Strip};
 use crate::error::{Error, Result, invalid};
 use crate::kernels::threads::Threads;
 use crate::kernels::vector::{Vector, total};
@@ -101,7 +101,8 @@ impl Queries {
             }
             let offsets = &offsets[chunk.start..=chunk.end];
             let rows = offsets[0]..offsets[chunk.len()];
-            let a = super::round(self.kernel, &vectors[rows.start * dim..rows.end * dim], dim, Threads::One, rounded);
+            let vectors = &vectors[rows.start * dim..rows.end * dim];
+            let a = super::round(self.kernel, vectors, dim, &Known::default(), Threads::One, rounded);
             let stride = self.kernel.steps(self.dim).0;
             assert!(a.len() == rows.len() * stride, "rows are as long as the kernel reads them; this is a bug");
             let mut out = vec![0.0; self.ends.len() * chunk.len()];

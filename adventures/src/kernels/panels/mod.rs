@@ -8,14 +8,17 @@ pub(crate) mod amx;
 mod bytes;
 pub(crate) mod dot;
 pub(crate) mod maxsim;
+mod rounding;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tile;
 
 use super::threads::Threads;
-use super::vector::{Level, Vector, at_level};
+use super::vector::Level;
 use crate::error::{Error, Result, invalid};
 use rayon::prelude::*;
+pub(crate) use rounding::{Known, Rounded};
+use rounding::{bf16_pair, round};
 use std::ops::Range;
 use std::str::FromStr;
 use tile::{Out, Place};
@@ -129,6 +132,14 @@ impl Kernel {
         Self::best(Precision::F32)
     }
 
+    /// Whether it multiplies more numbers than bytes are multiplied by here: of tiles, those of bfloat16.
+    pub(crate) fn is_faster_than_bytes(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Tiles(Precision::Bf16);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Returns the kernels for `precision` that this CPU has, the fastest last.
     pub(crate) fn all(precision: Precision) -> Vec<Self> {
         let levels = Level::all().into_iter();
@@ -182,6 +193,15 @@ impl Kernel {
         unreachable!("no kernel returns rows of {outputs} rounded numbers here; this is a bug")
     }
 
+    /// What is taken from a byte of a row before it is multiplied.
+    fn taken(self) -> i32 {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Bytes(Level::Avx2) {
+            return <bytes::x86::Avx2 as bytes::Bytes>::TAKEN;
+        }
+        0
+    }
+
     fn precision(self) -> Precision {
         match self {
             Self::Floats(_) => Precision::F32,
@@ -220,43 +240,6 @@ pub(crate) enum Then {
     Relu,
 }
 
-/// Rounded activations; kept between calls, to be reused.
-#[derive(Default)]
-pub(crate) struct Rounded(Vec<Line>);
-
-/// A line of the cache.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
-
-impl Rounded {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
-    /// Makes room for `count` elements, in whole lines; of what lies there nothing is known.
-    pub(crate) fn room(&mut self, count: usize) -> &mut [u32] {
-        if self.0.len() * 16 < count {
-            self.0.resize(count.div_ceil(16), Line([0; 16]));
-        }
-        // SAFETY: a line is sixteen elements.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), count)
-        }
-    }
-
-    /// [`Self::room`] for numbers.
-    pub(crate) fn floats(&mut self, count: usize) -> &mut [f32] {
-        let room = self.room(count);
-        // SAFETY: both have four bytes and the same alignment, and every four bytes are a number.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::slice::from_raw_parts_mut(room.as_mut_ptr().cast(), count)
-        }
-    }
-}
-
 /// A linear layer.
 pub(crate) struct Linear {
     inputs: usize,
@@ -265,12 +248,18 @@ pub(crate) struct Linear {
     strips: Vec<Strip>,
     /// As long as all panels.
     bias: Vec<f32>,
+    known: Known,
     kernel: Kernel,
 }
 
 impl Linear {
     /// Packs row-major `weight` of `(outputs, inputs)`. Without a bias, `bias` is empty. Runs on the rayon pool it is called in.
     pub(crate) fn pack(weight: &[f32], bias: &[f32], inputs: usize, kernel: Kernel) -> Result<Self> {
+        Self::pack_for(weight, bias, inputs, kernel, Known::default())
+    }
+
+    /// [`Self::pack`] for inputs of which something is known.
+    pub(crate) fn pack_for(weight: &[f32], bias: &[f32], inputs: usize, kernel: Kernel, known: Known) -> Result<Self> {
         if inputs == 0 || weight.is_empty() {
             return invalid!("a linear layer of {inputs} inputs and {} weights", weight.len());
         }
@@ -278,7 +267,10 @@ impl Linear {
         assert!(weight.len() == outputs * inputs && (bias.is_empty() || bias.len() == outputs), "a layer's shape");
         let (panels, (_, steps)) = (outputs.div_ceil(PANEL), kernel.steps(inputs));
         let mut strips = vec![Strip([0; PANEL]); panels * steps];
-        strips.par_chunks_exact_mut(steps).zip(weight.par_chunks(PANEL * inputs)).for_each(|(panel, rows)| {
+        let mut padded = vec![0.0; panels * PANEL];
+        padded[..bias.len()].copy_from_slice(bias);
+        let parts = strips.par_chunks_exact_mut(steps).zip(padded.par_chunks_exact_mut(PANEL));
+        parts.zip(weight.par_chunks(PANEL * inputs)).for_each(|((panel, bias), rows)| {
             for (column, row) in rows.chunks_exact(inputs).enumerate() {
                 match kernel.precision() {
                     #[cfg(target_arch = "x86_64")]
@@ -295,13 +287,11 @@ impl Linear {
                             strip.0[column] = bf16_pair(pair[0], pair.get(1).copied().unwrap_or(0.0));
                         }
                     }
-                    Precision::Int8 => bytes::pack(row, panel, column),
+                    Precision::Int8 => bias[column] += bytes::pack(row, &known, kernel.taken(), panel, column),
                 }
             }
         });
-        let mut padded = vec![0.0; panels * PANEL];
-        padded[..bias.len()].copy_from_slice(bias);
-        Ok(Self { inputs, outputs, strips, bias: padded, kernel })
+        Ok(Self { inputs, outputs, strips, bias: padded, known, kernel })
     }
 
     pub(crate) fn inputs(&self) -> usize {
@@ -331,6 +321,23 @@ impl Linear {
         assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs, "a product's shapes; this is a bug");
         let out = Out::Floats(Place { first: out.as_mut_ptr(), stride: self.outputs });
         self.apply_to(Input::Floats(x), rows, out, then, threads, rounded);
+    }
+
+    /// As [`Self::apply`], but `out` has rows of `width` numbers, of which the outputs are those from `column` on.
+    pub(crate) fn apply_beside(
+        &self,
+        x: &[f32],
+        out: &mut [f32],
+        width: usize,
+        column: usize,
+        threads: Threads<'_>,
+        rounded: &mut Rounded,
+    ) {
+        let rows = x.len() / self.inputs;
+        let fits = x.len() == rows * self.inputs && out.len() == rows * width && column + self.outputs <= width;
+        assert!(fits, "a product's shapes; this is a bug");
+        let out = Out::Floats(Place { first: out.as_mut_ptr().wrapping_add(column), stride: width });
+        self.apply_to(Input::Floats(x), rows, out, Then::Store, threads, rounded);
     }
 
     /// Whether this layer has [`Self::apply_rounding`].
@@ -380,7 +387,7 @@ impl Linear {
                 let a = match x {
                     Input::Floats(x) => {
                         let x = &x[range.start * self.inputs..range.end * self.inputs];
-                        round(self.kernel, x, self.inputs, Threads::One, rounded)
+                        self.round(x, Threads::One, rounded)
                     }
                     Input::Rounded(a) => &a[range.start * steps..range.end * steps],
                 };
@@ -389,7 +396,7 @@ impl Linear {
             return;
         }
         let a = match x {
-            Input::Floats(x) => round(self.kernel, x, self.inputs, threads, rounded),
+            Input::Floats(x) => self.round(x, threads, rounded),
             Input::Rounded(a) => a,
         };
         // Many rows are shared out; of few, each thread computes a part of the outputs, and reads its weights alone.
@@ -406,9 +413,13 @@ impl Linear {
         });
     }
 
+    fn round<'a>(&self, x: &'a [f32], threads: Threads<'_>, rounded: &'a mut Rounded) -> &'a [u32] {
+        round(self.kernel, x, self.inputs, &self.known, threads, rounded)
+    }
+
     /// Appends rows of `x` as [`Self::apply_rounded`] reads them.
     pub(crate) fn round_rows(&self, x: &[f32], rounded: &mut Rounded, out: &mut Vec<u32>) {
-        out.extend_from_slice(round(self.kernel, x, self.inputs, Threads::One, rounded));
+        out.extend_from_slice(self.round(x, Threads::One, rounded));
     }
 
     /// `a` are the elements of `rows`.
@@ -429,59 +440,4 @@ impl Linear {
         };
         tile::run(self.kernel, &job);
     }
-}
-
-/// Returns the rows of `x` as the kernel reads them.
-fn round<'a>(kernel: Kernel, x: &'a [f32], inputs: usize, threads: Threads<'_>, rounded: &'a mut Rounded) -> &'a [u32] {
-    if let Kernel::Floats(_) = kernel {
-        // SAFETY: both have four bytes and the same alignment, and every four bytes are a number.
-        #[allow(unsafe_code)]
-        return unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) };
-    }
-    let stride = kernel.steps(inputs).0;
-    let out = rounded.room(x.len() / inputs * stride);
-    threads.share_rows(out, stride, |first, out| {
-        round_rows(kernel, &x[first * inputs..][..out.len() / stride * inputs], inputs, out);
-    });
-    out
-}
-
-fn round_rows(kernel: Kernel, x: &[f32], inputs: usize, out: &mut [u32]) {
-    let level = Level::best();
-    match kernel.precision() {
-        #[cfg(target_arch = "x86_64")]
-        precision if kernel == Kernel::Tiles(precision) => amx::round(precision, x, inputs, out),
-        Precision::Bf16 => at_level!(level, round_pairs::<V>(x: &[f32], inputs: usize, out: &mut [u32])),
-        Precision::Int8 => at_level!(level, round_bytes::<V>(x: &[f32], inputs: usize, out: &mut [u32])),
-        Precision::F32 | Precision::Bf16x2 => unreachable!("floats are not rounded; this is a bug"),
-    }
-}
-
-/// Two numbers as bfloat16, to the nearest, the even one of two as near.
-#[inline(always)]
-fn bf16_pair(first: f32, second: f32) -> u32 {
-    let round = |x: f32| {
-        let bits = x.to_bits();
-        // What is not a number would become another one.
-        if x.is_nan() { bits | 0x40_0000 } else { bits + 0x7fff + (bits >> 16 & 1) }
-    };
-    round(first) >> 16 | round(second) & 0xffff_0000
-}
-
-#[inline(always)]
-fn round_pairs<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
-    for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(inputs.div_ceil(2))) {
-        let (pairs, last) = x.as_chunks::<2>();
-        for (pair, out) in pairs.iter().zip(out.iter_mut()) {
-            *out = bf16_pair(pair[0], pair[1]);
-        }
-        if let Some(last) = last.first() {
-            out[inputs / 2] = bf16_pair(*last, 0.0);
-        }
-    }
-}
-
-#[inline(always)]
-fn round_bytes<V: Vector>(x: &[f32], inputs: usize, out: &mut [u32]) {
-    bytes::round::<V>(x, inputs, out);
 }

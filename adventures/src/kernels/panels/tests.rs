@@ -65,6 +65,101 @@ fn every_kernel_agrees_with_three_loops_over_what_it_rounds() {
     }
 }
 
+/// What layers of bytes make of `x`, once for each kernel, and the products in f64.
+fn bytes_and_exact(x: &[f32], weight: &[f32], inputs: usize, known: &Known) -> (Vec<Vec<f32>>, Vec<f64>) {
+    let bias = numbers(weight.len() / inputs, 3);
+    let found = Kernel::all(Precision::Int8).into_iter().map(|kernel| {
+        let layer = Linear::pack_for(weight, &bias, inputs, kernel, known.clone()).expect("it packs");
+        apply(&layer, x, Then::Store, Threads::One)
+    });
+    let row = |x: &[f32]| -> Vec<f64> {
+        let product = |w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+        weight.chunks(inputs).zip(&bias).map(|(w, b)| product(w) + f64::from(*b)).collect()
+    };
+    (found.collect(), x.chunks(inputs).flat_map(row).collect())
+}
+
+/// The mean square of what `found` is off by.
+fn loss(found: &[f32], exact: &[f64]) -> f64 {
+    found.iter().zip(exact).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>() / exact.len() as f64
+}
+
+#[test]
+fn bytes_lose_less_of_inputs_of_which_something_is_known() {
+    for (rows, outputs, inputs) in SHAPES {
+        let weight = numbers(outputs * inputs, 2);
+        // What an activation makes: nearly all of it is between its least and zero, or positive.
+        let x: Vec<f32> = numbers(rows * inputs, 1).iter().map(|x| if *x < 0.0 { 0.17 * x } else { 3.0 * x }).collect();
+        // What a norm makes: some inputs are much larger than others.
+        let sizes: Vec<f32> = (0..inputs).map(|i| if i % 37 == 5 { 40.0 } else { 1.0 + i as f32 / 400.0 }).collect();
+        let uneven: Vec<f32> = numbers(rows * inputs, 1).iter().zip(sizes.iter().cycle()).map(|(x, s)| x * s).collect();
+        for (x, known, share) in [(x, Known::at_least(-0.1701), 0.8), (uneven, Known::about(&sizes), 0.85)] {
+            let (any, exact) = bytes_and_exact(&x, &weight, inputs, &Known::default());
+            let (found, _) = bytes_and_exact(&x, &weight, inputs, &known);
+            let size = exact.iter().fold(0.0_f64, |a, b| a.max(b.abs())).max(1.0);
+            let first = found[0].clone();
+            for (kernel, found) in Kernel::all(Precision::Int8).into_iter().zip(&found) {
+                let shape = format!("{kernel:?} {rows}x{outputs}x{inputs}, {known:?}");
+                for (a, b) in found.iter().zip(&first) {
+                    assert!(f64::from((a - b).abs()) <= 1e-6 * size, "{shape}");
+                }
+                let largest = found.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+                assert!(largest <= 0.02 * size, "{shape}: {largest} of {size}");
+                if rows * inputs >= 700 {
+                    let (now, before) = (loss(found, &exact), loss(&any[0], &exact));
+                    assert!(now <= share * before, "{shape}: {now} of {before}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_known_of_inputs_does_not_hide_what_they_are() {
+    for kernel in Kernel::all(Precision::Int8) {
+        for known in
+            [Known::at_least(0.0), Known::about(&[0.0, 2.0]), Known::about(&[f32::NAN, 1.0]), Known::about(&[0.0; 2])]
+        {
+            let layer = Linear::pack_for(&[1.0, 1.0], &[], 2, kernel, known.clone()).expect("it packs");
+            let apply = |x: [f32; 2]| apply(&layer, &x, Then::Store, Threads::One)[0];
+            assert_eq!(apply([0.0, 0.0]), 0.0, "{kernel:?} {known:?}");
+            assert!((apply([0.0, 3.0]) - 3.0).abs() < 1e-5, "{kernel:?} {known:?}");
+            assert!(apply([f32::NAN, 1.0]).is_nan() && apply([1.0, f32::INFINITY]).is_nan(), "{kernel:?} {known:?}");
+        }
+        // All of a group at the least.
+        let layer = Linear::pack_for(&[2.0; 70], &[0.5], 70, kernel, Known::at_least(-0.17)).expect("it packs");
+        let found = apply(&layer, &[-0.17; 70], Then::Store, Threads::One)[0];
+        assert!((found - (0.5 - 0.34 * 70.0)).abs() < 0.02, "{kernel:?}: {found}");
+    }
+}
+
+#[test]
+fn two_layers_write_beside_each_other_what_one_writes() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads start");
+    for kernel in kernels() {
+        for rows in [1, 13, 200] {
+            let (x, weight, bias) = (numbers(rows * 70, 1), numbers(100 * 70, 2), numbers(100, 3));
+            let pack = |from: usize, to: usize| {
+                Linear::pack(&weight[from * 70..to * 70], &bias[from..to], 70, kernel).expect("it packs")
+            };
+            let (parts, whole) = ([(pack(0, 61), 0), (pack(61, 100), 61)], pack(0, 100));
+            for threads in [false, true] {
+                let mut out = vec![f32::NAN; rows * 100];
+                for (part, column) in &parts {
+                    let mut write =
+                        |threads| part.apply_beside(&x, &mut out, 100, *column, threads, &mut Rounded::new());
+                    if threads {
+                        pool.install(|| write(Threads::All));
+                    } else {
+                        write(Threads::One);
+                    }
+                }
+                assert_eq!(out, apply(&whole, &x, Then::Store, Threads::One), "{kernel:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_precision_has_the_same_products_on_any_instructions() {
     for precision in PRECISIONS {

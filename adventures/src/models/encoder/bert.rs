@@ -2,12 +2,12 @@
 //! it has learned of distances to its scores.
 
 use super::positions::distances;
-use super::source::{Pack, Size, Source, activation, config};
+use super::source::{Pack, Size, Source, activated, activation, config, normed};
 use super::transformer::{Activation, Embeddings, Layer, Positions, Transformer};
 use super::{Options, heads};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid, unsupported};
-use crate::kernels::panels::Then;
+use crate::kernels::panels::{Known, Then};
 use crate::kernels::vector::Level;
 use serde::Deserialize;
 use std::sync::Mutex;
@@ -121,14 +121,18 @@ impl<L: Pack> Layer<L> {
     fn load(source: &Source<'_>, config: &Config, names: &Names, then: Then, options: &Options) -> Result<Self> {
         let (hidden, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let size = |outputs, inputs| Size { outputs, inputs, bias: true };
-        let [finer, kernel] = options.kernels();
+        let kernels = options.kernels();
+        let (qkv, values) = source.attention(&names.qkv, size(hidden, hidden), &kernels)?;
+        let norm = source.norm(names.attention_norm, hidden, eps)?;
+        let square = size(hidden, hidden);
         Ok(Self {
-            qkv: source.linear(&names.qkv, size(hidden, hidden), finer)?,
-            attention_out: source.linear(&[names.attention_out], size(hidden, hidden), kernel)?,
-            attention_norm: Some(source.norm(names.attention_norm, hidden, eps)?),
-            up: source.linear(&["intermediate.dense"], size(inner, hidden), kernel)?,
+            qkv,
+            values,
+            attention_out: source.linear(names.attention_out, square, kernels.rest, Known::default())?,
+            up: source.linear("intermediate.dense", size(inner, hidden), kernels.rest, normed(&norm))?,
+            attention_norm: Some(norm),
             activation: Activation::Plain(then),
-            down: source.linear(&["output.dense"], size(hidden, inner), kernel)?,
+            down: source.linear("output.dense", size(hidden, inner), kernels.rest, activated(then))?,
             out_norm: source.norm("output.LayerNorm", hidden, eps)?,
             rotary: None,
             window: None,

@@ -10,7 +10,7 @@ use crate::device::name;
 use crate::error::{Error, Result, invalid};
 use crate::kernels::attention::{Distances, Heads};
 use crate::kernels::math::LayerNorm;
-use crate::kernels::panels::{Kernel, Then};
+use crate::kernels::panels::{Kernel, Known, Then};
 use crate::models::tensors::{MOST_SCORES, Scores, attend, upload};
 use crate::models::{Batch, Encoder, Rows};
 use candle_core::{DType, Device, Tensor};
@@ -31,7 +31,7 @@ pub(super) struct Plain {
 }
 
 impl Pack for Plain {
-    fn pack(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, _: Kernel) -> Result<Self> {
+    fn pack(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, _: Kernel, _: Known) -> Result<Self> {
         Ok(Self { weight, bias, inputs })
     }
 }
@@ -185,8 +185,9 @@ impl OnDevice {
         };
         let mut copied = Vec::with_capacity(layers.len());
         for layer in layers {
-            let Layer { qkv, attention_out, attention_norm, up, activation, down, out_norm, rotary: turned, window } =
-                layer;
+            // Values have a product of their own in bytes alone.
+            let Layer { qkv, values: _, attention_out, attention_norm, up, activation, down, out_norm, .. } = layer;
+            let (turned, window) = (layer.rotary, layer.window);
             copied.push(DeviceLayer {
                 qkv: place.dense(qkv)?,
                 attention_out: place.dense(attention_out)?,

@@ -2,11 +2,12 @@
 //! positions and a gated network.
 
 use super::positions::Rotary;
-use super::source::{Pack, Size, Source, config};
+use super::source::{Pack, Size, Source, config, normed};
 use super::transformer::{Activation, Embeddings, Gate, Layer, Transformer};
 use super::{Options, heads};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, unsupported};
+use crate::kernels::panels::Known;
 use crate::kernels::vector::Level;
 use serde::Deserialize;
 use std::sync::{Arc, Mutex};
@@ -151,15 +152,19 @@ impl Config {
     ) -> Result<Layer<L>> {
         let (hidden, inner, eps) = (self.hidden_size, self.intermediate_size, self.layer_norm_eps);
         let size = |outputs, inputs, bias| Size { outputs, inputs, bias };
-        let [finer, kernel] = options.kernels();
-        let [up, gates] = source.halves("mlp.up_gate_proj", size(inner, hidden, false), kernel)?;
+        let (kernels, any) = (options.kernels(), Known::default());
+        let (qkv, values) = source.attention(&["attention.qkv_proj"], size(3 * hidden, hidden, true), &kernels)?;
+        let norm = source.norm("attn_ln", hidden, eps)?;
+        let wide = size(inner, hidden, false);
+        let [up, gates] = source.halves("mlp.up_gate_proj", wide, kernels.rest, &normed(&norm))?;
         Ok(Layer {
-            qkv: source.linear(&["attention.qkv_proj"], size(3 * hidden, hidden, true), finer)?,
-            attention_out: source.linear(&["attention.o_proj"], size(hidden, hidden, true), kernel)?,
-            attention_norm: Some(source.norm("attn_ln", hidden, eps)?),
+            qkv,
+            values,
+            attention_out: source.linear("attention.o_proj", size(hidden, hidden, true), kernels.rest, any.clone())?,
+            attention_norm: Some(norm),
             up,
             activation: Activation::Gated(gate, gates),
-            down: source.linear(&["mlp.down_proj"], size(hidden, inner, true), kernel)?,
+            down: source.linear("mlp.down_proj", size(hidden, inner, true), kernels.rest, any)?,
             out_norm: source.norm("mlp_ln", hidden, eps)?,
             rotary: Some(Arc::clone(rotary)),
             window: None,

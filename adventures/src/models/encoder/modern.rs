@@ -2,12 +2,13 @@
 //! three layers.
 
 use super::positions::Rotary;
-use super::source::{Pack, Size, Source, config};
+use super::source::{Pack, Size, Source, config, normed};
 use super::transformer::{Activation, Embeddings, Gate, Layer, Transformer};
 use super::{Options, heads};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid, unsupported};
 use crate::kernels::math::LayerNorm;
+use crate::kernels::panels::Known;
 use crate::kernels::vector::Level;
 use serde::Deserialize;
 use std::sync::{Arc, Mutex};
@@ -165,18 +166,21 @@ impl Config {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let attention = |outputs| Size { outputs, inputs: hidden, bias: self.attention_bias };
         let network = |outputs, inputs| Size { outputs, inputs, bias: self.mlp_bias };
-        let [finer, kernel] = options.kernels();
-        let [gates, up] = source.halves("mlp.Wi", network(inner, hidden), kernel)?;
+        let (kernels, any) = (options.kernels(), Known::default());
+        let (qkv, values) = source.attention(&["attn.Wqkv"], attention(3 * hidden), &kernels)?;
+        let norm = self.norm(source, "mlp_norm")?;
+        let [gates, up] = source.halves("mlp.Wi", network(inner, hidden), kernels.rest, &normed(&norm))?;
         let local = self.is_local(i);
         Ok(Layer {
-            qkv: source.linear(&["attn.Wqkv"], attention(3 * hidden), finer)?,
-            attention_out: source.linear(&["attn.Wo"], attention(hidden), kernel)?,
+            qkv,
+            values,
+            attention_out: source.linear("attn.Wo", attention(hidden), kernels.rest, any.clone())?,
             // The first layer reads what the embeddings' norm made.
             attention_norm: if i == 0 { None } else { Some(self.norm(source, "attn_norm")?) },
             up,
             activation: Activation::Gated(gate, gates),
-            down: source.linear(&["mlp.Wo"], network(hidden, inner), kernel)?,
-            out_norm: self.norm(source, "mlp_norm")?,
+            down: source.linear("mlp.Wo", network(hidden, inner), kernels.rest, any)?,
+            out_norm: norm,
             rotary: Some(Arc::clone(&rotary[usize::from(local)])),
             window: local.then_some(self.local_attention / 2),
         })

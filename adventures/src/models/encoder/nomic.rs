@@ -2,11 +2,12 @@
 //! biases.
 
 use super::positions::Rotary;
-use super::source::{Pack, Size, Source, config};
+use super::source::{Pack, Size, Source, config, normed};
 use super::transformer::{Activation, Embeddings, Gate, Layer, Transformer};
 use super::{Options, heads};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, unsupported};
+use crate::kernels::panels::Known;
 use crate::kernels::vector::Level;
 use serde::Deserialize;
 use serde_json::Value;
@@ -161,17 +162,22 @@ impl Config {
     ) -> Result<Layer<L>> {
         let (hidden, eps) = (shape.hidden, shape.eps);
         let size = |outputs, inputs, bias| Size { outputs, inputs, bias };
-        let [finer, kernel] = options.kernels();
+        let (kernels, any) = (options.kernels(), Known::default());
         // The configuration's n_inner is rounded up before it becomes a matrix.
         let inner = source.rows("mlp.fc11.weight")?;
         let wide = size(inner, hidden, self.mlp_fc1_bias);
+        let attention = |outputs| size(outputs, hidden, self.qkv_proj_bias);
+        let (qkv, values) = source.attention(&["attn.Wqkv"], attention(3 * hidden), &kernels)?;
+        let norm = source.norm("norm1", hidden, eps)?;
+        let known = normed(&norm);
         Ok(Layer {
-            qkv: source.linear(&["attn.Wqkv"], size(3 * hidden, hidden, self.qkv_proj_bias), finer)?,
-            attention_out: source.linear(&["attn.out_proj"], size(hidden, hidden, self.qkv_proj_bias), kernel)?,
-            attention_norm: Some(source.norm("norm1", hidden, eps)?),
-            up: source.linear(&["mlp.fc11"], wide, kernel)?,
-            activation: Activation::Gated(shape.gate, source.linear(&["mlp.fc12"], wide, kernel)?),
-            down: source.linear(&["mlp.fc2"], size(hidden, inner, self.mlp_fc2_bias), kernel)?,
+            qkv,
+            values,
+            attention_out: source.linear("attn.out_proj", attention(hidden), kernels.rest, any.clone())?,
+            attention_norm: Some(norm),
+            up: source.linear("mlp.fc11", wide, kernels.rest, known.clone())?,
+            activation: Activation::Gated(shape.gate, source.linear("mlp.fc12", wide, kernels.rest, known)?),
+            down: source.linear("mlp.fc2", size(hidden, inner, self.mlp_fc2_bias), kernels.rest, any)?,
             out_norm: source.norm("norm2", hidden, eps)?,
             rotary: Some(Arc::clone(rotary)),
             window: None,

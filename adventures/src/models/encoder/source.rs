@@ -1,9 +1,10 @@
 //! Reads a checkpoint's tensors below a prefix, and the fields of its configuration.
 
+use super::Kernels;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, invalid, unsupported};
 use crate::kernels::math::LayerNorm;
-use crate::kernels::panels::{self, Kernel, Then};
+use crate::kernels::panels::{self, Kernel, Known, Then};
 use serde::Deserialize;
 
 /// Reads tensors below a prefix.
@@ -15,12 +16,12 @@ pub(super) struct Source<'a> {
 /// A linear layer, as what computes it has it.
 pub(super) trait Pack: Sized + Send {
     /// Returns the layer `x wᵀ + b`: `weight` is `(outputs, inputs)`, `bias` may be empty.
-    fn pack(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, kernel: Kernel) -> Result<Self>;
+    fn pack(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, kernel: Kernel, known: Known) -> Result<Self>;
 }
 
 impl Pack for panels::Linear {
-    fn pack(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, kernel: Kernel) -> Result<Self> {
-        Self::pack(&weight, &bias, inputs, kernel)
+    fn pack(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, kernel: Kernel, known: Known) -> Result<Self> {
+        Self::pack_for(&weight, &bias, inputs, kernel, known)
     }
 }
 
@@ -56,8 +57,14 @@ impl<'a> Source<'a> {
         Ok(shape.first().copied().unwrap_or(0))
     }
 
-    /// Returns the layer whose outputs are those of the layers `names`, one behind the other.
-    pub(super) fn linear<L: Pack>(&self, names: &[&str], size: Size, kernel: Kernel) -> Result<L> {
+    /// Returns the layer `name`.
+    pub(super) fn linear<L: Pack>(&self, name: &str, size: Size, kernel: Kernel, known: Known) -> Result<L> {
+        let (weight, bias) = self.weights(&[name], size)?;
+        L::pack(weight, bias, size.inputs, kernel, known)
+    }
+
+    /// Returns weights and biases of the layers `names`, one behind the other, each of `size`.
+    fn weights(&self, names: &[&str], size: Size) -> Result<(Vec<f32>, Vec<f32>)> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for name in names {
             let at = self.at(name);
@@ -66,17 +73,30 @@ impl<'a> Source<'a> {
                 bias.extend(at.tensor("bias", &[size.outputs])?);
             }
         }
-        L::pack(weight, bias, size.inputs, kernel)
+        Ok((weight, bias))
+    }
+
+    /// Returns the layer of queries, keys and values that the layers `names`, each of `size`, are one behind the other, and that of
+    /// the values where another kernel multiplies these.
+    pub(super) fn attention<L: Pack>(&self, names: &[&str], size: Size, kernels: &Kernels) -> Result<(L, Option<L>)> {
+        let (mut weight, mut bias) = self.weights(names, size)?;
+        let pack = |weight, bias, kernel| L::pack(weight, bias, size.inputs, kernel, Known::default());
+        if kernels.values == kernels.keys {
+            return Ok((pack(weight, bias, kernels.keys)?, None));
+        }
+        let values = (weight.split_off(weight.len() / 3 * 2), bias.split_off(bias.len() / 3 * 2));
+        Ok((pack(weight, bias, kernels.keys)?, Some(pack(values.0, values.1, kernels.values)?)))
     }
 
     /// Returns the two layers whose outputs are those of the layer `name`, each of `size`.
-    pub(super) fn halves<L: Pack>(&self, name: &str, size: Size, kernel: Kernel) -> Result<[L; 2]> {
+    pub(super) fn halves<L: Pack>(&self, name: &str, size: Size, kernel: Kernel, known: &Known) -> Result<[L; 2]> {
         let (at, Size { outputs, inputs, .. }) = (self.at(name), size);
         let weight = at.tensor("weight", &[outputs.saturating_mul(2), inputs])?;
         let bias = if size.bias { at.tensor("bias", &[outputs.saturating_mul(2)])? } else { Vec::new() };
         let half = |i: usize| {
             let bias = if size.bias { bias[i * outputs..(i + 1) * outputs].to_vec() } else { Vec::new() };
-            L::pack(weight[i * outputs * inputs..(i + 1) * outputs * inputs].to_vec(), bias, inputs, kernel)
+            let weight = weight[i * outputs * inputs..(i + 1) * outputs * inputs].to_vec();
+            L::pack(weight, bias, inputs, kernel, known.clone())
         };
         Ok([half(0)?, half(1)?])
     }
@@ -112,6 +132,22 @@ pub(super) fn config<C: for<'de> Deserialize<'de>>(checkpoint: &Checkpoint) -> R
             let kind = checkpoint.config().get("model_type").and_then(|v| v.as_str()).unwrap_or("none");
             invalid!("{}: config.json of model_type {kind:?}: {e}", checkpoint.dir().display())
         }
+    }
+}
+
+/// Returns what is known of what a norm makes.
+pub(super) fn normed(norm: &LayerNorm) -> Known {
+    let sizes: Vec<f32> = norm.weight.iter().zip(&norm.bias).map(|(weight, bias)| weight.hypot(*bias)).collect();
+    Known::about(&sizes)
+}
+
+/// Returns what is known of what an activation makes.
+pub(super) fn activated(then: Then) -> Known {
+    match then {
+        Then::Store | Then::Add => Known::default(),
+        // Both are least near -0.7518, where they are -0.16997 and -0.17004.
+        Then::GeluErf | Then::GeluTanh => Known::at_least(-0.1701),
+        Then::Relu => Known::at_least(0.0),
     }
 }
 

@@ -54,8 +54,10 @@ pub(super) struct Positions {
 
 /// One layer.
 pub(super) struct Layer<L> {
-    /// Queries, keys and values as one product: `(3 * hidden, hidden)`.
+    /// Queries, keys and values as one product: `(3 * hidden, hidden)`, or the first two.
     pub(super) qkv: L,
+    /// Values where another kernel multiplies these: `(hidden, hidden)`.
+    pub(super) values: Option<L>,
     pub(super) attention_out: L,
     /// None stands before the first layer's attention in ModernBERT, whose embeddings have a norm.
     pub(super) attention_norm: Option<LayerNorm>,
@@ -259,7 +261,10 @@ impl Transformer<Linear> {
                 Qkv::Rounded(layer.qkv.apply_rounding(read, ups, Then::Store, threads, rounded))
             } else {
                 let qkv = &mut wide[..tokens * 3 * width];
-                layer.qkv.apply(read, qkv, Then::Store, threads, rounded);
+                layer.qkv.apply_beside(read, qkv, 3 * width, 0, threads, rounded);
+                if let Some(values) = &layer.values {
+                    values.apply_beside(read, qkv, 3 * width, 2 * width, threads, rounded);
+                }
                 if let Some(rotary) = &layer.rotary {
                     let mut rest = &mut *qkv;
                     for &length in lengths {
@@ -328,8 +333,8 @@ impl Transformer<Linear> {
 impl Layer<Linear> {
     fn weights(&self) -> usize {
         let gates = if let Activation::Gated(_, linear) = &self.activation { Some(linear) } else { None };
-        let all = [&self.qkv, &self.attention_out, &self.up, &self.down].into_iter().chain(gates);
-        all.map(|linear| linear.inputs() * linear.outputs()).sum()
+        let all = [&self.qkv, &self.attention_out, &self.up, &self.down].into_iter();
+        all.chain(&self.values).chain(gates).map(|linear| linear.inputs() * linear.outputs()).sum()
     }
 
     /// Whether queries, keys and values are rounded as they are computed.

@@ -3,7 +3,7 @@
 use super::{INPUTS, steps};
 use crate::kernels::amx::SIDE;
 use crate::kernels::panels::tile::Place;
-use crate::kernels::panels::{PANEL, Precision, Strip, bf16_pair, bytes};
+use crate::kernels::panels::{Known, PANEL, Precision, Strip, bf16_pair, bytes};
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEG_INF, _mm512_castsi512_ps,
     _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
@@ -14,7 +14,7 @@ use std::arch::x86_64::{
 };
 
 /// Writes `x`, rows of `inputs` numbers, as the kernel of `precision` reads them, each `stride` elements from the last.
-pub(crate) fn round(precision: Precision, x: &[f32], inputs: usize, out: &mut [u32]) {
+pub(crate) fn round(precision: Precision, x: &[f32], inputs: usize, known: &Known, out: &mut [u32]) {
     let stride = steps(precision, inputs).0;
     assert!(x.len() / inputs * stride <= out.len(), "room for the rows; this is a bug");
     let rows = x.len() / inputs;
@@ -28,7 +28,7 @@ pub(crate) fn round(precision: Precision, x: &[f32], inputs: usize, out: &mut [u
             Precision::Bf16 => round_rows::<1>(from, rows, inputs, to),
             Precision::Int8 => {
                 for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(stride)) {
-                    bytes_row(x, out);
+                    bytes_row(x, known, out);
                 }
             }
         }
@@ -101,12 +101,12 @@ fn less(x: [__m512; 2], rounded: [__m512i; 2]) -> [__m512; 2] {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn bytes_row(x: &[f32], out: &mut [u32]) {
+fn bytes_row(x: &[f32], known: &Known, out: &mut [u32]) {
     let groups = x.len().div_ceil(bytes::GROUP);
     let (groups, scales) = out.split_at_mut(groups * SIDE);
     for (i, (group, scale)) in groups.as_chunks_mut::<SIDE>().0.iter_mut().zip(scales).enumerate() {
         let x = &x[i * bytes::GROUP..];
-        *scale = bytes::round_group::<__m512>(&x[..x.len().min(bytes::GROUP)], group).to_bits();
+        *scale = bytes::round_group::<__m512>(&x[..x.len().min(bytes::GROUP)], known, i, group).to_bits();
     }
 }
 
