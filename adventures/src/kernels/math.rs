@@ -111,32 +111,21 @@ pub(super) fn maximum(row: &[f32]) -> f32 {
     lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Applies `f` to each number of `row`, whole blocks first.
+/// Applies `f` to each number of `row`.
 #[inline(always)]
 pub(super) fn map(row: &mut [f32], f: impl Fn(f32) -> f32) {
-    let (blocks, tail) = row.as_chunks_mut::<LANES>();
-    for block in blocks {
-        for x in block {
-            *x = f(*x);
-        }
-    }
-    for x in tail {
+    for x in row {
         *x = f(*x);
     }
 }
 
-/// Applies `f` to each number of `row` and that of `other` at the same place: by blocks of both, since the compiler leaves
-/// half of a loop that may run over the end of one as it is.
+/// Applies `f` to each number of `row` and that of `other` at the same place.
+///
+/// One loop, not one over blocks in another: of blocks the compiler makes a loop over a number of each, gathered from many.
 #[inline(always)]
 pub(super) fn map_with(row: &mut [f32], other: &[f32], f: impl Fn(f32, f32) -> f32) {
     let other = &other[..row.len()];
-    let ((blocks, tail), (others, last)) = (row.as_chunks_mut::<LANES>(), other.as_chunks::<LANES>());
-    for (block, other) in blocks.iter_mut().zip(others) {
-        for (x, y) in block.iter_mut().zip(other) {
-            *x = f(*x, *y);
-        }
-    }
-    for (x, y) in tail.iter_mut().zip(last) {
+    for (x, y) in row.iter_mut().zip(other) {
         *x = f(*x, *y);
     }
 }
