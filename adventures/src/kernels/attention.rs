@@ -109,7 +109,8 @@ struct Scratch {
 /// `qkv` has a row for each token. `out` is `(tokens, count * dim)`, or fewer rows:
 /// those of the first tokens.
 ///
-/// Products are of f32; where `kernel` has tiles, of one bfloat16 for each number, and of two for `Bf16x2`.
+/// Products are of f32; where `kernel` is one of bfloat16, and without tiles keys are more than a panel has columns, of one for each
+/// number, and of two for tiles of `Bf16x2`.
 pub(crate) fn attention(
     kernel: Kernel,
     out: &mut [f32],
@@ -317,9 +318,9 @@ fn run(kernel: Kernel, job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch
     }
     #[cfg(target_arch = "x86_64")]
     {
-        use super::panels::{Precision, amx};
+        use super::panels::{Precision, amx, dot};
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-        fn of_tiles<T: Operands>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
+        fn of_halves<T: Operands>(job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch) {
             each::<T>(job, heads, scratch);
         }
         if let Kernel::Tiles(precision) = kernel {
@@ -327,11 +328,17 @@ fn run(kernel: Kernel, job: &Job<'_>, heads: Range<usize>, scratch: &mut Scratch
             #[allow(unsafe_code)]
             return match precision {
                 Precision::Bf16 if matches!(job.qkv, Qkv::Rounded(_)) => unsafe {
-                    of_tiles::<tiles::Halves>(job, heads, scratch);
+                    of_halves::<tiles::Halves>(job, heads, scratch);
                 },
-                Precision::F32 | Precision::Bf16x2 => unsafe { of_tiles::<amx::Split>(job, heads, scratch) },
-                Precision::Bf16 | Precision::Int8 => unsafe { of_tiles::<amx::Brief>(job, heads, scratch) },
+                Precision::F32 | Precision::Bf16x2 => unsafe { of_halves::<amx::Split>(job, heads, scratch) },
+                Precision::Bf16 | Precision::Int8 => unsafe { of_halves::<amx::Brief>(job, heads, scratch) },
             };
+        }
+        // Of few keys, products are too little of the time to be worth what rounding loses.
+        if kernel == Kernel::Bf16 && job.keys > PANEL {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            return unsafe { of_halves::<dot::x86::Bf16>(job, heads, scratch) };
         }
     }
     let level = if let Kernel::Floats(level) = kernel { level } else { Level::best() };
@@ -482,7 +489,7 @@ mod tests {
     fn tolerance(kernel: Kernel) -> f64 {
         match kernel {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Tiles(Precision::Bf16) => 4e-3,
+            Kernel::Bf16 | Kernel::Tiles(Precision::Bf16) => 4e-3,
             #[cfg(target_arch = "x86_64")]
             Kernel::Tiles(_) => 3e-5,
             _ => 1e-5,

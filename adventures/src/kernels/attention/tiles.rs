@@ -1,9 +1,9 @@
-//! Operands as the tiles of AMX read them.
+//! Operands of bfloat16, as the tiles of AMX read them; so do products of AVX-512.
 
 use super::{Operands, Place, Qkv, Rounded, Strip};
 use crate::kernels::amx::Tiles;
 use crate::kernels::panels::tile::{Beside, Tile};
-use crate::kernels::panels::{Precision, amx};
+use crate::kernels::panels::{Precision, amx, dot};
 use std::arch::x86_64::__m512;
 
 /// What does not depend on where queries, keys and values come from.
@@ -22,7 +22,7 @@ macro_rules! weights {
 
         #[inline(always)]
         fn weight(score: __m512, largest: __m512, scale: __m512) -> __m512 {
-            // SAFETY: a kernel of tiles is chosen where these instructions are.
+            // SAFETY: a kernel of bfloat16 is chosen where these instructions are.
             #[allow(unsafe_code)]
             unsafe {
                 amx::weight::<$parts>(score, largest, scale)
@@ -68,7 +68,7 @@ macro_rules! floats {
             ) -> Place<*const u32> {
                 let stride = Self::steps(inputs).0;
                 let out = Place { first: rounded.room(rows * stride).as_mut_ptr(), stride };
-                // SAFETY: a kernel of tiles is chosen where these instructions are; the caller has the rows.
+                // SAFETY: a kernel of bfloat16 is chosen where these instructions are; the caller has the rows.
                 unsafe { amx::round_rows::<$parts>(x, rows, inputs, out) };
                 Place { first: out.first.cast_const(), stride }
             }
@@ -88,6 +88,7 @@ macro_rules! floats {
 
 floats!(amx::Brief, Precision::Bf16, 1);
 floats!(amx::Split, Precision::Bf16x2, 2);
+floats!(dot::x86::Bf16, Precision::Bf16, 1);
 
 /// Of rows that are bfloat16 already, 32 inputs in a line of the cache.
 pub(super) struct Halves;

@@ -284,7 +284,7 @@ impl Transformer<Linear> {
                 let (out, qkv) = (&mut context[rows.clone()], qkv.of(start..start + length, width));
                 let keys = attended.get(i).copied();
                 let sight = Sight { keys, window: layer.window, distances: self.distances.as_ref() };
-                let kernel = layer.qkv.kernel();
+                let kernel = layer.values.as_ref().unwrap_or(&layer.qkv).kernel();
                 attention(kernel, &mut out[..queries * width], qkv, self.heads, sight, threads);
                 if first_alone {
                     context.copy_within(rows.start..rows.start + width, i * width);

@@ -20,7 +20,7 @@ pub(crate) fn round(precision: Precision, x: &[f32], inputs: usize, known: &Know
     let rows = x.len() / inputs;
     let from = Place { first: x.as_ptr(), stride: inputs };
     let to = Place { first: out.as_mut_ptr(), stride };
-    // SAFETY: a kernel of tiles is chosen where these instructions are; both have the rows.
+    // SAFETY: a kernel of bfloat16 is chosen where these instructions are; both have the rows.
     #[allow(unsafe_code)]
     unsafe {
         match precision {
@@ -130,7 +130,7 @@ pub(crate) fn pack_rows<'a, const PARTS: usize>(rows: impl Fn(usize) -> &'a [f32
         for i in 0..SIDE {
             let row = |at: usize| if at < count { rows(at) } else { &[] };
             let (first, second) = (row(t * INPUTS + 2 * i), row(t * INPUTS + 2 * i + 1));
-            // SAFETY: a kernel of tiles is chosen where these instructions are.
+            // SAFETY: a kernel of bfloat16 is chosen where these instructions are.
             #[allow(unsafe_code)]
             let parts = unsafe { interleave::<PARTS>(first, second) };
             for (part, strip) in parts.into_iter().enumerate() {
@@ -153,7 +153,7 @@ pub(crate) fn pack_columns<'a, const PARTS: usize>(
         for (i, column) in columns.iter_mut().enumerate().take(count - half * SIDE) {
             *column = rows(half * SIDE + i);
         }
-        // SAFETY: a kernel of tiles is chosen where these instructions are.
+        // SAFETY: a kernel of bfloat16 is chosen where these instructions are.
         #[allow(unsafe_code)]
         unsafe {
             pack_sixteen::<PARTS>(&columns, panel, half * SIDE);
@@ -166,7 +166,7 @@ pub(crate) fn pack_columns<'a, const PARTS: usize>(
 pub(crate) fn pack_rounded_rows<'a>(rows: impl Fn(usize) -> &'a [u16], count: usize, panel: &mut [Strip]) {
     let row = |at: usize| if at < count { rows(at) } else { &[] };
     for (i, strip) in panel.iter_mut().take(count.div_ceil(INPUTS) * SIDE).enumerate() {
-        // SAFETY: a kernel of tiles is chosen where these instructions are.
+        // SAFETY: a kernel of bfloat16 is chosen where these instructions are.
         #[allow(unsafe_code)]
         unsafe {
             *strip = interleave_rounded(row(2 * i), row(2 * i + 1));
