@@ -126,31 +126,20 @@ def sync(
     settings = place.storage_options if "://" in delta else None
     if settings and place.path.startswith(("postgresql://", "postgres://")):
         place = replace(place, storage_options={})
-    opened = options.open_library(
-        place,
-        embedder_spec,
-        device=device,
-        threads=threads,
-        quantize=quantize,
-        precision=precision,
-        new=True,
-        colbert=colbert_spec,
-        late=not drop_colbert,
-    )
+    model: options.Computing = {
+        "device": device,
+        "threads": threads,
+        "quantize": quantize,
+        "precision": precision,
+        "new": True,
+    }
+    opened = options.open_library(place, embedder_spec, **model, colbert=colbert_spec, late=not drop_colbert)
     by = None
     if runner is not None:
         # Not above: Daft is an extra.
         from adventures.distributed import DaftRunner
 
-        load = options.library_model(
-            place,
-            embedder_spec,
-            device=device,
-            threads=threads,
-            quantize=quantize,
-            precision=precision,
-            new=True,
-        )
+        load = options.library_model(place, embedder_spec, **model)
         by = DaftRunner(load, engine="ray" if runner == "ray" else "native", workers=workers, cpus=threads or 1)
     report = opened.sync(
         delta,

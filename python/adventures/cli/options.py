@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import click
 
@@ -309,6 +309,16 @@ def _listed(value: Any) -> list[Any]:
 def _no_constant(name: str) -> None:
     """Refuses NaN and Infinity, which only Python takes for JSON."""
     raise ValueError(name)
+
+
+class Computing(TypedDict):
+    """How a library's model is to compute: what `library_model` and `open_library` both take."""
+
+    device: str
+    threads: int | None
+    quantize: Quantize | None
+    precision: Precision | None
+    new: bool
 
 
 def library_model(

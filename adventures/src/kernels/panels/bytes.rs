@@ -103,13 +103,16 @@ pub(super) fn round<V: Vector>(x: &[f32], inputs: usize, known: &Known, out: &mu
 /// Rounds the numbers of a row's group `i`, of the last one maybe fewer; returns their scale.
 #[inline(always)]
 pub(super) fn round_group<V: Vector>(x: &[f32], known: &Known, i: usize, out: &mut [u32; STEPS]) -> f32 {
+    if let Ok(x) = x.try_into() {
+        return round_known::<V>(x, known, i, out);
+    }
     let mut padded = [0.0; GROUP];
-    let x: &[f32; GROUP] = if let Ok(x) = x.try_into() {
-        x
-    } else {
-        padded[..x.len()].copy_from_slice(x);
-        &padded
-    };
+    padded[..x.len()].copy_from_slice(x);
+    round_known::<V>(&padded, known, i, out)
+}
+
+#[inline(always)]
+fn round_known<V: Vector>(x: &[f32; GROUP], known: &Known, i: usize, out: &mut [u32; STEPS]) -> f32 {
     if let Some(least) = known.least {
         return round_above::<V>(x, least, out);
     }

@@ -132,8 +132,8 @@ impl Kernel {
         Self::best(Precision::F32)
     }
 
-    /// Whether it multiplies more numbers than bytes are multiplied by here: of tiles, those of bfloat16.
-    pub(crate) fn is_faster_than_bytes(self) -> bool {
+    /// Whether tiles multiply bfloat16, which is faster than bytes and their scales.
+    pub(crate) fn tiles_of_halves(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self == Self::Tiles(Precision::Bf16);
         #[cfg(not(target_arch = "x86_64"))]
@@ -342,10 +342,7 @@ impl Linear {
 
     /// Whether this layer has [`Self::apply_rounding`].
     pub(crate) fn rounds(&self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self.kernel == Kernel::Tiles(Precision::Bf16);
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+        self.kernel.tiles_of_halves()
     }
 
     /// As [`Self::apply`], but returns rows as layers of the same kernel read them, rounded as they are computed.

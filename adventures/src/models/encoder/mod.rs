@@ -105,7 +105,7 @@ impl Options {
     fn kernels(&self) -> Kernels {
         let rest = Kernel::best(self.precision);
         let values = if self.precision == Precision::Int8 { Kernel::finer() } else { rest };
-        Kernels { keys: if values.is_faster_than_bytes() { values } else { rest }, values, rest }
+        Kernels { keys: if values.tiles_of_halves() { values } else { rest }, values, rest }
     }
 
     /// Returns the threads that share a text: no more than its narrowest product has parts for.

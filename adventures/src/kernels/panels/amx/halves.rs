@@ -20,7 +20,7 @@ pub(crate) fn round(precision: Precision, x: &[f32], inputs: usize, known: &Know
     let rows = x.len() / inputs;
     let from = Place { first: x.as_ptr(), stride: inputs };
     let to = Place { first: out.as_mut_ptr(), stride };
-    // SAFETY: a kernel of bfloat16 is chosen where these instructions are; both have the rows.
+    // SAFETY: a kernel of tiles is chosen where these instructions are; both have the rows.
     #[allow(unsafe_code)]
     unsafe {
         match precision {
